@@ -1,0 +1,29 @@
+"""Numerical tools that know nothing of scores: broadcasting, random streams, initial value problems."""
+
+from numerics.broadcast import as_time, batch_time, expand_as
+from numerics.external import SciPy, TorchDiffEq
+from numerics.multistep import Adams
+from numerics.ode import RK4, Dopri5, FixedGridSolver, Heun, Solution, Solver, Status, take
+from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
+
+__all__ = [
+    "RK4",
+    "Adams",
+    "Dopri5",
+    "FixedGridSolver",
+    "Generator",
+    "Heun",
+    "SampleStreams",
+    "SciPy",
+    "Solution",
+    "Solver",
+    "Status",
+    "TorchDiffEq",
+    "as_time",
+    "batch_time",
+    "expand_as",
+    "normal",
+    "rademacher",
+    "take",
+    "uniform",
+]

@@ -1,0 +1,67 @@
+"""Broadcasting, in one place.
+
+A time-like quantity has shape `()` or `(B,)`; a state has shape `(B, *)`. Every product of the two goes through
+`expand_as`, so a batch of B vectors of length B cannot be multiplied along the wrong axis without anyone noticing.
+"""
+
+from __future__ import annotations
+
+import torch
+from torch import Tensor
+
+
+def expand_as(c: Tensor, x: Tensor) -> Tensor:
+    """The time-like `c`, shaped to multiply the state `x` and cast to its dtype and device.
+
+    Args:
+        c: `()`, `(B,)`, or already expanded: `(B, 1, ..., 1)` with as many axes as `x`.
+        x: `(B, *)`.
+
+    Returns:
+        `()` or `(B, 1, ..., 1)`, in the dtype of `x` where that is a floating one (a mask stays a mask).
+        This is the one cast between coefficients, which are float64, and a state or a network, which need not be.
+
+    Raises:
+        ValueError: for any other shape of `c`.
+    """
+    if x.is_floating_point() and c.dtype != x.dtype and c.dtype != torch.bool:
+        c = c.to(x.dtype)
+    if c.device != x.device:
+        c = c.to(x.device)
+    if c.ndim == 0:
+        return c
+    if x.ndim > 0 and c.shape[0] == x.shape[0]:
+        if c.ndim == 1:
+            return c.reshape(-1, *(1,) * (x.ndim - 1))
+        if c.ndim == x.ndim and c.numel() == c.shape[0]:
+            return c
+    raise ValueError(
+        f"got a time-like quantity of shape {tuple(c.shape)} for a state of shape {tuple(x.shape)}; "
+        f"expected () or ({x.shape[0] if x.ndim else 'B'},): pass one value, or one per sample"
+    )
+
+
+def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
+    """`t` as a float64 vector `(B,)` on the device of `x` `(B, *)`; it may come as a number, `()` or `(B,)`.
+
+    Raises:
+        ValueError: for any other shape.
+    """
+    t = as_time(t, device=x.device)
+    if t.ndim == 0:
+        return t.expand(x.shape[0])
+    if t.shape != x.shape[:1]:
+        raise ValueError(
+            f"got t of shape {tuple(t.shape)} for x of shape {tuple(x.shape)}; "
+            f"expected () or ({x.shape[0]},): pass one time, or one per sample"
+        )
+    return t
+
+
+def as_time(t: Tensor | float, *, device: torch.device | str | None = None) -> Tensor:
+    """`t` as a float64 tensor of its own shape (float32 on a device that has no float64)."""
+    if not isinstance(t, Tensor):
+        t = torch.as_tensor(t, dtype=torch.float64, device=device)
+    elif device is not None and t.device != torch.device(device):
+        t = t.to(device)
+    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)

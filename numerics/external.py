@@ -1,0 +1,208 @@
+"""Other people's solvers behind the same call as ours, for comparison with the literature.
+
+Both take the batch as *one* system: the step size and the error norm are shared, so a sample's value depends on its
+batch mates. Use `Dopri5` for values to quote, and these to reproduce what others did. The packages are imported when a
+solver is called, not before.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from dataclasses import field as dataclass_field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from numerics.ode import Callback, Field, Solution, Solver, State, Status
+
+
+class _Guarded:
+    """The field for an outside solver: counted, bounded, kept inside the interval, finite."""
+
+    def __init__(self, field: Field, u_0: float, u_1: float, limit: int) -> None:
+        self.field, self.limit, self.calls = field, limit, 0
+        self.low, self.high = min(u_0, u_1), max(u_0, u_1)
+
+    def __call__(self, u: float, y: State) -> State:
+        self.calls += 1
+        if self.calls > self.limit:
+            raise _Stop(Status.MAX_STEPS, u)
+        # torchdiffeq evaluates past the end of the interval, where a schedule may not be defined
+        u = min(max(float(u), self.low), self.high)
+        slope = self.field(torch.full((y[0].shape[0],), u, dtype=torch.float64, device=y[0].device), y)
+        if not all(bool(part.isfinite().all()) for part in slope):
+            raise _Stop(Status.NONFINITE, u)
+        return slope
+
+
+class _Stop(ArithmeticError):
+    """Ends an integration; only from an adjoint one, whose caller is autograd, does it reach the user."""
+
+    def __init__(self, status: Status, u: float) -> None:
+        super().__init__(f"got a backward integration of torchdiffeq that ended at u = {u:.6g}: {status.explain()}")
+        self.status, self.u = status, u
+
+
+def _solution(y: State, status: Status, u: float, calls: int) -> Solution:
+    batch, device = y[0].shape[0], y[0].device
+    nan = torch.full((batch,), math.nan, dtype=torch.float64, device=device)
+    if status is not Status.DONE:
+        y = tuple(torch.full_like(part, math.nan) for part in y)
+    return Solution(
+        y=y,
+        u=torch.full_like(nan, u),
+        status=torch.full((batch,), int(status), dtype=torch.int64, device=device),
+        error=(nan,) * len(y),
+        evaluations=torch.full((batch,), calls, dtype=torch.int64, device=device),
+    )
+
+
+def _refuse(nodes: Tensor | None, keep_path: bool, name: str) -> None:
+    if nodes is not None or keep_path:
+        raise ValueError(
+            f"got nodes or keep_path=True with {name}, which chooses its own steps; "
+            "expected neither: use Heun(steps=...) or RK4(steps=...)"
+        )
+
+
+@dataclass(frozen=True)
+class SciPy(Solver):
+    """`scipy.integrate.solve_ivp` on the flattened batch in float64, as the score_sde code runs it.
+
+    Args:
+        method: RK45, RK23, DOP853, Radau, BDF or LSODA.
+        rtol, atol: tolerances; `atol` equals `rtol` unless given.
+        max_evaluations: more end the integration with `Status.MAX_STEPS`.
+    """
+
+    method: str = "RK45"
+    rtol: float = 1e-5
+    atol: float | None = None
+    max_evaluations: int = 20_000
+    order: ClassVar[int] = 5
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        _one_of(self.method, ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"), "SciPy")
+
+    def __call__(
+        self,
+        field: Field,
+        y: State,
+        u_0: float,
+        u_1: float,
+        *,
+        nodes: Tensor | None = None,
+        keep_path: bool = False,
+        callback: Callback | None = None,
+    ) -> Solution:
+        import numpy as np
+        from scipy.integrate import solve_ivp
+
+        _refuse(nodes, keep_path, "SciPy")
+        guarded = _Guarded(field, u_0, u_1, self.max_evaluations)
+
+        def unpack(vector: np.ndarray) -> State:
+            parts = torch.from_numpy(vector).split([part.numel() for part in y])
+            return tuple(
+                p.reshape(part.shape).to(dtype=part.dtype, device=part.device) for p, part in zip(parts, y, strict=True)
+            )
+
+        def pack(state: State) -> np.ndarray:
+            return torch.cat([p.detach().to("cpu", torch.float64).flatten() for p in state]).numpy()
+
+        def slope(u: float, vector: np.ndarray) -> np.ndarray:
+            state = unpack(vector)
+            if callback is not None:
+                callback(torch.full((state[0].shape[0],), u, dtype=torch.float64), state)
+            return pack(guarded(u, state))
+
+        try:
+            found = solve_ivp(
+                slope, (u_0, u_1), pack(y), method=self.method, rtol=self.rtol, atol=self.atol or self.rtol
+            )
+        except _Stop as stop:
+            return _solution(y, stop.status, stop.u, guarded.calls)
+        status = Status.DONE if found.success else Status.UNDERFLOW
+        return _solution(unpack(found.y[:, -1]), status, float(found.t[-1]), guarded.calls)
+
+
+@dataclass(frozen=True)
+class TorchDiffEq(Solver):
+    """`torchdiffeq.odeint`, or `odeint_adjoint`, on the batch as one system.
+
+    Args:
+        method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.
+        rtol, atol: tolerances; `atol` equals `rtol` unless given.
+        max_evaluations: more end the integration with `Status.MAX_STEPS`; for an adjoint's way back, counted anew, with
+            an ArithmeticError.
+        adjoint: differentiate by a second integration, backwards (Chen et al. 2018, arXiv:1806.07366, algorithm 1): memory
+            does not grow with the steps, and gradients are right to the tolerance, not to rounding.
+        parameters: with `adjoint`, the tensors besides the state that gradients are wanted for, such as
+            `tuple(network.parameters())`; the integration cannot find them by itself.
+    """
+
+    method: str = "dopri5"
+    rtol: float = 1e-5
+    atol: float | None = None
+    max_evaluations: int = 20_000
+    adjoint: bool = False
+    parameters: tuple[Tensor, ...] = dataclass_field(default=(), repr=False, compare=False)
+    order: ClassVar[int] = 5
+    adaptive: ClassVar[bool] = True
+
+    def __post_init__(self) -> None:
+        if self.parameters and not self.adjoint:
+            raise ValueError(
+                f"got {len(self.parameters)} parameters for TorchDiffEq(adjoint=False), whose gradients autograd finds; "
+                "expected none, or adjoint=True"
+            )
+        object.__setattr__(self, "parameters", tuple(self.parameters))  # not a generator, which serves only once
+        _one_of(self.method, ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), "TorchDiffEq")
+
+    def __call__(
+        self,
+        field: Field,
+        y: State,
+        u_0: float,
+        u_1: float,
+        *,
+        nodes: Tensor | None = None,
+        keep_path: bool = False,
+        callback: Callback | None = None,
+    ) -> Solution:
+        from torchdiffeq import odeint, odeint_adjoint
+
+        _refuse(nodes, keep_path, "TorchDiffEq")
+        if any(part.dtype not in (torch.float32, torch.float64) for part in y):
+            raise ValueError(
+                f"got a state of {[str(p.dtype) for p in y]}; expected float32 or float64, "
+                "in which torchdiffeq is right"
+            )
+        guarded = _Guarded(field, u_0, u_1, self.max_evaluations)
+
+        def slope(u: Tensor, state: State) -> State:
+            if callback is not None:
+                callback(u.to(torch.float64).expand(state[0].shape[0]), state)
+            return guarded(float(u), state)
+
+        ends = torch.tensor([u_0, u_1], dtype=torch.float64, device=y[0].device)
+        try:
+            tolerances = {"method": self.method, "rtol": self.rtol, "atol": self.atol or self.rtol}
+            if self.adjoint:
+                found = odeint_adjoint(slope, y, ends, adjoint_params=self.parameters, **tolerances)
+            else:
+                found = odeint(slope, y, ends, **tolerances)
+        except _Stop as stop:
+            return _solution(y, stop.status, stop.u, guarded.calls)
+        except AssertionError:  # torchdiffeq's word for a step size that underflows
+            return _solution(y, Status.UNDERFLOW, u_0, guarded.calls)
+        calls, guarded.calls = guarded.calls, 0
+        return _solution(tuple(part[-1] for part in found), Status.DONE, u_1, calls)
+
+
+def _one_of(method: str, known: tuple[str, ...], name: str) -> None:
+    if method not in known:
+        raise ValueError(f"got method={method!r} for {name}; expected one of {', '.join(known)}")
