@@ -1,0 +1,169 @@
+r"""Linear SDEs, their Gaussian kernels, and what follows from them.
+
+    (1)  dx = f(t) x dt + g(t) dw,                       0 <= t <= T, data at t = 0, noise at t = T
+    (2)  x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I)
+    (3)  alpha' = f alpha,    (sigma^2)' = 2 f sigma^2 + g^2
+    (4)  x_t | x_s ~ N((alpha_t / alpha_s) x_s, (sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) I),   s < t
+    (5)  dx = [f x - g^2 score(x, t)] dt + g dw_bar      the reverse SDE
+    (6)  dx/dt = f x - g^2 score(x, t) / 2               the probability-flow ODE
+
+(1), (2), (5) and (6) are equations (5), (6), (13) and appendix B of Song et al. 2021, "Score-Based Generative Modeling
+through Stochastic Differential Equations" (arXiv:2011.13456); (3) is in Sarkka and Solin 2019, "Applied Stochastic
+Differential Equations", section 6.1.
+
+Two clocks are natural: the noise-to-signal ratio kappa = sigma / alpha, and log_snr = 2 log(alpha / sigma), which
+decreases in t. An SDE is known to samplers, likelihoods and networks only by the methods below.
+
+Coefficients are computed and returned in float64 whatever the dtype of `t`, in the shape of `t`; `expand_as` casts
+them once, where they meet a state.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from numerics import Generator, as_time, batch_time, expand_as, normal
+
+if TYPE_CHECKING:
+    from sde_lib.score import Score
+
+Time = Tensor | float
+
+
+class SDE(ABC):
+    """A linear SDE (1). A subclass gives `alpha`, `sigma`, and, where it knows better, `f`, `g`, `log_snr`.
+
+    Attributes:
+        T: the time of pure noise.
+        t_min: the smallest time of training and likelihood. At t = 0 the score of a data set is infinite.
+        t_end: the time at which samplers stop.
+
+    A subclass is a frozen, keyword-only dataclass.
+    """
+
+    T: float
+    t_min: float
+    t_end: float
+
+    # -- the coefficients -------------------------------------------------------------------------------------------
+
+    @abstractmethod
+    def alpha(self, t: Time) -> Tensor:
+        """The factor of the signal in (2), the shape of `t`."""
+
+    @abstractmethod
+    def sigma(self, t: Time) -> Tensor:
+        """The standard deviation of the noise in (2), the shape of `t`."""
+
+    def f(self, t: Time) -> Tensor:
+        """The drift's factor, from (3): the derivative of log alpha, the shape of `t`."""
+        return _derivative(lambda u: self.alpha(u).log(), as_time(t))
+
+    def g(self, t: Time) -> Tensor:
+        """The diffusion, from (3), the shape of `t`: g^2 = -sigma^2 d log_snr / dt."""
+        t = as_time(t)
+        return self.sigma(t) * (-_derivative(self.log_snr, t)).clamp(min=0).sqrt()
+
+    def log_snr(self, t: Time) -> Tensor:
+        """2 log(alpha / sigma), the shape of `t`; strictly decreasing, +inf where sigma is 0."""
+        t = as_time(t)
+        return 2 * (self.alpha(t).log() - self.sigma(t).log())
+
+    def time_of_log_snr(self, l: Time) -> Tensor:
+        """The time in [0, T] at which `log_snr` is `l`, of its shape, by bisection; the ends for what lies outside."""
+        l = as_time(l)
+        low, high = torch.zeros_like(l), torch.full_like(l, self.T)
+        for _ in range(80):
+            middle = (low + high) / 2
+            earlier = self.log_snr(middle) > l  # too much signal: the time looked for is later
+            low, high = torch.where(earlier, middle, low), torch.where(earlier, high, middle)
+        return (low + high) / 2
+
+    # -- what follows from them -------------------------------------------------------------------------------------
+
+    @property
+    def prior_std(self) -> float:
+        """The standard deviation of the prior N(0, prior_std^2 I), which stands for the law of x_T."""
+        return float(self.sigma(self.T))
+
+    def drift(self, x: Tensor, t: Time) -> Tensor:
+        """f(t) x of (1), `(B, *)`."""
+        return expand_as(self.f(batch_time(t, x)), x) * x
+
+    def diffusion(self, t: Time) -> Tensor:
+        """g(t) of (1), the shape of `t`."""
+        return self.g(t)
+
+    def marginal(self, x_0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean `(B, *)` and standard deviation `(B, 1, ..., 1)` of x_t given x_0, (2)."""
+        t = batch_time(t, x_0)
+        return expand_as(self.alpha(t), x_0) * x_0, expand_as(self.sigma(t), x_0)
+
+    def perturb(self, x_0: Tensor, t: Time, eps: Tensor) -> Tensor:
+        """x_t = alpha x_0 + sigma eps, `(B, *)`."""
+        mean, std = self.marginal(x_0, t)
+        return mean + std * eps
+
+    def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
+        """Mean `(B, *)` and standard deviation `(B, 1, ..., 1)` of x_t given x_s, s <= t, (4)."""
+        s, t = batch_time(s, x_s), batch_time(t, x_s)
+        return expand_as(self.alpha(t) / self.alpha(s), x_s) * x_s, expand_as(self.transition_std(s, t), x_s)
+
+    def transition_std(self, s: Time, t: Time) -> Tensor:
+        """The standard deviation in (4), the shape of the times.
+
+        The difference of variances is sigma_t^2 (1 - snr_t / snr_s), whose second factor `expm1` gives to full
+        precision however near s is to t.
+        """
+        s, t = as_time(s), as_time(t)
+        return self.sigma(t) * (-torch.expm1(self.log_snr(t) - self.log_snr(s))).clamp(min=0).sqrt()
+
+    def reverse_drift(self, score: Score, x: Tensor, t: Time) -> Tensor:
+        """The drift of (5), `(B, *)`; the time in it runs from T down to 0, so a step is minus dt times this."""
+        t = batch_time(t, x)
+        return self.drift(x, t) - expand_as(self.g(t).square(), x) * score(x, t)
+
+    def flow(self, score: Score, x: Tensor, t: Time) -> Tensor:
+        """The velocity dx/dt of (6), `(B, *)`."""
+        t = batch_time(t, x)
+        return self.drift(x, t) - expand_as(self.g(t).square() / 2, x) * score(x, t)
+
+    def prior_sample(
+        self,
+        shape: Sequence[int],
+        *,
+        generator: Generator = None,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> Tensor:
+        """A batch from the prior N(0, prior_std^2 I), of `shape` `(B, *)`."""
+        return self.prior_std * normal(shape, generator, device=device, dtype=dtype)
+
+    def prior_log_prob(self, z: Tensor) -> Tensor:
+        """The log-density of the prior at `z` `(B, *)`, `(B,)` in nats, float64."""
+        z = z.flatten(1).to(torch.float64)
+        std = self.prior_std
+        return -0.5 * (z / std).square().sum(dim=1) - z.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
+
+
+def check_times(T: float, t_min: float, t_end: float) -> None:
+    """Refuses what is not 0 <= t_min, t_end < T."""
+    if not (0 <= t_min < T and 0 <= t_end < T):
+        raise ValueError(f"got T={T}, t_min={t_min}, t_end={t_end}; expected 0 <= t_min < T and 0 <= t_end < T")
+
+
+def _derivative(function: object, t: Tensor) -> Tensor:
+    """The derivative of an elementwise `function` of `t`, the shape of `t`; differentiable where `t` asks for it."""
+    with torch.enable_grad():
+        u = t if t.requires_grad else t.detach().requires_grad_()
+        value = function(u)  # type: ignore[operator]
+        if not value.requires_grad:
+            return torch.zeros_like(t)  # a constant
+        (slope,) = torch.autograd.grad(value.sum(), u, create_graph=t.requires_grad)
+    return slope

@@ -1,0 +1,61 @@
+r"""Scores, and what one evaluation of a score says.
+
+A *score* is any callable `score(x, t)` with x `(B, *)` and t `(B,)` that returns grad_x log p_t(x), `(B, *)`. One that
+holds per-sample data (labels, measurements) has `score.take(index)`, the score for some of the samples.
+
+    (1)  eps(x, t) = -sigma score(x, t)                       the predicted noise
+    (2)  E[x_0 | x_t] = (x_t + sigma^2 score(x_t, t)) / alpha  the denoised mean
+
+(2) is Tweedie's formula (Robbins 1956; Efron 2011, "Tweedie's Formula and Selection Bias") for the kernel of an SDE.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from torch import Tensor
+
+from numerics import batch_time, expand_as, take
+
+if TYPE_CHECKING:
+    from sde_lib.base import SDE, Time
+
+Score = Callable[[Tensor, Tensor], Tensor]
+
+
+class CountedScore:
+    """A score that counts its calls.
+
+    `nfe` is the number of calls, whatever the batch. The scores for fewer samples that `take` gives count into the same
+    number.
+    """
+
+    def __init__(self, score: Score) -> None:
+        self.score = score
+        self._calls = [0]  # shared with those that take() makes
+
+    @property
+    def nfe(self) -> int:
+        return self._calls[0]
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self._calls[0] += 1
+        return self.score(x, t)
+
+    def take(self, index: Tensor) -> CountedScore:
+        fewer = CountedScore(take(self.score, index))  # type: ignore[arg-type]
+        fewer._calls = self._calls
+        return fewer
+
+
+def noise(sde: SDE, score: Score, x: Tensor, t: Time) -> Tensor:
+    """The predicted noise (1), `(B, *)`."""
+    t = batch_time(t, x)
+    return -expand_as(sde.sigma(t), x) * score(x, t)
+
+
+def denoised(sde: SDE, score: Score, x: Tensor, t: Time) -> Tensor:
+    """Tweedie's mean (2) of the clean data given `x` at `t`, `(B, *)`."""
+    t = batch_time(t, x)
+    return (x + expand_as(sde.sigma(t).square(), x) * score(x, t)) / expand_as(sde.alpha(t), x)

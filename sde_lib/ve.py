@@ -1,0 +1,65 @@
+r"""The variance-exploding SDE, the continuous limit of NCSN.
+
+    dx = sigma(t) sqrt(2 log(sigma_max / sigma_min) / T) dw
+    alpha = 1,   sigma(t) = sigma_min (sigma_max / sigma_min)^(t/T)
+
+Song et al. 2021 (arXiv:2011.13456), equations (9) and (30). Its convention, kept here: sigma(0) = sigma_min, not 0, so
+that x_0 in the kernel is the data and x at t = 0 is the data *already blurred* by sigma_min. The law at any t is the
+data's law convolved with N(0, sigma(t)^2 I).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from numerics import as_time
+from sde_lib.base import SDE, Time, check_times
+
+
+@dataclass(frozen=True, kw_only=True)
+class VESDE(SDE):
+    """VE with sigma rising geometrically from `sigma_min` to `sigma_max`; the prior is N(0, sigma_max^2 I).
+
+    `sigma_max` should be about the largest distance between two data points (Song and Ermon 2020, arXiv:2006.09011,
+    technique 1): 50 for 32x32 images in [0, 1].
+    """
+
+    sigma_min: float = 0.01
+    sigma_max: float = 50.0
+    T: float = 1.0
+    t_min: float = 1e-5
+    t_end: float = 1e-5
+
+    def __post_init__(self) -> None:
+        check_times(self.T, self.t_min, self.t_end)
+        if not 0 < self.sigma_min < self.sigma_max:
+            raise ValueError(
+                f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"
+            )
+
+    @property
+    def _log_ratio(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.ones_like(as_time(t))
+
+    def sigma(self, t: Time) -> Tensor:
+        return self.sigma_min * torch.exp(as_time(t) * (self._log_ratio / self.T))
+
+    def f(self, t: Time) -> Tensor:
+        return torch.zeros_like(as_time(t))
+
+    def g(self, t: Time) -> Tensor:
+        return self.sigma(t) * math.sqrt(2 * self._log_ratio / self.T)
+
+    def log_snr(self, t: Time) -> Tensor:
+        return -2 * (math.log(self.sigma_min) + as_time(t) * (self._log_ratio / self.T))
+
+    def time_of_log_snr(self, l: Time) -> Tensor:
+        t = (-as_time(l) / 2 - math.log(self.sigma_min)) * (self.T / self._log_ratio)
+        return t.clamp(0, self.T)

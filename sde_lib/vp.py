@@ -1,0 +1,61 @@
+r"""The variance-preserving SDE, the continuous limit of DDPM.
+
+    dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,      alpha = exp(-B/2),   sigma^2 = 1 - exp(-B),   B = integral of beta
+
+Song et al. 2021 (arXiv:2011.13456), equations (11), (32) and (33).
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from numerics import as_time
+from sde_lib.base import SDE, Time, check_times
+from sde_lib.beta import LinearBeta
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPSDE(SDE):
+    """VP with beta rising linearly from `beta_min` to `beta_max`; the prior is N(0, I)."""
+
+    beta_min: float = 0.1
+    beta_max: float = 20.0
+    T: float = 1.0
+    t_min: float = 1e-5
+    t_end: float = 1e-3
+    beta: LinearBeta = field(init=False, repr=False, compare=False)
+
+    def __post_init__(self) -> None:
+        check_times(self.T, self.t_min, self.t_end)
+        object.__setattr__(self, "beta", LinearBeta(beta_min=self.beta_min, beta_max=self.beta_max, T=self.T))
+
+    def alpha(self, t: Time) -> Tensor:
+        return torch.exp(-self.beta.integral(t) / 2)
+
+    def sigma(self, t: Time) -> Tensor:
+        return (-torch.expm1(-self.beta.integral(t))).sqrt()
+
+    def f(self, t: Time) -> Tensor:
+        return -self.beta.rate(t) / 2
+
+    def g(self, t: Time) -> Tensor:
+        return self.beta.rate(t).sqrt()
+
+    def log_snr(self, t: Time) -> Tensor:
+        return -torch.expm1(self.beta.integral(t)).log()
+
+    def time_of_log_snr(self, l: Time) -> Tensor:
+        # kappa^2 = exp(-l) = expm1(B), and log(1 + exp(-l)) is softplus(-l) without overflow
+        return self.beta.time_of_integral(_softplus(-as_time(l))).clamp(max=self.T)
+
+    @property
+    def prior_std(self) -> float:
+        return 1.0
+
+
+def _softplus(x: Tensor) -> Tensor:
+    # torch.nn.functional.softplus loses digits for very negative x, where it is exp(x)
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))
