@@ -1,0 +1,58 @@
+r"""DDIM: the non-Markovian reverse step, from deterministic to ancestral.
+
+With D the denoised mean, eps the predicted noise and kappa = sigma / alpha,
+
+    x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z,     w = eta sigma_s sqrt(1 - kappa_s^2 / kappa_t^2)
+
+(Song, Meng, Ermon 2020, arXiv:2010.02502, equations (12) and (16), written for any linear SDE). eta = 1 is ancestral
+sampling with the posterior variance; eta = 0 is Euler's method on dx/alpha = eps dkappa, of order 1, and the same as
+DPM-Solver++ of order 1. Any sub-sequence of steps is a grid; the default grid and number of steps are those of
+`PredictorCorrector`, so the two can be compared directly, but 20 to 100 steps are usual here.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from samplers.base import GridSampler, Run, Step, require_range
+from sde_lib import SDE
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DDIM(GridSampler):
+    """See the module's text.
+
+    Args:
+        eta: in [0, 1]; 0 is deterministic, 1 ancestral.
+    """
+
+    eta: float = 0.0
+
+    order: ClassVar[int] = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self.eta, "eta", 0, 1)
+
+    def method(self, sde: SDE, times: Tensor) -> Step:
+        t, s = times[:-1], times[1:]
+        h = (sde.log_snr(s) - sde.log_snr(t)) / 2  # the step in log(alpha / sigma)
+        w = self.eta * (-torch.expm1(-2 * h)).sqrt()  # in units of sigma_s
+        # x_s = (alpha_s/alpha_t) x_t + c score, c = alpha_s sigma_t (kappa_t - kappa_s sqrt(1 - w^2)),
+        # and kappa_s = kappa_t exp(-h): the difference without cancellation at eta = 0
+        q = (1 - w.square()).clamp(min=0).sqrt()
+        loss = -torch.expm1(-h) + torch.exp(-h) * (1 - q)
+        of_x = (sde.alpha(s) / sde.alpha(t)).tolist()
+        of_score = (sde.alpha(s) / sde.alpha(t) * sde.sigma(t).square() * loss).tolist()
+        of_noise = (sde.sigma(s) * w).tolist()
+        now = t.tolist()
+
+        def step(i: int, x: Tensor, run: Run) -> Tensor:
+            mean = (x * of_x[i]).add_(run.score(x, now[i]), alpha=of_score[i])
+            return mean.add_(run.noise(x), alpha=of_noise[i]) if self.eta > 0 else mean
+
+        return step
