@@ -1,0 +1,269 @@
+r"""Variational bounds: what a score model guarantees without an ODE.
+
+The reverse SDE from the prior down to t_min, followed by a decoder p(x_0 | x_tmin), is a latent-variable model of x_0.
+With l = log_snr, eps-hat = -sigma score, and l falling from l_max at t_min to l_min at T,
+
+    (1)  -log p(x_0) <=  E[-log p(x_0 | x_tmin)]  +  KL(q(x_T | x_0) || prior)
+                         + 1/2 integral from l_min to l_max of E |eps - eps-hat(alpha x_0 + sigma eps, t)|^2 dl
+
+(Kingma et al. 2021, "Variational Diffusion Models", arXiv:2107.00630, equations (11) to (15); Song et al. 2021,
+arXiv:2101.09258, theorem 3, in the weighting's own units). With steps t_N = T > ... > t_0 = t_min instead of a limit, the
+integral becomes a sum of exact Kullback-Leibler divergences between Gaussians of equal variance,
+
+    (2)  sum over i of 1/2 (snr(t_{i-1}) - snr(t_i)) E |x_0 - x_0-hat(x_{t_i}, t_i)|^2
+
+which is DDPM's L_1 + ... + L_{T-1} (Ho et al. 2020, arXiv:2006.11239, equation (5)) for the posterior variance, on any
+linear SDE. (2) is at least (1) for the same model and decreases to it as the steps are refined.
+
+The bounds hold for *their* model, the reverse SDE; the flow's density is another model's unless the score is exact. With a
+wrong score either may be larger.
+
+Decoders: `Gaussian`, for real-valued x_0, is N(x_0-hat, (sigma/alpha)^2) around the denoised image; without it the number
+would lack about 0.9 bits/dim at t_min = 1e-5. `Bins`, for grey levels, gives each pixel the normalised likelihood of its
+level under x_tmin (Kingma et al. 2021, equation (8)); `DiscretizedGaussian` is DDPM's L_0, the mass of N(x_0-hat, s^2) in
+the level's bin, the outermost bins open (Ho et al. 2020, equation (13)).
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from dataclasses import dataclass
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from data.transforms import Transform
+from numerics import Generator, expand_as, normal, uniform
+from sde_lib import SDE, Score
+
+
+class Decoder(ABC):
+    """p(x_0 | x_tmin), the last step of the model."""
+
+    needs_score: ClassVar[bool] = True
+    length_weight: ClassVar[float] = 0.0
+    """How much of |eps - eps-hat|^2 at t_min is in -log_prob."""
+
+    @abstractmethod
+    def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
+        """log p(data | x) `(B,)` nats, float64.
+
+        Args:
+            data: what is scored: real-valued `x_0`, or grey values, `(B, *)`.
+            x: the state at t_min `(B, *)`.
+            denoised: Tweedie's mean there, `(B, *)`, where `needs_score`.
+        """
+
+
+@dataclass(frozen=True, kw_only=True)
+class Gaussian(Decoder):
+    """N(x_0-hat, (sigma/alpha)^2 I), for real-valued data."""
+
+    length_weight: ClassVar[float] = 0.5
+
+    def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
+        s = sigma / alpha
+        assert denoised is not None
+        z = ((data - denoised) / s).flatten(1).to(torch.float64)
+        return -0.5 * z.square().sum(dim=1) - z.shape[1] * math.log(s * math.sqrt(2 * math.pi))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bins(Decoder):
+    """Each pixel on its own: p(k | x) proportional to N(x; alpha c_k, sigma^2) over the levels' centres c_k."""
+
+    transform: Transform
+    needs_score: ClassVar[bool] = False
+
+    def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
+        levels = torch.arange(self.transform.levels or 0, dtype=torch.float64, device=x.device)
+        centres = self.transform(levels + 0.5)
+        logits = -0.5 * ((x.to(torch.float64).unsqueeze(-1) - alpha * centres) / sigma).square()
+        chosen = logits.log_softmax(dim=-1).gather(-1, data.long().unsqueeze(-1)).squeeze(-1)
+        return chosen.flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class DiscretizedGaussian(Decoder):
+    """The mass that N(x_0-hat, s^2) puts into the grey value's bin, the outermost bins open; s = sigma/alpha at t_min."""
+
+    transform: Transform
+
+    def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
+        s, half = sigma / alpha, math.exp(self.transform.log_det) / 2
+        assert denoised is not None
+        # in float64, or neighbouring bins would leave gaps of float32's size
+        centred = self.transform(data.to(torch.float64) + 0.5) - denoised.to(torch.float64)
+        above, below = (centred + half) / s, (centred - half) / s
+        above = torch.where(data == (self.transform.levels or 0) - 1, math.inf, above)
+        below = torch.where(data == 0, -math.inf, below)
+        # on the side of the smaller tails, where the difference of two cdfs keeps its digits
+        flip = below > 0
+        low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
+        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+        mass = log_high + torch.log1p(-torch.exp(log_low - log_high).clamp(max=1 - 1e-16))
+        return mass.flatten(1).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Bound:
+    """An upper bound on -log p(x_0), `(B,)` nats, as the sum of its parts.
+
+    Attributes:
+        reconstruction, prior, diffusion: `(B,)` nats, the three terms of (1) or (2).
+        reconstruction_stderr, diffusion_stderr: `(B,)` nats, of the Monte Carlo estimates over noise, and over times and
+            noise; NaN below two draws.
+        nfe: evaluations of the score.
+    """
+
+    reconstruction: Tensor
+    prior: Tensor
+    diffusion: Tensor
+    reconstruction_stderr: Tensor
+    diffusion_stderr: Tensor
+    nfe: int
+
+    @property
+    def stderr(self) -> Tensor:
+        """`(B,)` nats, of the bound; NaN where a part's is."""
+        return torch.hypot(self.reconstruction_stderr, self.diffusion_stderr)
+
+    @property
+    def nats(self) -> Tensor:
+        """`(B,)`, the bound."""
+        return self.reconstruction + self.prior + self.diffusion
+
+    def bits_per_dim(self, dimensions: int, log_det: float = 0.0) -> Tensor:
+        """`(B,)` bits/dim; `log_det` of the transform in nats per dimension where real-valued data were scored."""
+        return (self.nats / dimensions - log_det) / math.log(2)
+
+
+def elbo(
+    sde: SDE,
+    score: Score,
+    x_0: Tensor,
+    *,
+    decoder: Decoder | None = None,
+    data: Tensor | None = None,
+    draws: int = 64,
+    reconstructions: int = 4,
+    steps: int | None = None,
+    t_min: float | None = None,
+    data_std: float | None = None,
+    generator: Generator = None,
+) -> Bound:
+    """The bound (1), or with `steps` the bound (2) of the chain of that many steps.
+
+    Times are stratified: draw j of an image takes its log-SNR (or its step) from the j-th of `draws` equal parts, shifted by
+    one uniform number an image, and its own noise.
+
+    With `data_std` the noise's own length is taken out: for data N(m, s^2 I) and the exact score eps - eps-hat is w eps
+    plus a term that is independent of eps, w = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), so w^2 (|eps|^2 - D), whose mean is 0,
+    is subtracted from |eps - eps-hat|^2. The expectation is the same for any score and any s; on the digits the standard
+    error was measured to fall (see `docs/likelihood.md`).
+
+    Args:
+        x_0: clean data in model units, `(B, *)`.
+        decoder: `Gaussian()` unless given.
+        data: what the decoder scores, where that is not `x_0` (grey values for `Bins` and `DiscretizedGaussian`).
+        draws: evaluations for the integral; for (2), a multiple of `steps` takes every step equally often.
+        reconstructions: draws of the noise at t_min for the first term; with two or more its error is known.
+        steps: of the chain, at times equally spaced from t_min to T; None for the continuous bound.
+        t_min: the time of the decoder; `sde.t_min` unless given.
+        data_std: s, the data's standard deviation in model units, for less variance; None for none of it.
+
+    Raises:
+        ValueError: for fewer than one draw or step, or a data_std that is not positive.
+    """
+    if min(draws, reconstructions, 1 if steps is None else steps) < 1:
+        raise ValueError(f"got draws={draws}, reconstructions={reconstructions}, steps={steps}; expected integers >= 1")
+    if data_std is not None and not (data_std > 0 and math.isfinite(data_std)):
+        raise ValueError(f"got data_std={data_std}; expected a finite number > 0, or None")
+    decoder = Gaussian() if decoder is None else decoder
+    t_min = sde.t_min if t_min is None else t_min
+    B, device = x_0.shape[0], x_0.device
+
+    def eps_hat(x: Tensor, t: Tensor) -> Tensor:
+        return -expand_as(sde.sigma(t), x) * score(x, t)
+
+    def noise() -> Tensor:
+        return normal(x_0.shape, generator, device=device, dtype=x_0.dtype)
+
+    def surplus(eps: Tensor, t: Tensor) -> Tensor:
+        """w^2 (|eps|^2 - D), `(B,)`: what the length of eps adds to the error of a score of N(0, s^2 I)."""
+        if data_std is None:
+            return torch.zeros(B, dtype=torch.float64, device=device)
+        signal = (sde.alpha(t) * data_std).square()
+        weight = signal / (signal + sde.sigma(t).square())
+        return weight.square() * (eps.flatten(1).to(torch.float64).square() - 1).sum(dim=1)
+
+    def squared_error(t: Tensor) -> Tensor:
+        """|eps - eps-hat|^2 with a new noise at `t` `(B,)`: `(B,)`."""
+        eps = noise()
+        error = (eps - eps_hat(sde.perturb(x_0, t, eps), t)).flatten(1).to(torch.float64)
+        return error.square().sum(dim=1) - surplus(eps, t)
+
+    with torch.no_grad():
+        nfe = draws
+        t = torch.full((B,), t_min, dtype=torch.float64, device=device)
+        alpha, sigma = float(sde.alpha(t_min)), float(sde.sigma(t_min))
+        costs = []
+        for _ in range(reconstructions):
+            eps = noise()
+            x, denoised = sde.perturb(x_0, t, eps), None
+            if decoder.needs_score:
+                denoised = (x - sigma * eps_hat(x, t)) / alpha
+                nfe += 1
+            cost = -decoder.log_prob(x_0 if data is None else data, x, denoised, alpha, sigma)
+            costs.append(cost - decoder.length_weight * surplus(eps, t))
+        prior = _kl_to_prior(sde, x_0)
+
+        shift = uniform((B, 1), generator, device=device, dtype=torch.float64).squeeze(1)
+        terms = []
+        if steps is None:
+            high, low = float(sde.log_snr(t_min)), float(sde.log_snr(sde.T))
+            for j in range(draws):
+                t = sde.time_of_log_snr(low + (high - low) * (j + shift) / draws).clamp(t_min, sde.T)
+                terms.append(0.5 * (high - low) * squared_error(t))
+        else:
+            times = torch.linspace(t_min, sde.T, steps + 1, dtype=torch.float64, device=device)
+            log_snr = sde.log_snr(times)
+            for j in range(draws):
+                i = ((j + shift) / draws * steps).long().clamp(max=steps - 1) + 1
+                # |x_0 - x_0-hat|^2 = |eps - eps-hat|^2 / snr
+                terms.append(0.5 * steps * torch.expm1(log_snr[i - 1] - log_snr[i]) * squared_error(times[i]))
+        first, stack = torch.stack(costs, dim=1), torch.stack(terms, dim=1)
+    return Bound(
+        reconstruction=first.mean(dim=1),
+        prior=prior,
+        diffusion=stack.mean(dim=1),
+        reconstruction_stderr=first.std(dim=1) / math.sqrt(reconstructions)
+        if reconstructions > 1
+        else torch.full_like(prior, math.nan),
+        diffusion_stderr=_stratified_stderr(stack, steps),
+        nfe=nfe,
+    )
+
+
+def _kl_to_prior(sde: SDE, x_0: Tensor) -> Tensor:
+    """KL(N(alpha_T x_0, sigma_T^2 I) || N(0, prior_std^2 I)), `(B,)` nats."""
+    x_0 = x_0.flatten(1).to(torch.float64)
+    alpha, sigma, std = float(sde.alpha(sde.T)), float(sde.sigma(sde.T)), sde.prior_std
+    ratio = (sigma / std) ** 2
+    return 0.5 * ((alpha / std) ** 2 * x_0.square().sum(dim=1) + x_0.shape[1] * (ratio - 1 - math.log(ratio)))
+
+
+def _stratified_stderr(terms: Tensor, steps: int | None) -> Tensor:
+    """Standard error of the mean of stratified draws `(B, n)`; NaN for one draw.
+
+    Where every step of a chain has been drawn k > 1 times, from the spread within the steps. Else from differences of
+    neighbours, so that the trend over the strata counts little as noise; it errs on the safe side.
+    """
+    n = terms.shape[1]
+    if n < 2:
+        return torch.full(terms.shape[:1], math.nan, dtype=torch.float64, device=terms.device)
+    if steps is not None and n % steps == 0 and n > steps:
+        return (terms.unflatten(1, (steps, -1)).var(dim=2).sum(dim=1) * (n // steps)).sqrt() / n
+    return (terms.diff(dim=1).square().mean(dim=1) / 2 / n).sqrt()

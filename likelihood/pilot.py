@@ -1,0 +1,97 @@
+r"""Placing a grid by a pilot run.
+
+An adaptive solver finds out where a network's flow is hard. Run it on a few samples, note its step sizes h over the clock,
+and let the density of a fixed grid's steps be proportional to the mean of 1/h: a grid of any number of steps that fits this
+network and this SDE, with nothing to tune. The samples of the pilot should not be those that are scored, or the grid has
+seen them.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import ClassVar
+
+import torch
+from torch import Tensor
+
+from likelihood.divergence import Hutchinson
+from likelihood.probability_flow import log_likelihood
+from numerics import Dopri5, SampleStreams, Solution, Solver
+from numerics.ode import Callback, Field, State
+from sde_lib import SDE, Flow, Score, WhitenedFlow
+from sde_lib.time_grids import StepDensity
+
+
+@dataclass(frozen=True)
+class _Recorder(Solver):
+    """A solver that notes where its steps end."""
+
+    solver: Solver
+    seen: list[Tensor] = field(default_factory=list)
+    order: ClassVar[int] = 5
+    adaptive: ClassVar[bool] = True
+
+    def __call__(
+        self,
+        field: Field,
+        y: State,
+        u_0: float,
+        u_1: float,
+        *,
+        nodes: Tensor | None = None,
+        keep_path: bool = False,
+        callback: Callback | None = None,
+    ) -> Solution:
+        self.seen.append(torch.full((y[0].shape[0],), u_0, dtype=torch.float64))
+        return self.solver(field, y, u_0, u_1, callback=lambda u, _: self.seen.append(u.detach().cpu().clone()))
+
+
+def pilot_grid(
+    sde: SDE,
+    score: Score,
+    x: Tensor,
+    *,
+    flow: Flow | None = None,
+    tolerance: float = 1e-4,
+    t_min: float | None = None,
+    cells: int = 200,
+    seed: int = 0,
+) -> StepDensity:
+    """The grid from an adaptive run on `x` `(B, *)`; eight samples are enough.
+
+    Args:
+        flow, t_min: as in `log_likelihood`, to which the grid will be given.
+        tolerance: of the pilot run.
+        cells: of the table of densities.
+        seed: of the pilot's probe.
+
+    Raises:
+        ValueError: where no sample of the pilot converged.
+    """
+    flow = WhitenedFlow() if flow is None else flow
+    recorder = _Recorder(Dopri5(rtol=tolerance, atol=tolerance))
+    found = log_likelihood(
+        sde,
+        score,
+        x,
+        divergence=Hutchinson(fresh=False),
+        solver=recorder,
+        flow=flow,
+        t_min=t_min,
+        generator=SampleStreams(seed),
+    )
+    if not bool(found.converged.any()):
+        raise ValueError(
+            "got a pilot run in which no sample converged; expected one: loosen its tolerance, or look at the score"
+        )
+    paths = torch.stack(recorder.seen)[:, found.converged.cpu()]
+    # in log-SNR, rising from T to t_min, so that the grid can be used with any flow
+    levels = sde.log_snr(flow.time(sde, paths))
+    edges = torch.linspace(float(levels.min()), float(levels.max()), cells + 1, dtype=torch.float64)
+    middle = (edges[1:] + edges[:-1]) / 2
+    density = torch.zeros(cells, dtype=torch.float64)
+    for path in levels.T:
+        ends = path.unique()  # rejected attempts end where they began
+        i = torch.searchsorted(ends, middle).clamp(1, len(ends) - 1)
+        density += 1 / (ends[i] - ends[i - 1])
+    return StepDensity(knots=tuple(edges.tolist()), density=tuple((density / levels.shape[1]).tolist()))
