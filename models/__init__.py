@@ -1,0 +1,79 @@
+"""Score models: networks, what their outputs mean, and how they are told the time.
+
+net = models.UNet(in_channels=1, image_size=8)                        # or MLP, NCSNpp, ADM, DiT, NCSNv2, presets.create(…)
+model = models.ScoreModel(net, VPSDE(), models.Preconditioned(data_std=0.5))
+score = model(x, t)                                                   # also .noise, .denoised, .velocity, .output
+model.condition(labels); model.under(other_sde)                       # scores, too
+model.save_pretrained(folder); models.ScoreModel.from_pretrained(folder)
+models.load_score_sde("checkpoint_24.pth", "config.json")             # released checkpoints, safely
+"""
+
+from __future__ import annotations
+
+from models import presets
+from models.adm import ADM
+from models.checkpoint_reader import CheckpointError
+from models.conditioning import Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
+from models.diffusers import from_diffusers
+from models.dit import DiT
+from models.energy import EnergyModel
+from models.mlp import MLP
+from models.ncsnpp import NCSNpp
+from models.network import Network, parameter_count
+from models.networks import available, create
+from models.parametrization import (
+    DATA,
+    NOISE,
+    SCORE,
+    VELOCITY,
+    Data,
+    Noise,
+    Parametrization,
+    Preconditioned,
+    ScoreOutput,
+    Velocity,
+)
+from models.refinenet import NCSN, NCSNv2, RefineNet
+from models.score_model import ConditionedScore, ScoreModel
+from models.score_sde import load_score_sde
+from models.under import UnderAnotherSDE
+from models.unet import UNet
+
+__all__ = [
+    "DATA",
+    "MLP",
+    "NOISE",
+    "SCORE",
+    "VELOCITY",
+    "ConditionedScore",
+    "Conditioning",
+    "ContinuousTime",
+    "Data",
+    "DiscreteIndex",
+    "LogSNR",
+    "LogSigma",
+    "NCSNpp",
+    "Network",
+    "Noise",
+    "Parametrization",
+    "Preconditioned",
+    "ScoreModel",
+    "ScoreOutput",
+    "Sigma",
+    "UNet",
+    "Velocity",
+    "available",
+    "create",
+    "parameter_count",
+    "ADM",
+    "CheckpointError",
+    "from_diffusers",
+    "DiT",
+    "EnergyModel",
+    "NCSN",
+    "NCSNv2",
+    "RefineNet",
+    "load_score_sde",
+    "UnderAnotherSDE",
+    "presets",
+]

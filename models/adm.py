@@ -1,0 +1,145 @@
+"""ADM, guided-diffusion's U-Net (Dhariwal and Nichol 2021, section 3): DDPM's, with several attention heads
+at several resolutions, BigGAN resampling, the noise level as scale and shift, class labels, and learned
+variances.
+
+With `learned_variance` the output has twice the channels: the noise, then the interpolation `v` between the
+two variances of the reverse step (Nichol and Dhariwal 2021, equation (15)).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.attention import AttentionBlock
+from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding
+from models.initialization import conv3x3
+from models.ncsnpp import level_resolutions
+from models.network import ListOf, Network
+from models.normalization import GroupNorm
+from models.resampling import Double, Halve, size_of
+from models.residual import ResidualBlock
+
+
+class ADMBlock(nn.Module):
+    """A residual block and, at some resolutions, attention."""
+
+    def __init__(self, residual: ResidualBlock, attention: nn.Module) -> None:
+        super().__init__()
+        self.residual, self.attention = residual, attention
+
+    def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self.attention(self.residual(x, embedding))
+
+
+class ADM(Network):
+    """`x (B, in_channels, H, W)`, `label (B,)`, the index of the step, `class_label (B,)` -> `(B, in_channels
+    or twice, H, W)`.
+
+    Args:
+        in_channels, image_size, channels, multipliers, blocks, attention_resolutions, dropout: as in
+            `NCSNpp`. Any image size works; odd ones are halved upwards.
+        head_channels: channels of one attention head; None for `heads` heads at every resolution.
+        num_classes: of class labels, or None.
+        learned_variance: twice the output channels.
+        groups: of the group normalisation.
+        checkpoint_activations: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        *,
+        in_channels: int = 3,
+        image_size: int = 64,
+        channels: int = 192,
+        multipliers: Sequence[int | float] = (1, 2, 3, 4),
+        blocks: int = 3,
+        attention_resolutions: Sequence[int] = (32, 16, 8),
+        heads: int = 4,
+        head_channels: int | None = 64,
+        num_classes: int | None = None,
+        learned_variance: bool = True,
+        dropout: float = 0.0,
+        groups: int = 32,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__(locals())
+        resolutions = level_resolutions(image_size, len(multipliers))
+        for resolution in attention_resolutions:
+            if resolution not in resolutions:
+                raise ValueError(
+                    f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
+                    f"at image_size={image_size} the levels have {resolutions}"
+                )
+        self.num_classes, self.learned_variance = num_classes, learned_variance
+        self.checkpoint_activations = checkpoint_activations
+        width = 4 * channels
+        norm: dict[str, Any] = {"groups": groups, "eps": 1e-5}
+
+        def residual(n_in: int, n_out: int, resample: nn.Module | None = None) -> ResidualBlock:
+            return ResidualBlock(n_in, n_out, width, scale_shift=True, dropout=dropout, resample=resample, **norm)
+
+        def attention(n: int, resolution: int | None) -> nn.Module:
+            if resolution is not None and resolution not in attention_resolutions:
+                return nn.Identity()
+            return AttentionBlock(n, heads=heads if head_channels is None else n // head_channels, **norm)
+
+        features = PositionalEmbedding(channels, endpoint=False, cosine_first=True)
+        self.embedding = NoiseLevelEmbedding(features, width, num_classes=num_classes)
+        n = int(channels * multipliers[0])
+        self.stem = conv3x3(in_channels, n)
+        skips = [n]
+        self.encoder: ListOf[ListOf[ADMBlock]] = ListOf()
+        self.down: ListOf[ResidualBlock] = ListOf()
+        for i, multiplier in enumerate(multipliers):
+            level: ListOf[ADMBlock] = ListOf()
+            for _ in range(blocks):
+                m = int(channels * multiplier)
+                level.append(ADMBlock(residual(n, m), attention(m, resolutions[i])))
+                n = m
+                skips.append(n)
+            self.encoder.append(level)
+            if i + 1 < len(multipliers):
+                self.down.append(residual(n, n, Halve()))
+                skips.append(n)
+        self.middle_1 = ADMBlock(residual(n, n), attention(n, None))
+        self.middle_2 = residual(n, n)
+        self.decoder: ListOf[ListOf[ADMBlock]] = ListOf()
+        self.up: ListOf[ResidualBlock] = ListOf()
+        for i, multiplier in reversed(list(enumerate(multipliers))):
+            level = ListOf()
+            for _ in range(blocks + 1):
+                m = int(channels * multiplier)
+                level.append(ADMBlock(residual(n + skips.pop(), m), attention(m, resolutions[i])))
+                n = m
+            self.decoder.append(level)
+            if i > 0:
+                self.up.append(residual(n, n, Double()))
+        self.output_norm = GroupNorm(n, **norm)
+        self.output_conv = conv3x3(n, in_channels * (2 if learned_variance else 1), scale=0.0)
+
+    def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
+        """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
+        if label is None:
+            raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
+        embedding = self.embedding(label, class_label)
+        h = self.stem(x)
+        skips = [h]
+        for i, level in enumerate(self.encoder):
+            for block in level:
+                h = self.run(block, h, embedding)
+                skips.append(h)
+            if i < len(self.down):
+                h = self.run(self.down[i], h, embedding)
+                skips.append(h)
+        h = self.run(self.middle_2, self.run(self.middle_1, h, embedding), embedding)
+        for i, level in enumerate(self.decoder):
+            for block in level:
+                h = self.run(block, torch.cat((h, skips.pop()), dim=1), embedding)
+            if i < len(self.up):
+                h = self.up[i](h, embedding, size_of(skips[-1]))
+        return self.output_conv(F.silu(self.output_norm(h)))

@@ -1,0 +1,83 @@
+"""A residual multilayer perceptron for vectors, or for small tensors of any shape taken as vectors.
+
+    h = W_in x;   h <- h + W_2 silu(W_1 silu(h) + V e)  (depth times);   out = W_out silu(h)
+
+where `e` embeds the noise level and the class. No normalisation: in two dimensions the scale of `h` is
+information.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from models.embeddings import NoiseLevelEmbedding, noise_features
+from models.initialization import linear
+from models.input_features import FourierFeatures
+from models.network import Network
+
+
+class MLPBlock(nn.Module):
+    """`h (B, W)`, `embedding (B, E)` -> `(B, W)`."""
+
+    def __init__(self, width: int, embedding_width: int) -> None:
+        super().__init__()
+        self.linear_1 = linear(width, width)
+        self.project = linear(embedding_width, width)
+        self.linear_2 = linear(width, width, scale=0.1)
+
+    def forward(self, h: Tensor, embedding: Tensor) -> Tensor:
+        return h + self.linear_2(F.silu(self.linear_1(F.silu(h)) + self.project(embedding)))
+
+
+class MLP(Network):
+    """`x (B, *)` with `dim` numbers a sample, `label (B,)`, `class_label (B,)` -> `(B, *)`.
+
+    Args:
+        dim: numbers in one sample: D for `(B, D)`, C L for `(B, C, L)`.
+        width: of the hidden layers and of the embedding.
+        depth: number of residual blocks.
+        embedding: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
+        num_classes: of class labels, or None.
+        fourier_features: frequencies of sine features of the input, see `models.input_features`.
+        checkpoint_activations: recompute activations in the backward pass.
+    """
+
+    def __init__(
+        self,
+        dim: int,
+        *,
+        width: int = 128,
+        depth: int = 4,
+        embedding: str = "smooth",
+        fourier_scale: float = 16.0,
+        num_classes: int | None = None,
+        fourier_features: Sequence[float] | None = None,
+        checkpoint_activations: bool = False,
+    ) -> None:
+        super().__init__(locals())
+        if dim < 1 or width < 4 or depth < 1:
+            raise ValueError(f"MLP(dim={dim}, width={width}, depth={depth}): expected dim, depth >= 1 and width >= 4")
+        self.dim, self.num_classes, self.checkpoint_activations = dim, num_classes, checkpoint_activations
+        self.embedding = NoiseLevelEmbedding(
+            noise_features(embedding, 16, scale=fourier_scale), width, num_classes=num_classes
+        )
+        self.features = FourierFeatures(fourier_features or ())
+        self.input = linear(dim * self.features.multiple, width)
+        self.blocks = nn.ModuleList(MLPBlock(width, width) for _ in range(depth))
+        self.output = linear(width, dim, scale=0.0)
+
+    def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
+        """`x (B, *)`, `label (B,)`, `class_label (B,)` -> `(B, *)`."""
+        if label is None:
+            raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
+        flat = x.flatten(1)
+        if flat.shape[1] != self.dim:
+            raise ValueError(f"got x of shape {tuple(x.shape)}: {flat.shape[1]} numbers a sample, expected {self.dim}")
+        embedding = self.embedding(label, class_label)
+        h = self.input(self.features(flat))
+        for block in self.blocks:
+            h = self.run(block, h, embedding)
+        return self.output(F.silu(h)).reshape(x.shape)

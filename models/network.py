@@ -1,0 +1,72 @@
+"""What every network of this package has in common.
+
+A network is a plain module: it is told its sizes by keyword arguments, never by a configuration, and it is
+called as `net(x, label)` or `net(x, label, class_label)`, where `label (B,)` is whatever number stands for
+the noise level (see `models.conditioning`). It knows nothing of SDEs, of scores or of what its output means
+(see `models.parametrization`).
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from typing import TYPE_CHECKING, Any, Generic, TypeVar
+
+import torch
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+M = TypeVar("M", bound=nn.Module)
+
+if TYPE_CHECKING:
+
+    class ListOf(nn.ModuleList, Generic[M]):
+        """A ModuleList whose modules are all of one kind, for the type checker."""
+
+        def __init__(self, modules: Iterable[M] | None = None) -> None: ...
+        def __iter__(self) -> Iterator[M]: ...
+        def append(self, module: M) -> ListOf[M]: ...  # type: ignore[override]
+        def __getitem__(self, i: int) -> M: ...  # type: ignore[override]
+else:
+    ListOf = nn.ModuleList
+
+
+class Network(nn.Module, ABC):
+    """A module called as `net(x, label, class_label=None)`.
+
+    `options` are the keyword arguments it was made with, so that a saved model can be made again.
+    """
+
+    options: dict[str, Any]
+    num_classes: int | None = None
+    learned_variance: bool = False
+    checkpoint_activations: bool = False
+
+    def __init__(self, arguments: Mapping[str, Any]) -> None:
+        super().__init__()
+        # Called with `locals()` on the constructor's first line, when it holds the arguments and nothing else.
+        self.options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
+
+    @abstractmethod
+    def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
+        """`x (B, *)`, `label (B,)` floating, `class_label (B,)` integer or None -> `(B, *)`."""
+
+    def run(self, block: Callable[..., Tensor], *inputs: Tensor | None) -> Tensor:
+        """`block(*inputs)`; with `checkpoint_activations` its activations are recomputed in the backward
+        pass.
+        """
+        if self.checkpoint_activations and torch.is_grad_enabled():
+            return checkpoint(block, *inputs, use_reentrant=False)
+        return block(*inputs)
+
+
+def parameter_count(net: nn.Module) -> int:
+    """The number of trainable parameters."""
+    return sum(p.numel() for p in net.parameters() if p.requires_grad)
+
+
+def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
+    """Raise a `ValueError` that names the argument, its value and what it may be."""
+    if value not in choices:
+        expected = ", ".join(map(repr, choices))
+        raise ValueError(f"{name}={value!r}: expected one of {expected}")

@@ -1,0 +1,149 @@
+"""A model in a folder: weights as safetensors, everything else as a JSON card.
+
+`card.json` says how to make the model again (network, SDE, parametrisation, conditioning: names and options),
+what its data look like, and what is known about it (training protocol, results). The card carries the
+weights' SHA-256: safetensors loads a flipped bit without a word. The card is written last, so a folder with a
+card is complete.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from collections.abc import Mapping
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+import sde_lib
+from models import networks
+from models.conditioning import CONDITIONINGS
+from models.parametrization import PARAMETRIZATIONS
+from models.score_model import ScoreModel
+
+FORMAT = 1
+WEIGHTS, CARD = "model.safetensors", "card.json"
+_RESERVED = (
+    "format",
+    "network",
+    "sde",
+    "parametrization",
+    "conditioning",
+    "data_range",
+    "data_std",
+    "sha256",
+)
+Kind = TypeVar("Kind")
+
+
+def save_pretrained(
+    model: ScoreModel, folder: str | os.PathLike[str], *, card: Mapping[str, Any] | None = None
+) -> None:
+    """Write `model` into `folder` (made if absent, its two files replaced).
+
+    `card`: what else to say, in plain types, e.g. `{"training": {…}, "results": {…}}`; by default what the
+    model carries.
+
+    Raises:
+        ValueError: for a network, SDE, parametrisation or conditioning that has no name, or a reserved key in
+            `card`.
+    """
+    from safetensors.torch import save
+
+    extra = dict(model.card if card is None else card)
+    if clash := sorted(set(extra) & set(_RESERVED)):
+        raise ValueError(f"card: got the key {clash[0]!r}, which the model itself fills in; expected other names")
+    weights = save({name: tensor.contiguous() for name, tensor in model.net.state_dict().items()})
+    text = json.dumps(
+        {
+            "format": FORMAT,
+            "network": networks.describe(model.net),
+            "sde": sde_lib.describe(model.sde),
+            "parametrization": _named(model.parametrization, PARAMETRIZATIONS),
+            "conditioning": _named(model.conditioning, CONDITIONINGS),
+            "data_range": model.data_range,
+            "data_std": model.data_std,
+            "sha256": hashlib.sha256(weights).hexdigest(),
+            **extra,
+        },
+        indent=2,
+    )
+    folder = Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    _replace(folder / WEIGHTS, weights)
+    _replace(folder / CARD, text.encode())
+
+
+def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | str | None = None) -> ScoreModel:
+    """The model in `folder`, in eval mode, its parameters as saved. `model.card` holds what else the card
+    says.
+
+    Raises:
+        ValueError: where the folder is incomplete, the weights are not the card's, or the card names
+            something unknown.
+    """
+    from safetensors.torch import load
+
+    folder = Path(folder)
+    for name in (WEIGHTS, CARD):
+        if not (folder / name).is_file():
+            raise ValueError(f"{folder} holds no {name}: expected a folder written by ScoreModel.save_pretrained")
+    try:
+        card = json.loads((folder / CARD).read_text())
+        if card["format"] != FORMAT:
+            raise ValueError(
+                f"{folder / CARD} has format {card['format']!r}, expected {FORMAT}: it was written by another version"
+            )
+        data = (folder / WEIGHTS).read_bytes()
+        if hashlib.sha256(data).hexdigest() != card["sha256"]:
+            raise ValueError(
+                f"{folder / WEIGHTS} is not the file that {CARD} describes (SHA-256 differs): copy it again"
+            )
+        net = networks.create(card["network"]["name"], **card["network"]["options"])
+        model = ScoreModel(
+            net,
+            sde_lib.create(**card["sde"]),
+            _made(card["parametrization"], PARAMETRIZATIONS, "parametrization"),
+            conditioning=_made(card["conditioning"], CONDITIONINGS, "conditioning"),
+            data_std=card["data_std"],
+            data_range=tuple(card["data_range"]),
+        )
+    except (KeyError, TypeError, json.JSONDecodeError) as error:
+        raise ValueError(f"{folder / CARD} is not a model card: {type(error).__name__}: {error}") from error
+    state = load(data)
+    dtype = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
+    try:
+        net.to(dtype).load_state_dict(state, strict=True)
+    except RuntimeError as error:
+        raise ValueError(
+            f"{folder / WEIGHTS} does not fit the network of {CARD}: {' '.join(str(error).split())}"
+        ) from error
+    model.card = {key: value for key, value in card.items() if key not in _RESERVED}
+    return model.to(device).eval()
+
+
+def _named(value: object, kinds: Mapping[str, type]) -> dict[str, Any]:
+    for name, kind in kinds.items():
+        if type(value) is kind:
+            return {"name": name, **asdict(value)}  # type: ignore[call-overload]
+    raise ValueError(f"got {value!r}, which cannot be written down by name; expected one of {', '.join(kinds)}")
+
+
+def _made(described: Mapping[str, Any], kinds: Mapping[str, type[Kind]], what: str) -> Kind:
+    options = dict(described)
+    name = options.pop("name")
+    if name not in kinds:
+        raise ValueError(f"got the {what} {name!r}; expected one of {', '.join(kinds)}")
+    return kinds[name](**options)
+
+
+def _replace(path: Path, data: bytes) -> None:
+    temporary = path.with_name(path.name + ".tmp")
+    with temporary.open("wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    temporary.replace(path)
