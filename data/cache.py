@@ -1,0 +1,224 @@
+"""Data sets in a folder of .npy files that are mapped into memory: for what does not fit it, or is slow to
+decode.
+
+    <folder>/manifest.json            name, levels, classes, sizes; written last, so a folder with it is whole
+    <folder>/train.x.npy              rows in a fixed random order, so that any slice is a fair sample of the
+    split <folder>/train.labels.npy         int64, where there are labels
+    <folder>/train.ids.npy            int64: which sample of the source a row was
+
+A folder is written under another name and renamed when it is whole; a second process that writes the same one
+at the same time loses the race without harm.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import tempfile
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import numpy as np
+import torch
+
+from data.dataset import Dataset, Split, permutation
+from data.errors import DataError
+from data.files import as_path, opening, read_bytes
+from data.numpy_files import read_npy
+
+__all__ = ["Rows", "mapped", "save", "write"]
+
+_FORMAT = 1
+_MANIFEST = "manifest.json"
+
+
+@dataclass(frozen=True, kw_only=True)
+class Rows:
+    """One split to be written.
+
+    Args:
+        count: number of samples.
+        row: the i-th sample as an array; called once for each i, in the order in which rows are stored.
+        labels: int64 (count,), or None.
+        ids: int64 (count,).
+    """
+
+    count: int
+    row: Callable[[int], np.ndarray]
+    labels: np.ndarray | None
+    ids: np.ndarray
+
+
+def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> None:
+    header = {"descr": np.lib.format.dtype_to_descr(dtype), "fortran_order": False, "shape": shape}
+    np.lib.format.write_array_header_1_0(stream, header)
+
+
+def _write_split(folder: Path, name: str, rows: Rows, order: np.ndarray) -> dict[str, int]:
+    sizes: dict[str, int] = {}
+    # Through a file object: a full disk is then an error here, where writing to a map would kill the process.
+    with (folder / f"{name}.x.npy").open("wb") as stream:
+        first = rows.row(int(order[0]))
+        _write_header(stream, (rows.count, *first.shape), first.dtype)
+        for position, index in enumerate(order):
+            row = first if position == 0 else rows.row(int(index))
+            if row.shape != first.shape or row.dtype != first.dtype:
+                raise DataError(
+                    f"{name}: sample {index} is {row.dtype} {row.shape}, expected {first.dtype} {first.shape}"
+                )
+            stream.write(np.ascontiguousarray(row).data)
+    for part, values in (("labels", rows.labels), ("ids", rows.ids)):
+        if values is not None:
+            np.save(folder / f"{name}.{part}.npy", np.ascontiguousarray(values[order], dtype=np.int64))
+    for part in ("x", "labels", "ids"):
+        path = folder / f"{name}.{part}.npy"
+        if path.exists():
+            sizes[path.name] = path.stat().st_size
+    return sizes
+
+
+def write(
+    folder: str | os.PathLike[str],
+    splits: Mapping[str, Rows],
+    *,
+    name: str,
+    levels: int | None,
+    classes: tuple[str, ...] = (),
+    validation: int = 0,
+    seed: int = 0,
+) -> None:
+    """Write splits, row by row, to a new folder.
+
+    Args:
+        folder: does not exist yet (where it appears meanwhile, it is kept and this copy dropped).
+        splits: by name, at least train and test.
+        name, levels, classes, validation, seed: of the `Dataset`; the seed also fixes the order of the rows.
+
+    Raises:
+        DataError: the folder exists, or cannot be written.
+    """
+    target = Path(folder)
+    if target.exists():
+        raise DataError(f"{target} exists already, expected a new folder; delete it or choose another")
+    scratch: Path | None = None
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
+        files: dict[str, int] = {}
+        for split, rows in splits.items():
+            files |= _write_split(scratch, split, rows, permutation(rows.count, seed))
+        manifest = {
+            "format": _FORMAT,
+            "name": name,
+            "levels": levels,
+            "classes": list(classes),
+            "validation": validation,
+            "seed": seed,
+            "splits": list(splits),
+            "files": files,
+        }
+        (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
+        if not target.exists():
+            scratch.rename(target)
+    except OSError as error:
+        if not (target / _MANIFEST).exists():
+            raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
+    finally:
+        if scratch is not None and scratch.exists():
+            shutil.rmtree(scratch)
+
+
+def save(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
+    """Write a data set to a new folder and return it mapped from there. `ids` keep saying which sample a row
+    was; the validation split is drawn anew."""
+    splits = {}
+    for name, split in dataset.splits.items():
+        splits[name] = Rows(
+            count=len(split),
+            row=lambda i, x=split.x: x[i].cpu().numpy(),  # type: ignore[misc]
+            labels=None if split.labels is None else split.labels.cpu().numpy(),
+            ids=split.ids.cpu().numpy(),
+        )
+    write(
+        folder,
+        splits,
+        name=dataset.name,
+        levels=dataset.levels,
+        classes=dataset.classes,
+        validation=dataset.validation,
+        seed=dataset.seed,
+    )
+    return mapped(folder)
+
+
+def _manifest(folder: Path) -> dict[str, Any]:
+    path = folder / _MANIFEST
+    try:
+        manifest = json.loads(read_bytes(path, 2**24))
+    except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        raise DataError(f"{path} is not JSON ({error}); delete {folder} and write it again") from error
+    types = {"format": int, "name": str, "classes": list, "validation": int, "seed": int, "splits": list, "files": dict}
+    if not isinstance(manifest, dict):
+        raise DataError(
+            f"{path} holds a {type(manifest).__name__}, expected an object; delete {folder} and write it again"
+        )
+    wrong = [key for key, kind in types.items() if type(manifest.get(key)) is not kind]
+    levels = manifest.get("levels")
+    if levels is not None and type(levels) is not int:
+        wrong.append("levels")
+    if not all(isinstance(entry, str) for key in ("classes", "splits") if key not in wrong for entry in manifest[key]):
+        wrong.append("names")
+    if wrong or manifest["format"] != _FORMAT:
+        raise DataError(
+            f"{path} lacks or mistypes {', '.join(wrong) or 'its format'}; delete {folder} and write it again"
+        )
+    return manifest
+
+
+def mapped(root: str | os.PathLike[str] | None = None) -> Dataset:
+    """The data set of a folder that `save` or `write` made. Samples are read from the file when they are
+    used.
+
+    Raises:
+        DataError: no such folder, or its files are not those of its manifest.
+    """
+    folder = as_path(root, "mapped")
+    manifest = _manifest(folder)
+    splits: dict[str, Split] = {}
+    for name in manifest["splits"]:
+        parts: dict[str, torch.Tensor] = {}
+        for part in ("x", "labels", "ids"):
+            file = f"{name}.{part}.npy"
+            if file not in manifest["files"] or "/" in file or "\0" in file:
+                continue
+            path = folder / file
+            with opening(path):
+                size = path.stat().st_size
+            if size != manifest["files"][file]:
+                raise DataError(
+                    f"{path} has {size:,} bytes, expected {manifest['files'][file]}; delete {folder} and write it again"
+                )
+            array = read_npy(path)
+            if part != "x" and array.dtype != np.int64:
+                raise DataError(f"{path} holds {array.dtype}, expected int64; delete {folder} and write it again")
+            if array.size == 0 or array.dtype.newbyteorder("=") != array.dtype:
+                raise DataError(f"{path} holds {array.dtype} {array.shape}, expected samples in native byte order")
+            try:
+                parts[part] = torch.from_numpy(array)
+            except TypeError as error:
+                raise DataError(f"{path} holds {array.dtype}, expected uint8, float32 or float64") from error
+        if "x" not in parts or "ids" not in parts:
+            raise DataError(f"{folder} has no {name}.x.npy or {name}.ids.npy; delete it and write it again")
+        splits[name] = Split(parts["x"], parts.get("labels"), parts["ids"])
+    return Dataset(
+        name=manifest["name"],
+        splits=splits,
+        levels=manifest["levels"],
+        classes=tuple(manifest["classes"]),
+        validation=manifest["validation"],
+        seed=manifest["seed"],
+        shuffled=True,
+    )

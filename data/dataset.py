@@ -1,0 +1,372 @@
+"""What a data set is here: named splits of tensors, and the few facts that a model or a score needs about
+them.
+
+An image data set holds bytes: x is uint8 (N, C, H, W) with grey values 0..levels - 1, so nothing is lost and
+nothing is rescaled before the model asks (`Dataset.transform`). A continuous data set holds floating-point x
+(N, *).
+
+Splits, always by these names:
+
+    train        what may be learned from
+    validation   a fixed random part of train, for choosing settings
+    fit          train without validation
+    test         what is reported on
+
+Every sample has an `id`, unique in the data set and independent of the split it is looked at through, so that
+noise and probes can be keyed by it and a score does not depend on batching or order.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import cached_property
+from types import MappingProxyType
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.errors import DataError
+from data.transforms import Rescale, Standardize, Transform
+
+__all__ = ["Dataset", "Split", "check_count", "from_tensor", "permutation"]
+
+# Up to this many bytes a fingerprint reads everything (about 0.1 s per 100 MB); above, evenly spaced rows.
+_FINGERPRINT_BYTES = 256 * 2**20
+_ROWS = 4096
+
+
+def permutation(n: int, seed: int) -> np.ndarray:
+    """A permutation (n,) that is the same in every version of every library.
+
+    NumPy freezes the streams of its legacy `RandomState` for ever and says of the newer generators that they
+    may change, and a split that moves with a version would leak test samples into training.
+    """
+    return np.random.RandomState(seed).permutation(n)
+
+
+def check_count(what: str, value: int, least: int, most: int) -> None:
+    """DataError unless `value` is an integer in least..most."""
+    if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
+        raise DataError(f"{what} is {value!r}, expected an integer from {least} to {most}")
+
+
+@dataclass(frozen=True, eq=False)
+class Split:
+    """Samples of one split.
+
+    Args:
+        x: uint8 (N, C, H, W) grey values, or floating (N, *) continuous data.
+        labels: int64 (N,), or None.
+        ids: int64 (N,), unique in the data set.
+    """
+
+    x: Tensor
+    labels: Tensor | None
+    ids: Tensor
+
+    def __post_init__(self) -> None:
+        n = self.x.shape[0] if self.x.ndim else 0
+        if self.x.ndim < 2 or n == 0:
+            raise DataError(f"data have shape {tuple(self.x.shape)}, expected (N, *) with N at least 1")
+        for name, value in (("labels", self.labels), ("ids", self.ids)):
+            if value is not None and (value.dtype != torch.int64 or value.shape != (n,)):
+                raise DataError(f"{name} are {value.dtype} {tuple(value.shape)}, expected int64 ({n},), one per sample")
+
+    def __len__(self) -> int:
+        return self.x.shape[0]
+
+    def take(self, index: Tensor | slice) -> Split:
+        """The samples at `index` (M,), or a slice (a view, for data mapped from a file)."""
+        return Split(self.x[index], None if self.labels is None else self.labels[index], self.ids[index])
+
+
+@dataclass(frozen=True, kw_only=True, eq=False)
+class Dataset:
+    """A named data set.
+
+    Args:
+        name: short name, used in results.
+        splits: at least "train" and "test"; may have its own "validation".
+        levels: number of grey levels of image data, None for continuous data.
+        classes: names of the classes that labels index, or ().
+        validation: how many samples of "train" the carved "validation" split has (0: none).
+        seed: of the choice of these samples.
+        shuffled: the training samples are stored in a random order already, so validation is the last of them
+            and both parts are views: for files that are mapped, not read.
+        log_prob: exact log-density in nats of data units, (B, *) -> (B,), where there is one.
+
+    Raises:
+        DataError: types, shapes, values or labels that do not fit together.
+    """
+
+    name: str
+    splits: Mapping[str, Split]
+    levels: int | None = None
+    classes: tuple[str, ...] = ()
+    validation: int = 0
+    seed: int = 0
+    shuffled: bool = False
+    log_prob: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
+
+    def __post_init__(self) -> None:
+        for required in ("train", "test"):
+            if required not in self.splits:
+                raise DataError(f"{self.name}: splits are {sorted(self.splits)}, expected train and test among them")
+        if "fit" in self.splits:
+            raise DataError(f"{self.name}: a split is called fit, which means train without validation; rename it")
+        object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
+        train = self.splits["train"]
+        for name, split in self.splits.items():
+            if split.x.dtype != train.x.dtype or split.x.shape[1:] != train.x.shape[1:]:
+                raise DataError(
+                    f"{self.name}: split {name} is {split.x.dtype} {tuple(split.x.shape)}, expected "
+                    f"{train.x.dtype} (N, {', '.join(map(str, train.x.shape[1:]))}) as in train"
+                )
+            self._check_values(name, split)
+        check_count(f"{self.name}: validation", self.validation, 0, len(train) - 1)
+        if self.validation and "validation" in self.splits:
+            raise DataError(f"{self.name}: has its own validation split, expected validation=0")
+
+    def _check_values(self, name: str, split: Split) -> None:
+        if self.levels is None:
+            if not split.x.is_floating_point():
+                raise DataError(
+                    f"{self.name}: split {name} is {split.x.dtype}, expected floating point data; give "
+                    "levels= for grey values"
+                )
+        else:
+            if split.x.dtype != torch.uint8 or split.x.ndim != 4:
+                raise DataError(
+                    f"{self.name}: split {name} is {split.x.dtype} {tuple(split.x.shape)}, expected uint8 "
+                    f"(N, C, H, W) for {self.levels} grey levels"
+                )
+            transform = Rescale(levels=self.levels)
+            if self.levels < 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
+                transform.check(split.x)
+        if split.labels is not None and int(split.labels.min()) < 0:
+            raise DataError(f"{self.name}: split {name} has a label {int(split.labels.min())}, expected 0 or more")
+        if split.labels is not None and self.classes and int(split.labels.max()) >= len(self.classes):
+            raise DataError(
+                f"{self.name}: split {name} has a label {int(split.labels.max())}, expected one of the "
+                f"{len(self.classes)} classes"
+            )
+
+    @property
+    def event_shape(self) -> tuple[int, ...]:
+        """Shape of one sample, (C, H, W) for images."""
+        return tuple(self.splits["train"].x.shape[1:])
+
+    @property
+    def dim(self) -> int:
+        """Number of dimensions of one sample."""
+        return math.prod(self.event_shape)
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, 0 without labels."""
+        labels = self.splits["train"].labels
+        if labels is None:
+            return 0
+        return len(self.classes) or int(labels.max()) + 1
+
+    @property
+    def split_names(self) -> tuple[str, ...]:
+        """Names that `split` takes."""
+        names = ["train", "test", *(name for name in self.splits if name not in ("train", "test"))]
+        if self.validation:
+            names.append("validation")
+        return (*names, "fit")
+
+    @cached_property
+    def _carved(self) -> dict[str, Split]:
+        if self.shuffled:
+            first = len(self.splits["train"]) - self.validation
+            train = self.splits["train"]
+            return {"validation": train.take(slice(first, None)), "fit": train.take(slice(first))}
+        order = permutation(len(self.splits["train"]), self.seed)
+        held_out = torch.from_numpy(np.sort(order[: self.validation]))
+        kept = torch.from_numpy(np.sort(order[self.validation :]))
+        train = self.splits["train"]
+        return {"validation": train.take(held_out), "fit": train.take(kept)}
+
+    def split(self, name: str) -> Split:
+        """The samples of a split.
+
+        Raises:
+            DataError: there is no split of that name.
+        """
+        if name in self.splits:
+            return self.splits[name]
+        if name == "fit" and not self.validation:
+            return self.splits["train"]
+        if name in ("fit", "validation") and self.validation:
+            return self._carved[name]
+        raise DataError(f"{self.name} has no split {name!r}, expected one of {', '.join(self.split_names)}")
+
+    def transform(self, low: float = -1.0, high: float = 1.0) -> Transform:
+        """The affine map to model units: `Rescale` of grey levels to [low, high]; continuous data are
+        standardised by the mean and standard deviation of the whole train split (one number each, so no
+        direction is favoured)."""
+        if self.levels is not None:
+            return Rescale(levels=self.levels, low=low, high=high)
+        mean, std = self._moments
+        return Standardize(shift=mean, scale=std)
+
+    @cached_property
+    def _moments(self) -> tuple[float, float]:
+        x = self.splits["train"].x
+        mean = x.mean(dtype=torch.float64)
+        # Chunks, so that a file larger than memory is not turned into float64 at once.
+        square = sum((chunk.double() - mean).square().sum() for chunk in x.split(_ROWS))
+        std = math.sqrt(float(square) / x.numel())
+        if not math.isfinite(std) or std == 0:
+            raise DataError(
+                f"{self.name}: the training data have mean {float(mean):g} and standard deviation {std:g}, "
+                "expected finite data that are not constant"
+            )
+        return float(mean), std
+
+    @cached_property
+    def fingerprint(self) -> str:
+        """SHA-256 (hexadecimal) of what the splits hold; of splits above 256 MB, of 4,096 evenly spaced
+        samples."""
+        digest = hashlib.sha256()
+        for name in sorted(self.splits):
+            split = self.splits[name]
+            stored = (("x", split.x), ("labels", split.labels))
+            for part, value in stored:
+                if value is None:
+                    continue
+                digest.update(f"{name}/{part} {value.dtype} {tuple(value.shape)}\n".encode())
+                if value.numel() * value.element_size() > _FINGERPRINT_BYTES:
+                    value = value[:: max(1, len(value) // _ROWS)]
+                digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().data)
+        digest.update(f"levels {self.levels} validation {self.validation} seed {self.seed}".encode())
+        return digest.hexdigest()
+
+
+def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
+    if isinstance(x, Tensor):
+        return x.detach()
+    array = np.asarray(x)
+    if array.dtype.kind not in "biuf":
+        raise DataError(
+            f"{what} have dtype {array.dtype}, expected numbers (uint8 for grey values, float for the rest)"
+        )
+    native = array.astype(array.dtype.newbyteorder("="), copy=False)
+    try:
+        return torch.from_numpy(np.ascontiguousarray(native))
+    except TypeError as error:
+        raise DataError(
+            f"{what} have dtype {array.dtype}, which torch does not hold; expected uint8 or float32"
+        ) from error
+
+
+def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
+    tensor = _as_tensor(x, f"{name}: data")
+    if tensor.ndim < 2 or tensor.numel() == 0:
+        raise DataError(
+            f"{name}: data have shape {tuple(tensor.shape)}, expected (N, D), (N, C, L) or (N, C, H, W), "
+            "none of them empty"
+        )
+    if levels is not None:
+        if tensor.ndim != 4:
+            raise DataError(
+                f"{name}: data have shape {tuple(tensor.shape)}, expected images (N, C, H, W); reshape them"
+            )
+        Rescale(levels=levels).check(tensor)
+        return tensor.to(torch.uint8)
+    if tensor.is_complex() or tensor.dtype == torch.bool:
+        raise DataError(f"{name}: data are {tensor.dtype}, expected real numbers")
+    if not tensor.is_floating_point():
+        tensor = tensor.to(torch.float32)
+    for chunk in tensor.split(_ROWS):
+        if not bool(torch.isfinite(chunk).all()):
+            raise DataError(f"{name}: data hold NaN or infinity, expected finite numbers; drop or repair those samples")
+    return tensor
+
+
+def _as_labels(labels: Tensor | np.ndarray | None, n: int, name: str) -> Tensor | None:
+    if labels is None:
+        return None
+    tensor = _as_tensor(labels, f"{name}: labels")
+    if tensor.is_floating_point() or tensor.is_complex() or tensor.shape != (n,):
+        raise DataError(
+            f"{name}: labels are {tensor.dtype} {tuple(tensor.shape)}, expected {n} integers, one per sample"
+        )
+    return tensor.to(torch.int64)
+
+
+def from_tensor(
+    x: Tensor | np.ndarray,
+    labels: Tensor | np.ndarray | None = None,
+    *,
+    test: Tensor | np.ndarray | None = None,
+    test_labels: Tensor | np.ndarray | None = None,
+    levels: int | None = None,
+    test_size: int | None = None,
+    validation: int | None = None,
+    classes: tuple[str, ...] = (),
+    name: str = "data",
+    seed: int = 0,
+    log_prob: Callable[[Tensor], Tensor] | None = None,
+) -> Dataset:
+    """A data set of a tensor or an array, in one line.
+
+    uint8 data (N, C, H, W) are images of 256 levels unless `levels` says otherwise; any other numbers are
+    continuous.
+
+    Args:
+        x: (N, D), (N, C, L) or (N, C, H, W): all data, or the training data where `test` is given.
+        labels: (N,) integers from 0.
+        test: test data (M, *); without it, `test_size` samples of x are drawn for it with the fixed `seed`.
+        test_labels: (M,) integers.
+        levels: number of grey levels.
+        test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
+        validation: how many training samples become the validation split (a tenth; 0 for none).
+        classes: names of the classes.
+        name: of the data set.
+        seed: of the splits.
+        log_prob: exact log-density, (B, *) -> (B,) nats, where known.
+
+    Raises:
+        DataError: shape, type, range, or sizes that leave nothing to train on.
+    """
+    if levels is None and (x.dtype in (torch.uint8, np.dtype(np.uint8))) and x.ndim == 4:
+        levels = 256
+    data = _as_data(x, levels, name)
+    targets = _as_labels(labels, len(data), name)
+    ids = torch.arange(len(data))
+    if test is None:
+        count = max(1, len(data) // 10) if test_size is None else test_size
+        check_count(f"{name}: test_size", count, 1, len(data) - 1)
+        order = permutation(len(data), seed)
+        everything = Split(data, targets, ids)
+        splits = {
+            "train": everything.take(torch.from_numpy(np.sort(order[count:]))),
+            "test": everything.take(torch.from_numpy(np.sort(order[:count]))),
+        }
+    else:
+        if test_size is not None:
+            raise DataError(f"{name}: both test data and test_size={test_size} were given, expected one of them")
+        held_out = _as_data(test, levels, name)
+        held_out_labels = _as_labels(test_labels, len(held_out), name)
+        splits = {
+            "train": Split(data, targets, ids),
+            "test": Split(held_out, held_out_labels, torch.arange(len(held_out)) + len(data)),
+        }
+    if validation is None:
+        validation = len(splits["train"]) // 10
+    return Dataset(
+        name=name,
+        splits=splits,
+        levels=levels,
+        classes=classes,
+        validation=validation,
+        seed=seed,
+        log_prob=log_prob,
+    )

@@ -1,0 +1,241 @@
+"""NumPy files: .npy, mapped into memory rather than read, and .npz. Never with pickled objects.
+
+A header is read here, not believed: its type must be a plain number type, and shape times item size must be
+the number of bytes that follow, before anything is allocated.
+"""
+
+from __future__ import annotations
+
+import io
+import math
+import os
+import struct
+import tokenize
+import zipfile
+import zlib
+from pathlib import Path
+from typing import BinaryIO
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data.dataset import Dataset, from_tensor
+from data.errors import DataError
+from data.files import MAX_BYTES, as_path, opening
+
+__all__ = ["arrays", "read_npy", "read_npz"]
+
+# Names in use for the four parts: ours, Keras's, MedMNIST's.
+_PARTS = {
+    "train": ("train", "x_train", "train_images", "x", "images", "data", "arr_0"),
+    "train_labels": ("train_labels", "y_train", "labels", "y"),
+    "test": ("test", "x_test", "test_images"),
+    "test_labels": ("test_labels", "y_test"),
+}
+_BAD_HEADER = (
+    ValueError,
+    SyntaxError,
+    TypeError,
+    KeyError,
+    struct.error,
+    tokenize.TokenError,
+    RecursionError,
+    MemoryError,
+    OverflowError,
+    EOFError,
+    IndexError,
+)
+_BAD_ZIP = (
+    zipfile.BadZipFile,
+    zlib.error,
+    EOFError,
+    NotImplementedError,
+    RuntimeError,
+    ValueError,
+    struct.error,
+    OverflowError,
+    IndexError,
+)
+
+
+def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dtype, int]:
+    """Shape, whether in Fortran order, type, and where the values start; checked."""
+    try:
+        version = np.lib.format.read_magic(stream)
+        if version == (1, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_1_0(stream)
+        elif version == (2, 0):
+            shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
+        else:
+            raise DataError(f"{where} is in version {version} of the npy format, expected (1, 0) or (2, 0)")
+    except DataError:
+        raise
+    except _BAD_HEADER as error:
+        reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+        raise DataError(f"{where} has no sound npy header ({reason}); save it with numpy.save") from error
+    if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
+        raise DataError(f"{where} holds {str(dtype)[:60]}, expected numbers (pickled objects are never read)")
+    if any(n < 0 for n in shape):
+        raise DataError(f"{where} has shape {shape}, expected no negative dimension")
+    return shape, fortran, dtype, stream.tell()
+
+
+def _check_length(where: str, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:
+    expected = math.prod(shape) * dtype.itemsize
+    if expected != available:
+        raise DataError(f"{where} has {available:,} bytes of values, expected {expected:,} for {dtype} {shape}")
+
+
+def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
+    """The array of a .npy file, mapped: values are read when they are used, and writes do not reach the file.
+
+    Raises:
+        DataError: not a .npy file of numbers, or its length is not what its header says.
+    """
+    path = Path(path)
+    with opening(path):
+        with path.open("rb") as stream:
+            shape, fortran, dtype, start = _header(stream, str(path))
+            _check_length(str(path), shape, dtype, path.stat().st_size - start)
+        if math.prod(shape) == 0:
+            return np.zeros(shape, dtype)
+        return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order="F" if fortran else "C")
+
+
+def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[str, np.ndarray]:
+    """The arrays of a .npz file by name, read into memory.
+
+    Args:
+        path: the file.
+        limit: refuse files that unpack to more bytes than this.
+
+    Raises:
+        DataError: not a .npz file of numbers, or damaged.
+    """
+    path = Path(path)
+    found: dict[str, np.ndarray] = {}
+    with opening(path):
+        try:
+            with zipfile.ZipFile(path) as archive:
+                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                total = sum(member.file_size for member in members)
+                if total > limit:
+                    raise DataError(f"{path} unpacks to {total:,} bytes, expected at most {limit:,}; use .npy files")
+                for member in members:
+                    where = f"{path}: {member.filename}"
+                    # The other methods can be told to allocate a dictionary of gigabytes.
+                    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
+                        raise DataError(f"{where} is compressed by method {member.compress_type}, expected deflate")
+                    raw = archive.read(member)
+                    shape, fortran, dtype, start = _header(io.BytesIO(raw), where)
+                    _check_length(where, shape, dtype, len(raw) - start)
+                    # A bytearray, because tensors of read-only memory are not safe.
+                    values = np.frombuffer(bytearray(raw), dtype, math.prod(shape), start)
+                    found[member.filename[:-4]] = values.reshape(shape, order="F" if fortran else "C")
+        except DataError:
+            raise
+        except _BAD_ZIP as error:
+            raise DataError(f"{path} is not a whole npz file ({error}); save it with numpy.savez") from error
+    if not found:
+        raise DataError(f"{path} has no arrays, expected some of {', '.join(_PARTS['train'])}")
+    return found
+
+
+def _select(found: dict[str, np.ndarray], part: str, key: str | None, where: str) -> np.ndarray | None:
+    if key is not None:
+        if key not in found:
+            raise DataError(f"{where} has no array {key!r}, expected one of {', '.join(sorted(found))}")
+        return found[key]
+    return next((found[name] for name in _PARTS[part] if name in found), None)
+
+
+def _channels_first(x: np.ndarray, layout: str, where: str) -> np.ndarray:
+    """(N, H, W) and (N, H, W, C) bytes as (N, C, H, W)."""
+    if x.ndim == 3 and x.dtype == np.uint8:
+        return x[:, np.newaxis]
+    if x.ndim != 4:
+        return x
+    if layout == "auto":
+        last, first = x.shape[3] in (1, 3), x.shape[1] in (1, 3)
+        if last and first:
+            raise DataError(f"{where}: images have shape {x.shape}, which reads both ways; say layout='NCHW' or 'NHWC'")
+        layout = "NHWC" if last else "NCHW"
+    return np.moveaxis(x, 3, 1) if layout == "NHWC" else x
+
+
+def arrays(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    x: str | None = None,
+    labels: str | None = None,
+    test: str | None = None,
+    test_labels: str | None = None,
+    layout: str = "auto",
+    levels: int | None = None,
+    test_size: int | None = None,
+    validation: int | None = None,
+    name: str | None = None,
+    seed: int = 0,
+) -> Dataset:
+    """A data set from a .npz file, a .npy file, or a folder of .npy files (these are mapped, not read).
+
+    Arrays are found by name: train (or x_train, train_images, x, images, data), test, train_labels (or
+    y_train, labels, y), test_labels; other names can be given. uint8 arrays (N, H, W), (N, C, H, W) and (N,
+    H, W, C) are images; everything else is continuous.
+
+    Args:
+        root: the file or folder.
+        x: name of the training array, or of all data.
+        labels: name of its labels.
+        test: name of the test array; without one, `test_size` samples are set aside.
+        test_labels: name of its labels.
+        layout: of four-dimensional images, "NCHW", "NHWC", or "auto" (the channel axis is the one of size 1
+            or 3).
+        levels: grey levels, 256 for uint8 images.
+        test_size: how many samples become the test split.
+        validation: how many training samples are set aside.
+        name: of the data set, the file's by default.
+        seed: of the splits.
+
+    Raises:
+        DataError: files that are missing or wrong, arrays that do not fit together.
+    """
+    path = as_path(root, "arrays")
+    if layout not in ("auto", "NCHW", "NHWC"):
+        raise DataError(f"layout is {layout!r}, expected 'auto', 'NCHW' or 'NHWC'")
+    with opening(path):
+        path.stat()
+        if path.is_dir():
+            found = {file.stem: read_npy(file) for file in sorted(path.glob("*.npy"))}
+        elif path.suffix == ".npy":
+            found = {"x": read_npy(path)}
+        else:
+            found = read_npz(path)
+    data = _select(found, "train", x, str(path))
+    if data is None:
+        raise DataError(
+            f"{path} holds {', '.join(sorted(found)) or 'no arrays'}, expected one of "
+            f"{', '.join(_PARTS['train'])}; name it with x="
+        )
+    held_out = _select(found, "test", test, str(path))
+
+    def targets(part: str, key: str | None) -> Tensor | None:
+        array = _select(found, part, key, str(path))
+        if array is None:
+            return None
+        if array.dtype.kind not in "iu" or array.size != len(array):
+            raise DataError(f"{path}: labels are {array.dtype} {array.shape}, expected integers (N,)")
+        return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+    return from_tensor(
+        _channels_first(data, layout, str(path)),
+        targets("train_labels", labels),
+        test=None if held_out is None else _channels_first(held_out, layout, str(path)),
+        test_labels=None if held_out is None else targets("test_labels", test_labels),
+        levels=levels,
+        test_size=test_size,
+        validation=validation,
+        name=name or path.stem,
+        seed=seed,
+    )
