@@ -1,0 +1,145 @@
+"""What a training run is told, in one frozen object; everything it holds is checked when it is made."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from training.errors import UsageError
+
+OPTIMIZERS = ("adam", "adamw")
+SCHEDULES = ("constant", "cosine")
+PRECISIONS = ("fp32", "bf16", "fp16")
+PARALLEL = ("ddp", "fsdp")
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainingOptions:
+    """Options of `training.train`. Those of the optimiser default to Song et al. 2021's (arXiv:2011.13456, appendix H).
+
+    Args:
+        steps: updates in all.
+        batch_size: samples per update, over all processes.
+        seed: of everything that is drawn.
+        optimizer: "adam" or "adamw".
+        learning_rate: its largest value.
+        warmup: steps over which it rises linearly.
+        schedule: "constant", or "cosine", which falls to `final_rate` times the largest at `steps`.
+        final_rate: see there.
+        betas, adam_eps, weight_decay: of the optimiser.
+        clip: largest norm of the gradient, or None.
+        ema: decays of the averages of the weights, the first of which is used for samples; () for none.
+        ema_warmup: whether early averages are shorter; see `training.ema`.
+        power_ema: relative widths sigma_rel of power-function averages for post-hoc reconstruction; see `training.posthoc_ema`.
+        accumulate: parts into which a batch is divided, one after the other.
+        precision: "fp32", or "bf16" or "fp16" (scaled) for the network under autocast.
+        dequantize: whether grey values get fresh uniform noise at every step; False takes the centres of their bins, as
+            DDPM's discretised decoder needs.
+        flip: whether images are mirrored at random.
+        label_dropout: probability of hiding the class from a conditional network (for guidance).
+        log_every: steps between two looks at the device; a value that is not finite is reported there.
+        eval_every, checkpoint_every: steps between two evaluations and two checkpoints; 0 for none but the last checkpoint.
+        keep, keep_every: which checkpoints stay; see `training.checkpoint`.
+        max_seconds: of training in all; a run stops there with everything saved. None for no limit.
+        nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates, up to `max_skips`.
+        compile: whether the network goes through torch.compile.
+        checkpoint_activations: whether activations are computed again in the backward pass, to save memory.
+        parallel: "ddp" or "fsdp", how several processes share the work.
+        progress: whether to show a progress bar; None shows it on a terminal.
+        tensorboard: whether to write TensorBoard events into the run folder.
+
+    Raises:
+        UsageError: for a value out of its range.
+    """
+
+    steps: int
+    batch_size: int = 128
+    seed: int = 0
+    optimizer: str = "adam"
+    learning_rate: float = 2e-4
+    warmup: int = 5000
+    schedule: str = "constant"
+    final_rate: float = 0.0
+    betas: tuple[float, float] = (0.9, 0.999)
+    adam_eps: float = 1e-8
+    weight_decay: float = 0.0
+    clip: float | None = 1.0
+    ema: tuple[float, ...] = (0.9999,)
+    ema_warmup: bool = True
+    power_ema: tuple[float, ...] = ()
+    accumulate: int = 1
+    precision: str = "fp32"
+    dequantize: bool = True
+    flip: bool = False
+    label_dropout: float = 0.0
+    log_every: int = 100
+    eval_every: int = 0
+    checkpoint_every: int = 0
+    keep: int = 3
+    keep_every: int = 0
+    max_seconds: float | None = None
+    nonfinite: str = "stop"
+    max_skips: int = 10
+    compile: bool = False
+    checkpoint_activations: bool = False
+    parallel: str = "ddp"
+    progress: bool | None = None
+    tensorboard: bool = True
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "ema", _tuple(self.ema))
+        object.__setattr__(self, "power_ema", _tuple(self.power_ema))
+        object.__setattr__(self, "betas", _tuple(self.betas))
+        for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
+            self._check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer >= 1")
+        for name in ("warmup", "eval_every", "checkpoint_every", "keep_every", "max_skips"):
+            self._check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 0, "an integer >= 0")
+        for name in ("learning_rate", "adam_eps"):
+            value = getattr(self, name)
+            self._check(name, value > 0 and math.isfinite(value), "a finite number > 0")
+        for name in ("final_rate", "label_dropout"):
+            self._check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
+        self._check("weight_decay", self.weight_decay >= 0, "a number >= 0")
+        self._check("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
+        self._check("clip", self.clip is None or self.clip > 0, "a number > 0, or None")
+        self._check("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a number > 0, or None")
+        self._check(
+            "ema",
+            all(0 <= d < 1 for d in self.ema) and len(set(self.ema)) == len(self.ema),
+            "different numbers in [0, 1)",
+        )
+        self._check("power_ema", all(0 < s < 0.28 for s in self.power_ema), "numbers in (0, 0.28)")
+        self._check("accumulate", self.accumulate <= self.batch_size, f"at most batch_size={self.batch_size}")
+        for name, choices in (
+            ("optimizer", OPTIMIZERS),
+            ("schedule", SCHEDULES),
+            ("precision", PRECISIONS),
+            ("nonfinite", ("stop", "skip")),
+            ("parallel", PARALLEL),
+        ):
+            self._check(name, getattr(self, name) in choices, "one of " + ", ".join(choices))
+
+    def _check(self, name: str, fine: bool, expected: str) -> None:
+        if not fine:
+            raise UsageError(f"got {name}={getattr(self, name)!r}; expected {expected}")
+
+    def rate(self, step: int) -> float:
+        """The learning rate of the update that follows `step` updates."""
+        warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
+        if self.schedule == "constant":
+            return self.learning_rate * warm
+        progress = min(1.0, max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup)))
+        return (
+            self.learning_rate
+            * warm
+            * (self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Plain types, for run folders."""
+        return asdict(self)
+
+
+def _tuple(value: object) -> tuple[Any, ...]:
+    return tuple(value) if isinstance(value, list | tuple) else (value,)

@@ -1,0 +1,88 @@
+r"""Score matching without a target: exact (Hyvarinen) and sliced.
+
+Integration by parts removes the unknown score of the data: for any score s of x ~ p
+
+    (1)  1/2 E|s - grad log p|^2 = E[ tr grad s + 1/2 |s|^2 ] + 1/2 E|grad log p|^2
+    (2)  tr grad s = E_v v' (grad s) v,        v random with covariance I
+
+(1) is Hyvarinen 2005, "Estimation of non-normalized statistical models by score matching", theorem 1; (2) with the exact
+|s|^2 is sliced score matching with variance reduction, Song, Garg, Shi, Ermon 2020 (arXiv:1905.07088), equation (8). Here
+x is x_t, and with s = -eps_hat / sigma the loss is scaled as the denoising loss is,
+
+    (3)  w(t) (|eps_hat|^2 - 2 sigma tr grad eps_hat) / D,
+
+whose expectation is that of w |eps - eps_hat|^2 / D minus w (Vincent 2011; E|eps|^2 = D). The exact trace takes one
+backward pass for each dimension, so it is for small networks and energies; second derivatives of the network are needed.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from numerics import expand_as, rademacher
+from sde_lib import SDE
+from training.errors import UsageError
+from training.objectives import Draws, NoisePredictor, TimedObjective, predicted_noise
+from training.streams import StepStreams
+from training.weighting import Simple, Weighting
+
+
+@dataclass(frozen=True, kw_only=True)
+class ExactScoreMatching(TimedObjective):
+    """The loss (3) with the exact trace.
+
+    Args:
+        weighting: w.
+        times, t_min: as in `TimedObjective`.
+    """
+
+    weighting: Weighting = Simple()
+
+    def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
+        t = draws["t"]
+        with torch.enable_grad():
+            x = model.sde.perturb(x_0, t, draws["eps"]).detach().requires_grad_()
+            eps_hat = predicted_noise(model, x, t, labels)
+            trace = self._trace(eps_hat, x, draws)
+        D = x[0].numel()
+        loss = (eps_hat.flatten(1).square().sum(dim=1) - 2 * expand_as(model.sde.sigma(t), trace) * trace) / D
+        return loss * expand_as(self.weighting(model.sde, t), loss)
+
+    def _trace(self, eps_hat: Tensor, x: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        """tr grad eps_hat, `(B,)`."""
+        flat = eps_hat.flatten(1)
+        columns = [
+            torch.autograd.grad(flat[:, i].sum(), x, create_graph=True)[0].flatten(1)[:, i]
+            for i in range(flat.shape[1])
+        ]
+        return torch.stack(columns, dim=1).sum(dim=1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class SlicedScoreMatching(ExactScoreMatching):
+    """The loss (3) with the trace estimated by (2) along `probes` random signs."""
+
+    probes: int = 1
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.probes < 1:
+            raise UsageError(f"got probes={self.probes}; expected at least 1")
+
+    def draw(
+        self, sde: SDE, shape: Sequence[int], streams: StepStreams, *, dtype: torch.dtype = torch.float32
+    ) -> Draws:
+        draws = super().draw(sde, shape, streams, dtype=dtype)
+        probes = (shape[0], self.probes, *shape[1:])
+        return {**draws, "v": rademacher(probes, streams.generator("probes"), device=streams.device, dtype=dtype)}
+
+    def _trace(self, eps_hat: Tensor, x: Tensor, draws: Mapping[str, Tensor]) -> Tensor:
+        parts = []
+        for v in draws["v"].unbind(dim=1):
+            (product,) = torch.autograd.grad((eps_hat * v).sum(), x, create_graph=True)
+            parts.append((product * v).flatten(1).sum(dim=1))
+        return torch.stack(parts, dim=1).mean(dim=1)

@@ -1,0 +1,304 @@
+r"""At which times the loss is evaluated.
+
+A sampler draws t from a density q on [t_min, T] and returns the importance weight
+
+    (1)  1 / ((T - t_min) q(t)),      so that  E_q[weight f(t)] = mean of f over [t_min, T]
+
+whatever f: changing the sampler changes the variance of a weighted loss, never its expectation. The variance is smallest
+where q is proportional to the root of the second moment of what is averaged, for a score that is nearly learned about
+the weighting itself.
+
+For the likelihood weighting g^2 / sigma^2 that density has a closed form on every linear SDE. From
+(sigma^2)' = 2 f sigma^2 + g^2 and alpha' = f alpha follows
+
+    (2)  g^2 / sigma^2 = -d log_snr / dt
+
+so its integral is -log_snr and the times are uniform in log_snr: t = time_of_log_snr(u). For sub-VP
+-log_snr = 2 log(2 sinh(B/2)), for VP it is log(exp(B) - 1), with B the integral of beta; for VE it is linear in t, so
+importance sampling changes nothing there. (Song, Durkan, Murray, Ermon 2021, arXiv:2101.09258, section 5.1 and appendix
+A.3, tabulate instead; Kingma et al. 2021 found the invariance (2).)
+
+Draws are stratified unless asked otherwise: the n quantiles are (i + u) / n with one uniform u (Kingma et al. 2021,
+appendix I.1), so a batch covers [t_min, T] evenly and its mean loss varies less; each t alone still has density q.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from functools import lru_cache
+from statistics import NormalDist
+
+import torch
+from torch import Tensor
+
+from sde_lib import SDE
+from training.errors import UsageError
+from training.streams import real
+from training.weighting import Likelihood, Weighting
+
+
+class TimeSampler(ABC):
+    """A keyword-only dataclass, frozen unless it learns."""
+
+    stratified: bool
+
+    @abstractmethod
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        """The time `(n,)` at which q's distribution function is `u` `(n,)` (or one minus it), float64."""
+
+    @abstractmethod
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        """q(t), `(n,)`, with respect to t."""
+
+    def weight(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        """The importance weight (1), `(n,)`."""
+        return 1 / ((sde.T - t_min) * self.density(sde, t, t_min))
+
+    def __call__(
+        self, sde: SDE, n: int, generator: torch.Generator | None = None, t_min: float | None = None
+    ) -> tuple[Tensor, Tensor]:
+        """`n` times in [t_min, T] and their importance weights, both `(n,)`, float64, on the generator's device.
+
+        `t_min`: the SDE's unless given.
+        """
+        t_min = sde.t_min if t_min is None else t_min
+        device = None if generator is None else generator.device
+        draws = 1 if self.stratified else n
+        u = torch.rand(draws, generator=generator, dtype=real(device), device=device)
+        if self.stratified:
+            u = (torch.arange(n, dtype=u.dtype, device=device) + u) / n
+        t = self.quantile(sde, u, t_min).clamp(t_min, sde.T)
+        return t, self.weight(sde, t, t_min)
+
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor, t_min: float) -> None:  # noqa: B027 (most samplers learn nothing)
+        """Told the weighted losses `(n,)` at `t` `(n,)` of a whole batch, without importance weights."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """What a sampler that learns has learned."""
+        return {}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
+        """Takes back what `state_dict` gave."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformTime(TimeSampler):
+    """Independent uniform times."""
+
+    stratified: bool = False
+
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        return t_min + u * (sde.T - t_min)
+
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        return torch.full_like(t, 1 / (sde.T - t_min))
+
+
+@dataclass(frozen=True, kw_only=True)
+class StratifiedTime(UniformTime):
+    """Uniform times, one in each n-th of the interval."""
+
+    stratified: bool = True
+
+
+@dataclass(frozen=True, kw_only=True)
+class UniformLogSNR(TimeSampler):
+    """Times uniform in log_snr: q is proportional to g^2 / sigma^2, (2).
+
+    corrected: False gives the weight 1, where the density is meant as a part of the objective.
+    """
+
+    stratified: bool = True
+    corrected: bool = True
+
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        first, last = _ends(sde, t_min)
+        return sde.time_of_log_snr(first + u * (last - first))
+
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        first, last = _ends(sde, t_min)
+        return (sde.g(t) / sde.sigma(t)).square() / (first - last)
+
+    def weight(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        return super().weight(sde, t, t_min) if self.corrected else torch.ones_like(t)
+
+
+@dataclass(frozen=True, kw_only=True)
+class ImportanceTime(UniformLogSNR):
+    """Times for the likelihood weighting, in closed form: weight times weighting is the same at every t."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TabulatedTime(TimeSampler):
+    """Times with a density proportional to any `weighting`, by a table of its integral.
+
+    The density is constant between neighbouring nodes, which are uniform in log_snr, and the importance weights are those
+    of this very density: a coarse table costs variance, not bias.
+    """
+
+    weighting: Weighting = Likelihood()
+    nodes: int = 1024
+    stratified: bool = True
+
+    def __post_init__(self) -> None:
+        if self.nodes < 2:
+            raise UsageError(f"got nodes={self.nodes}; expected at least 2")
+
+    def _table(self, sde: SDE, t_min: float, like: Tensor) -> tuple[Tensor, Tensor]:
+        return _table(sde, self.weighting, t_min, self.nodes, like.device)
+
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        times, cdf = self._table(sde, t_min, u)
+        i = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, len(times) - 2)
+        return times[i] + (u - cdf[i]) / (cdf[i + 1] - cdf[i]) * (times[i + 1] - times[i])
+
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        times, cdf = self._table(sde, t_min, t)
+        i = (torch.searchsorted(times, t, right=True) - 1).clamp(0, len(times) - 2)
+        return (cdf[i + 1] - cdf[i]) / (times[i + 1] - times[i])
+
+
+@lru_cache(maxsize=16)
+def _table(sde: SDE, weighting: Weighting, t_min: float, nodes: int, device: torch.device) -> tuple[Tensor, Tensor]:
+    """Nodes `(nodes,)` rising in time, and the distribution function there. Kept on the device, so that no step copies."""
+    u = torch.linspace(0, 1, nodes, dtype=torch.float64)
+    first, last = _ends(sde, t_min)
+    times = sde.time_of_log_snr(first + u * (last - first)).clamp(t_min, sde.T)
+    times[0], times[-1] = t_min, sde.T
+    value = weighting(sde, times)
+    mass = (value[1:] + value[:-1]) / 2 * times.diff()
+    if not bool((mass > 0).all() & mass.isfinite().all()):
+        raise UsageError(f"got the weighting {weighting}, which is not positive and finite on [{t_min}, {sde.T}]")
+    cdf = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
+    return times.to(device, real(device)), (cdf / cdf[-1]).to(device, real(device))
+
+
+@dataclass(frozen=True, kw_only=True)
+class LogNormal(TimeSampler):
+    """log(sigma / alpha) ~ N(mean, std^2), cut off at the SDE's ends (Karras et al. 2022, table 1).
+
+    In that paper the density is a part of the objective, so the weight is 1 unless `corrected`.
+    """
+
+    mean: float = -1.2
+    std: float = 1.2
+    stratified: bool = True
+    corrected: bool = False
+
+    def __post_init__(self) -> None:
+        if not self.std > 0:
+            raise UsageError(f"got std={self.std}; expected a number > 0")
+
+    def _cdf_ends(self, sde: SDE, t_min: float) -> tuple[float, float]:
+        low, high = (NormalDist(self.mean, self.std).cdf(-l / 2) for l in _ends(sde, t_min))
+        if not low < high:
+            raise UsageError(f"got {self}, which has no mass on the noise levels of {sde}; expected a mean within them")
+        return low, high
+
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        low, high = self._cdf_ends(sde, t_min)
+        z = torch.special.ndtri((low + u * (high - low)).clamp(1e-300, 1 - 1e-16))
+        return sde.time_of_log_snr(-2 * (self.mean + self.std * z))
+
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        low, high = self._cdf_ends(sde, t_min)
+        z = (-sde.log_snr(t) / 2 - self.mean) / self.std
+        slope = (sde.g(t) / sde.sigma(t)).square() / 2  # of log(sigma / alpha) in t
+        normal = torch.exp(-z.square() / 2) / (2 * torch.pi) ** 0.5
+        return normal / self.std * slope / (high - low)
+
+    def weight(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        return super().weight(sde, t, t_min) if self.corrected else torch.ones_like(t)
+
+
+@dataclass(kw_only=True, eq=False)
+class Adaptive(TimeSampler):
+    """A density that follows the root of the loss's second moment (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
+
+    The second moment of the weighted loss is tracked in `bins` of equal width in log_snr, as an exponential average of
+    rate `decay` per batch that hits the bin; a bin counts as unseen, and shares the mean of the seen ones, until it has
+    been hit. A part `floor` of the draws is uniform in log_snr, so the weights stay bounded.
+    """
+
+    bins: int = 32
+    decay: float = 0.99
+    floor: float = 0.1
+    stratified: bool = True
+    moments: Tensor = field(init=False, repr=False)  # (bins,), sums of the average
+    counts: Tensor = field(init=False, repr=False)  # (bins,), its normalisation
+
+    def __post_init__(self) -> None:
+        if self.bins < 2 or not 0 < self.decay < 1 or not 0 < self.floor <= 1:
+            raise UsageError(
+                f"got bins={self.bins}, decay={self.decay}, floor={self.floor}; "
+                "expected bins >= 2, decay in (0, 1), floor in (0, 1]"
+            )
+        self.moments = torch.zeros(self.bins, dtype=torch.float64)
+        self.counts = torch.zeros(self.bins, dtype=torch.float64)
+
+    def _probabilities(self, sde: SDE, t_min: float, like: Tensor) -> tuple[Tensor, Tensor]:
+        """The bins' edges in u = (first - log_snr) / (first - last), and their probabilities."""
+        moments, counts = (v.to(like.device, real(like.device)) for v in (self.moments, self.counts))
+        edges = torch.linspace(0, 1, self.bins + 1, dtype=moments.dtype, device=like.device)
+        # q in t is proportional to the root of E[loss^2]; a bin's mass is that times its width in time
+        first, last = _ends(sde, t_min)
+        width = sde.time_of_log_snr(first + edges * (last - first)).diff()
+        seen = counts > 0
+        root = (moments / counts.clamp(min=1e-300)).sqrt()
+        mean = torch.where(seen, root, 0.0).sum() / seen.sum().clamp(min=1)
+        mass = torch.where(seen, root, mean) * width
+        mass = torch.where(mass.sum() > 0, mass, torch.ones_like(mass))
+        return edges, self.floor / self.bins + (1 - self.floor) * mass / mass.sum()
+
+    def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
+        edges, p = self._probabilities(sde, t_min, u)
+        cdf = torch.cat([torch.zeros_like(p[:1]), p.cumsum(0)])
+        i = (torch.searchsorted(cdf, u, right=True) - 1).clamp(0, self.bins - 1)
+        place = edges[i] + (u - cdf[i]) / p[i] / self.bins
+        first, last = _ends(sde, t_min)
+        return sde.time_of_log_snr(first + place * (last - first))
+
+    def _bin(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        first, last = _ends(sde, t_min)
+        return ((first - sde.log_snr(t)) / (first - last) * self.bins).long().clamp(0, self.bins - 1)
+
+    def density(self, sde: SDE, t: Tensor, t_min: float) -> Tensor:
+        first, last = _ends(sde, t_min)
+        p = self._probabilities(sde, t_min, t)[1]
+        slope = (sde.g(t) / sde.sigma(t)).square() / (first - last)
+        return p[self._bin(sde, t, t_min)] * self.bins * slope
+
+    def observe(self, sde: SDE, t: Tensor, loss: Tensor, t_min: float) -> None:
+        if self.moments.device != t.device:
+            self.moments, self.counts = (v.to(t.device, real(t.device)) for v in (self.moments, self.counts))
+        index = self._bin(sde, t, t_min)
+        finite = loss.isfinite()
+        square = torch.where(finite, loss.detach().to(self.moments.dtype).square(), 0.0)
+        zero = torch.zeros_like(self.moments)
+        hits = zero.index_add(0, index, finite.to(zero.dtype))
+        decay = torch.where(hits > 0, self.decay, 1.0)
+        mean = zero.index_add(0, index, square) / hits.clamp(min=1)
+        self.moments = decay * self.moments + (1 - decay) * mean
+        self.counts = decay * self.counts + (1 - decay)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        return {"moments": self.moments, "counts": self.counts}
+
+    def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        if set(state) != {"moments", "counts"} or any(len(v) != self.bins for v in state.values()):
+            raise UsageError(f"got a state of {sorted(state)}; expected moments and counts of {self.bins} bins")
+        self.moments, self.counts = state["moments"].clone(), state["counts"].clone()
+
+
+@lru_cache(maxsize=64)
+def _ends(sde: SDE, t_min: float) -> tuple[float, float]:
+    """log_snr at `t_min` and at T."""
+    first, last = (float(sde.log_snr(t)) for t in (t_min, sde.T))
+    if not math.isfinite(first - last):
+        raise UsageError(
+            f"got t_min={t_min}, where log_snr is {first}; expected a time at which it is finite, such as {sde.T * 1e-5:g}"
+        )
+    return first, last
