@@ -1,0 +1,56 @@
+"""Evaluation: measures of samples against data, with errors, beside what held-out data score; and pictures.
+
+report = evaluation.evaluate_samples(transform.to_data(result.x), dataset)
+print(report)                             # FD[clf-digits-1a2b]  1.23 ± 0.04   0.71 ± 0.03   ...
+report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_floor
+"""
+
+from __future__ import annotations
+
+from evaluation.classifier import Classifier, train_classifier
+from evaluation.estimate import Estimate
+from evaluation.features import Coordinates, Extracted, Features, Pixels, RandomConvolutions
+from evaluation.frechet import Moments, frechet_distance, frechet_distance_of_moments
+from evaluation.inception import Inception, load_inception
+from evaluation.inception_score import class_score
+from evaluation.kernel import kernel_distance, mmd
+from evaluation.neighbours import Manifold, manifold, nearest
+from evaluation.pictures import make_grid, save_gif, save_grid, save_scatter
+from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
+from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
+from evaluation.sliced import sliced_wasserstein
+
+__all__ = [
+    "Classifier",
+    "Comparison",
+    "Coordinates",
+    "Estimate",
+    "EvaluationReport",
+    "Extracted",
+    "Features",
+    "Inception",
+    "Manifold",
+    "Measure",
+    "Moments",
+    "Pixels",
+    "RandomConvolutions",
+    "class_score",
+    "compare_samplers",
+    "dataset_quality",
+    "default_features",
+    "evaluate_samples",
+    "flow_error",
+    "frechet_distance",
+    "frechet_distance_of_moments",
+    "kernel_distance",
+    "load_inception",
+    "make_grid",
+    "manifold",
+    "mmd",
+    "nearest",
+    "save_gif",
+    "save_grid",
+    "save_scatter",
+    "sliced_wasserstein",
+    "train_classifier",
+]

@@ -1,0 +1,184 @@
+"""Pictures of samples: a grid of images, a scatter of points, a moving picture. Written with Pillow and
+matplotlib, which are imported when a picture is written."""
+
+from __future__ import annotations
+
+import math
+import os
+from collections.abc import Sequence
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from data import DataError
+
+__all__ = ["make_grid", "save_gif", "save_grid", "save_scatter"]
+
+
+def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> Tensor:
+    """One picture (C, H', W') of images (N, C, H, W) in [0, 1], row by row.
+
+    Args:
+        images: values outside [0, 1] are clamped.
+        columns: of the grid; as near to a square as can be where None.
+        padding: white pixels between and around.
+
+    Raises:
+        DataError: not (N, C, H, W) with 1 or 3 channels, NaN, or no images.
+    """
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0 or not images.is_floating_point():
+        raise DataError(
+            f"images are {images.dtype} {tuple(images.shape)}, expected floating-point (N, C, H, W) in [0, 1] "
+            "with 1 or 3 channels"
+        )
+    if bool(torch.isnan(images).any()):
+        raise DataError("images hold NaN, expected numbers in [0, 1]")
+    columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
+    if columns < 1 or padding < 0:
+        raise DataError(f"columns is {columns} and padding {padding}, expected at least 1 and 0")
+    count, channels, height, width = images.shape
+    rows = -(-count // columns)
+    grid = torch.ones((channels, rows * (height + padding) + padding, columns * (width + padding) + padding))
+    for i, image in enumerate(images.detach().cpu().float().clamp(0, 1)):
+        top = (i // columns) * (height + padding) + padding
+        left = (i % columns) * (width + padding) + padding
+        grid[:, top : top + height, left : left + width] = image
+    return grid
+
+
+def _pixels(picture: Tensor) -> np.ndarray:
+    """uint8 (H, W) or (H, W, 3) of (C, H, W) in [0, 1]."""
+    array = (picture * 255).round().to(torch.uint8).permute(1, 2, 0).numpy()
+    return array[:, :, 0] if array.shape[2] == 1 else array
+
+
+def _target(path: str | os.PathLike[str]) -> Path:
+    target = Path(path)
+    try:
+        target.parent.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise DataError(f"{target.parent} cannot be made: {error.strerror or error}") from error
+    return target
+
+
+def _enlarged(picture: Tensor, scale: int) -> Tensor:
+    if scale < 1:
+        raise DataError(f"scale is {scale}, expected at least 1")
+    return picture.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
+
+
+def save_grid(
+    path: str | os.PathLike[str], images: Tensor, columns: int | None = None, *, padding: int = 1, scale: int = 1
+) -> None:
+    """Write `make_grid(images, columns, padding)` as a picture, every pixel `scale` times as large.
+
+    Raises:
+        DataError: as `make_grid`; or the file cannot be written.
+    """
+    from PIL import Image
+
+    target = _target(path)
+    picture = _enlarged(make_grid(images, columns, padding), scale)
+    try:
+        Image.fromarray(_pixels(picture)).save(target)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target} cannot be written: {error}") from error
+
+
+def save_gif(
+    path: str | os.PathLike[str],
+    frames: Sequence[Tensor],
+    *,
+    columns: int | None = None,
+    scale: int = 1,
+    seconds: float = 4.0,
+) -> None:
+    """Write a moving picture that repeats.
+
+    Args:
+        path: ends in .gif.
+        frames: each a picture (C, H, W), or images (N, C, H, W) that become a grid, in [0, 1]; all of one
+            shape.
+        columns, scale: of the grids.
+        seconds: of one round; the last frame is held for a quarter of it.
+
+    Raises:
+        DataError: no frames, shapes that differ, or the file cannot be written.
+    """
+    from PIL import Image
+
+    if len(frames) == 0 or any(frame.shape != frames[0].shape for frame in frames):
+        shapes = sorted({tuple(frame.shape) for frame in frames})
+        raise DataError(f"frames have shapes {shapes}, expected at least one frame, all of one shape")
+    if seconds <= 0:
+        raise DataError(f"seconds is {seconds}, expected a positive time")
+    target = _target(path)
+    pictures = []
+    for frame in frames:
+        grid = make_grid(frame if frame.ndim == 4 else frame.unsqueeze(0), columns, 1 if frame.ndim == 4 else 0)
+        pictures.append(Image.fromarray(_pixels(_enlarged(grid, scale))))
+    # A GIF's clock has steps of 10 ms.
+    durations = [max(20, round(750 * seconds / len(frames)))] * (len(frames) - 1) + [round(250 * seconds)]
+    try:
+        pictures[0].save(target, format="GIF", save_all=True, append_images=pictures[1:], duration=durations, loop=0)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target} cannot be written: {error}") from error
+
+
+def save_scatter(
+    path: str | os.PathLike[str],
+    points: Tensor,
+    reference: Tensor | None = None,
+    *,
+    title: str | None = None,
+    size: float = 2.0,
+) -> None:
+    """Write points (N, 2), beside a reference (M, 2) on the same axes where one is given. Of more coordinates
+    the first two are shown.
+
+    Args:
+        path: the ending decides the format.
+        points: finite.
+        reference: data to compare with.
+        title: over the points.
+        size: of a dot.
+
+    Raises:
+        DataError: not (N, D) with D at least 2, no finite points, or the file cannot be written.
+    """
+    # A figure of its own on the Agg canvas: no global state and no display, whatever the user's backend.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    clouds = [("samples" if title is None else title, points)]
+    if reference is not None:
+        clouds.insert(0, ("data", reference))
+    shown = []
+    for name, cloud in clouds:
+        if cloud.ndim != 2 or cloud.shape[1] < 2 or len(cloud) == 0:
+            raise DataError(f"{name} have shape {tuple(cloud.shape)}, expected points (N, 2)")
+        xy = cloud[:, :2].detach().cpu().double()
+        shown.append((name, xy[torch.isfinite(xy).all(dim=1)]))
+    frame = shown[0][1]
+    if len(frame) == 0:
+        raise DataError(f"{shown[0][0]} have no finite points, expected numbers")
+    # The data decide the axes, so that a few samples far away do not hide the rest.
+    low, high = frame.min(dim=0).values, frame.max(dim=0).values
+    centre, reach = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
+    figure = Figure(figsize=(4 * len(shown), 4.2), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axes, (name, xy) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
+        axes.scatter(xy[:, 0].numpy(), xy[:, 1].numpy(), s=size, linewidths=0, alpha=0.6)
+        axes.set(
+            xlim=(float(centre[0]) - reach, float(centre[0]) + reach),
+            ylim=(float(centre[1]) - reach, float(centre[1]) + reach),
+            aspect="equal",
+            title=name,
+        )
+    target = _target(path)
+    try:
+        figure.savefig(target, dpi=110)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target} cannot be written: {error}") from error
