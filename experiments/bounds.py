@@ -1,0 +1,212 @@
+"""The three ways of stating bits/dim, on one finished run, in one table.
+
+    python experiments/bounds.py --run runs/vp --split test
+
+Flow values (with uniform and with truncated-normal noise, one-sample and importance-weighted) and variational bounds
+(continuous, and of DDPM's chain), each row with what it was given, on the same images. A row is the value of its own model
+and its own protocol: rows of different data or different t_min are not one number measured twice. Writes RUN/bounds.md and
+the numbers under "bounds" in results.json.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import torch
+from torch import Tensor
+
+from data import DataError
+from experiments import build, command_line
+from experiments.results import update_results
+from likelihood import (
+    BitsPerDim,
+    Bound,
+    Dequantizer,
+    Exact,
+    Hutchinson,
+    TruncatedNormal,
+    Uniform,
+    bits_per_dim,
+    elbo,
+    pilot_grid,
+)
+from likelihood.bounds import Bins, Decoder, DiscretizedGaussian
+from numerics import Adams, SampleStreams
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One way: its name, what it was given, and the mean over the images with its standard error."""
+
+    way: str
+    given: str
+    t_min: float
+    mean: float
+    stderr: float
+
+    @classmethod
+    def of(cls, way: str, given: str, t_min: float, values: Tensor) -> Row:
+        """From values per image, `(B,)` bits/dim; those that are not finite are left out, and that is said."""
+        good = values[values.isfinite()]
+        lost = len(values) - len(good)
+        stderr = float(good.std()) / math.sqrt(len(good)) if len(good) > 1 else math.nan
+        text = given + (f"; {lost} images left out" if lost else "")
+        return cls(way=way, given=text, t_min=t_min, mean=float(good.mean()), stderr=stderr)
+
+
+def rows(
+    run: build.Run,
+    images: Tensor,
+    ids: Tensor,
+    *,
+    seed: int = 0,
+    K: int = 8,
+    steps: int = 64,
+    draws: int = 128,
+    probes: int = 4,
+    truncation: float = 0.25,
+) -> list[Row]:
+    """The table's rows for grey values `images` `(B, *)`.
+
+    Args:
+        K: draws of the dequantisation noise, of the importance-weighted values.
+        steps: of the flow's solver. draws: of the bounds. probes: trace estimates; 0 for the exact trace.
+        truncation: the noise at the t_min of the truncated-normal rows, in bins: sigma/alpha over the bin's width.
+    """
+    sde, model, transform = run.sde, run.model, run.transform
+    D = images[0].numel()
+    width = math.exp(transform.log_det)
+    high = float(sde.log_snr(sde.t_min))
+    t_cut = float(sde.time_of_log_snr(min(high, -2 * math.log(truncation * width))))
+    found: list[Row] = []
+
+    def flow(name: str, dequantizer: Dequantizer, data: str, t_min: float) -> None:
+        pilot = run.dataset.split("train").x[:8].to(images.device)
+        x, _ = dequantizer(pilot, transform, sde, t_min, generator=SampleStreams(seed))
+        result: BitsPerDim = bits_per_dim(
+            sde,
+            model,
+            images,
+            transform,
+            dequantizer=dequantizer,
+            draws=K,
+            divergence=Hutchinson(probes=probes) if probes else Exact(),
+            solver=Adams(steps=steps, points=4),
+            flow=run.flow,
+            grid=pilot_grid(sde, model, x, flow=run.flow, t_min=t_min, tolerance=1e-3),
+            companions=0,
+            t_min=t_min,
+            generator=SampleStreams(seed, ids),
+        )
+        trace = f"{probes} probes" if probes else "exact trace"
+        found.append(Row.of(f"flow, {name}", f"{data}, {K} draws; {steps} steps, {trace}", t_min, result.per_image))
+        weighted = result.importance_weighted(D)
+        # exp() turns the probes' errors into a gain: with s their standard deviation in nats, about s^2 / 2 at most
+        spread = (
+            float(result.estimates.var(dim=2).mean()) / max(probes, 1) * (D * math.log(2)) ** 2 if probes > 1 else 0.0
+        )
+        note = f"; the probes may lower it by up to {spread / 2 / (D * math.log(2)):.3f}" if probes > 1 else ""
+        found.append(
+            Row.of(f"flow, {name}, importance-weighted", f"the same {K} draws, - log K{note}", t_min, weighted)
+        )
+
+    def bound(
+        way: str, data: str, x_0: Tensor, decoder: Decoder | None, t_min: float, chain: int | None = None, **det: float
+    ) -> None:
+        result: Bound = elbo(
+            sde,
+            model,
+            x_0,
+            decoder=decoder,
+            data=None if decoder is None else images,
+            draws=draws,
+            steps=chain,
+            t_min=t_min,
+            data_std=run.model.data_std,
+            generator=SampleStreams(seed, ids),
+        )
+        found.append(Row.of(way, f"{data}; {draws} draws of time and noise", t_min, result.bits_per_dim(D, **det)))
+
+    flow("uniform dequantisation", Uniform(), "images + uniform noise, read as states at t_min", sde.t_min)
+    flow("truncated-normal dequantisation", TruncatedNormal(), "grid points + the noise of t_min", t_cut)
+    centres = transform(images.to(torch.float32) + 0.5)
+    noisy, _ = Uniform()(images, transform, sde, sde.t_min, generator=SampleStreams(seed + 1, ids))
+    real, grid = "images + uniform noise", "grid points"
+    bound("continuous ELBO, Gaussian decoder", real, noisy, None, sde.t_min, log_det=transform.log_det)
+    bound("continuous ELBO, Bins decoder", grid, centres, Bins(transform=transform), sde.t_min)
+    t_chain = max(sde.t_min, sde.T / 1000)
+    bound(
+        "chain bound of 1,000 levels (DDPM), discretised Gaussian",
+        grid,
+        centres,
+        DiscretizedGaussian(transform=transform),
+        t_chain,
+        999,
+    )
+    return found
+
+
+def table(found: list[Row], run: build.Run, split: str, images: int) -> str:
+    lines = [
+        f"# Bits/dim of {run.config.name} ({run.dataset.name}), step {run.step}",
+        "",
+        f"{images} images of the split {split!r}; ± is the standard error over images, everything included.",
+        "A bound holds for its own model: flow rows for the probability flow, ELBO and chain rows for the reverse SDE. With a",
+        "learned score these are different models, and either may be lower. Papers mostly quote the first row.",
+        "",
+        "| way | given | t_min | bits/dim |",
+        "|---|---|---|---|",
+    ]
+    lines += [f"| {r.way} | {r.given} | {r.t_min:.2g} | {r.mean:.3f} ± {r.stderr:.3f} |" for r in found]
+    return "\n".join(lines) + "\n"
+
+
+def main(arguments: list[str]) -> int:
+    parser = command_line.Parser(description="The three ways of stating bits/dim of a finished run, in one table.")
+    parser.add_argument("--run", required=True, type=Path, help="the run folder")
+    parser.add_argument("--split", default="test", help="of the run's data set")
+    parser.add_argument("--limit", default=64, type=int, help="score only so many images; 0: all")
+    parser.add_argument("--K", default=8, type=int, help="draws of the dequantisation noise")
+    parser.add_argument("--steps", default=64, type=int, help="of the flow's solver")
+    parser.add_argument("--draws", default=128, type=int, help="of the bounds")
+    parser.add_argument("--probes", default=4, type=int, help="trace estimates a draw; 0: exact trace")
+    parser.add_argument("--truncation", default=0.25, type=float, help="noise at the truncated normal's t_min, in bins")
+    parser.add_argument("--seed", default=0, type=int, help="of noise and probes")
+    parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
+    options = parser.parse_args(arguments)
+    for name in ("K", "steps", "draws", "truncation"):
+        if getattr(options, name) <= 0:
+            raise ValueError(f"got --{name}={getattr(options, name)}; expected a number > 0")
+    device = build.device(options.device)
+    run = build.load_run(options.run, device)
+    if run.transform.levels is None:
+        raise DataError(f"got the run {options.run} on {run.dataset.name}, which has no grey levels; expected images")
+    data = run.dataset.split(options.split)
+    n = min(len(data), options.limit or len(data))
+    part = data.take(slice(0, n))
+    found = rows(
+        run,
+        part.x.to(device),
+        part.ids,
+        seed=options.seed,
+        K=options.K,
+        steps=options.steps,
+        draws=options.draws,
+        probes=options.probes,
+        truncation=options.truncation,
+    )
+    text = table(found, run, options.split, n)
+    (options.run / "bounds.md").write_text(text)
+    update_results(options.run, {"bounds": {"split": options.split, "images": n, "rows": [vars(r) for r in found]}})
+    print(text, end="")
+    return 0
+
+
+if __name__ == "__main__":
+    command_line.run(main)

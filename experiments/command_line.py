@@ -1,0 +1,139 @@
+"""Command lines that answer in one line.
+
+Two kinds: the experiments (`vp.py`, ...) take every value of their configuration as a flag `--config.a.b=...` through
+ml_collections; the tools on a finished run (`sample.py`, `nll.py`, ...) take plain options. Both refuse what they do not
+know with one line that says what was got, what was expected and what to do, and leave with a documented exit code:
+
+    0 done   2 usage   3 data   4 a value that is not finite   5 disk or checkpoint   130 SIGINT   143 SIGTERM
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+from collections.abc import Callable, Iterator
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict
+from ml_collections.config_flags import config_flags
+
+from data import DataError
+from samplers import SamplingError
+from training.errors import TrainingError
+
+USAGE, DATA, NONFINITE = 2, 3, 4
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Calls `main(arguments)` and leaves with its exit code; an error of the project's becomes one line on stderr."""
+    name = sys.argv[0].rsplit("/", 1)[-1]
+    try:
+        code = main(sys.argv[1:] if argv is None else argv) or 0
+    except TrainingError as error:
+        code = _complain(name, error, error.exit_code)
+    except DataError as error:
+        code = _complain(name, error, DATA)
+    except SamplingError as error:
+        code = _complain(name, error, NONFINITE)
+    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+        code = _complain(name, error, USAGE)
+    except KeyboardInterrupt:
+        code = _complain(name, "interrupted", 130)
+    sys.exit(code)
+
+
+def _complain(name: str, error: object, code: int) -> int:
+    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    return code
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line and whose help shows every default."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+
+    def error(self, message: str) -> NoReturn:
+        raise ValueError(f"{message} (try --help)")
+
+
+def parse_experiment(
+    config: ConfigDict, arguments: list[str], description: str
+) -> tuple[ConfigDict, str, bool, list[str]]:
+    """The configuration with its `--config.a.b=...` flags applied, `--workdir`, `--resume`, `--allow_change`.
+
+    Raises:
+        ValueError: for an unknown flag, a value of the wrong type, or a stray argument.
+        SystemExit: after `--help`, which lists every value with its default.
+    """
+    if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
+        print(_help(config, description))
+        raise SystemExit(0)
+    values = flags.FlagValues()
+    line = ["experiment", *arguments]
+    try:
+        # the values' flags are made from the command line as they are defined, so an unknown one fails here
+        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=line)
+        flags.DEFINE_string("workdir", f"runs/{config.name}", "the run folder", flag_values=values)
+        flags.DEFINE_boolean("resume", False, "go on from the newest checkpoint", flag_values=values)
+        flags.DEFINE_list("allow_change", [], "values that may differ on --resume", flag_values=values)
+        rest = values(line)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise ValueError(f"got the unknown flag --{error.flagname}; {_near(error.flagname, config)}") from error
+    except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
+        raise ValueError(_flag_error(error, arguments, config)) from error
+    if rest:
+        raise ValueError(
+            f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
+            "(a boolean takes =True or =False)"
+        )
+    return values.config, values.workdir, values.resume, values.allow_change
+
+
+def _leaves(config: ConfigDict, prefix: str = "config") -> Iterator[tuple[str, object]]:
+    for key, value in config.items():
+        if isinstance(value, ConfigDict):
+            yield from _leaves(value, f"{prefix}.{key}")
+        else:
+            yield f"{prefix}.{key}", value
+
+
+def _near(flag: str, config: ConfigDict) -> str:
+    import difflib
+
+    known = ["workdir", "resume", "allow_change", *(name for name, _ in _leaves(config))]
+    close = difflib.get_close_matches(flag, known, n=3, cutoff=0.5)
+    if close:
+        return "did you mean " + " or ".join(f"--{c}" for c in close) + "? (--help lists all)"
+    return "--help lists all"
+
+
+def _flag_error(error: Exception, arguments: list[str], config: ConfigDict) -> str:
+    """The one line behind an ml_collections or absl error."""
+    known = dict(_leaves(config))
+    for argument in arguments:
+        match = re.match(r"--(config\.[\w.]+)(?:=(.*))?$", argument, re.DOTALL)
+        if match and match[1] not in known:
+            return f"got the unknown flag --{match[1]}; {_near(match[1], config)}"
+    for argument in reversed(arguments):
+        match = re.match(r"--(config\.[\w.]+)=(.*)$", argument, re.DOTALL)
+        if match and match[1] in str(error):
+            wanted = type(known[match[1]]).__name__
+            return f"got --{match[1]}={match[2]!r}; expected a value of type {wanted}, such as {known[match[1]]!r}"
+    return f"{error} (--help lists all flags)"
+
+
+def _help(config: ConfigDict, description: str) -> str:
+    lines = [
+        description.strip(),
+        "",
+        f"  --workdir={'runs/' + config.name}  the run folder",
+        "  --resume=False  go on from the run folder's newest checkpoint, or start where there is none",
+        "  --allow_change=  names of values, with commas, that may differ from the run folder's on --resume",
+        "",
+        "values of the configuration, with their defaults:",
+        "",
+    ]
+    return "\n".join(lines + [f"  --{name}={value}" for name, value in _leaves(config)])
