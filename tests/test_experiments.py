@@ -1,0 +1,277 @@
+"""The scripts, as a user calls them: run, resume, sample, score, and what they refuse."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+ROOT = Path(__file__).resolve().parents[1]
+QUICK = [
+    "--config.training.steps=4",
+    "--config.training.warmup=1",
+    "--config.training.batch_size=16",
+    "--config.training.log_every=1",
+    "--config.training.checkpoint_every=2",
+    "--config.training.eval_every=2",
+    "--config.model.channels=8",
+    "--config.model.mlp_width=16",
+    "--config.sampling.steps=2",
+    "--config.sampling.second_steps=2",
+    "--config.sampling.n=3",
+    "--config.likelihood.steps=3",
+    "--config.likelihood.limit=5",
+    "--config.likelihood.batch_size=3",
+    "--config.baselines=False",
+]
+
+
+def script(name, *arguments, check=True, timeout=120):
+    done = subprocess.run(
+        [sys.executable, f"experiments/{name}.py", *map(str, arguments)],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=timeout,
+    )
+    if check:
+        assert done.returncode == 0, done.stderr[-2000:]
+    return done
+
+
+def refused(done, code, *words):
+    """One line, no traceback, that code."""
+    assert done.returncode == code, (done.returncode, done.stderr)
+    last = [line for line in done.stderr.strip().splitlines() if line][-1]
+    assert "Traceback" not in done.stderr
+    for word in words:
+        assert word in last, last
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "vp"
+    script("vp", f"--workdir={folder}", *QUICK)
+    return folder
+
+
+class TestRunFolder:
+    def test_holds_what_is_promised(self, run):
+        results = json.loads((run / "results.json").read_text())
+        assert {"mean", "stderr"} <= results["bits_per_dim"].keys()
+        assert results["bits_per_dim"]["images"] == 5
+        assert results["training"]["steps"] == 4 and results["training"]["seconds"] > 0
+        assert {"sampler", "nfe", "seconds"} <= results["sampling"].keys()
+        assert json.loads((run / "config.json").read_text())["training"]["steps"] == 4
+        assert (run / "samples" / "pc.png").stat().st_size > 100
+        assert list((run / "tensorboard").glob("events*")) or list(run.rglob("events.out.tfevents*"))
+        assert (run / "report.md").read_text().count("bits/dim") >= 2
+        newest = torch.load(run / "checkpoints" / "step_00000004.pt", weights_only=True)
+        assert newest["config"]["name"] == "vp"
+
+    def test_is_not_overwritten(self, run):
+        before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}
+        refused(script("vp", f"--workdir={run}", *QUICK, check=False), 2, "--resume")
+        assert before == {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}
+
+    def test_resumes_a_finished_run_without_training_again(self, run):
+        before = json.loads((run / "results.json").read_text())
+        script("vp", f"--workdir={run}", "--resume", *QUICK)
+        after = json.loads((run / "results.json").read_text())
+        assert after["bits_per_dim"]["mean"] == before["bits_per_dim"]["mean"]
+        assert after["training"]["steps"] == 4
+
+    def test_another_configuration_is_refused_on_resume_unless_allowed(self, run):
+        changed = [*QUICK, "--config.sampling.n=2"]
+        refused(script("vp", f"--workdir={run}", "--resume", *changed, check=False), 2, "sampling.n", "allow")
+
+
+class TestTools:
+    @pytest.mark.parametrize("sampler", ["ddim", "pc", "ode"])
+    def test_sample_with_any_sampler(self, run, sampler, tmp_path):
+        options = [] if sampler == "ode" else ["--steps", 2]
+        done = script("sample", "--run", run, "--sampler", sampler, "--n", 3, "--out", tmp_path / "x.png", *options)
+        assert "3 samples" in done.stdout and (tmp_path / "x.png").exists()
+
+    def test_nll_counts_every_image_and_goes_on_where_it_stopped(self, run):
+        arguments = ["--run", run, "--limit", 7, "--steps", 3, "--batch_size", 3, "--draws", 1]
+        first = script("nll", *arguments).stdout.splitlines()[-1]
+        assert "7 images" in first
+        (parts,) = {f.parent for f in run.glob("nll/test-*/part_00002.npz")}
+        values = [np.load(f)["estimates"] for f in sorted(parts.glob("part_*.npz"))]
+        assert [len(v) for v in values] == [3, 3, 1]
+        (parts / "part_00001.npz").unlink()  # as if it had been killed there
+        assert script("nll", *arguments).stdout.splitlines()[-1] == first
+        again = [np.load(f)["estimates"] for f in sorted(parts.glob("part_*.npz"))]
+        assert all(np.array_equal(a, b) for a, b in zip(values, again))
+
+    def test_nll_shared_by_two_processes_gives_the_same_numbers(self, run):
+        arguments = ["--run", str(run), "--limit", "7", "--steps", "2", "--batch_size", "2", "--draws", "1"]
+        for rank in ("1", "0"):
+            environment = {**os.environ, "RANK": rank, "WORLD_SIZE": "2"}
+            done = subprocess.run(
+                [sys.executable, "experiments/nll.py", *arguments],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                env=environment,
+            )
+            assert done.returncode == 0, done.stderr
+        assert "7 images" in done.stdout  # the last to finish finds all parts
+        newest = max(run.glob("nll/test-*"), key=lambda f: f.stat().st_mtime)
+        together = [np.load(f)["estimates"] for f in sorted(newest.glob("part_*.npz"))]
+        for part in newest.glob("part_*.npz"):
+            part.unlink()
+        script("nll", *arguments)
+        assert all(
+            np.array_equal(a, np.load(f)["estimates"]) for a, f in zip(together, sorted(newest.glob("part_*.npz")))
+        )
+
+    def test_samples_shared_by_two_processes_are_those_of_one(self, run):
+        """Written once each, and the same; the second call finds every part there."""
+        arguments = ["--run", str(run), "--sampler", "euler_maruyama", "--steps", "3", "--n", "7", "--batch_size", "2"]
+
+        def draw(**environment):
+            done = subprocess.run(
+                [sys.executable, "experiments/sample.py", *arguments],
+                capture_output=True,
+                text=True,
+                cwd=ROOT,
+                env={**os.environ, **environment},
+            )
+            assert done.returncode == 0, done.stderr
+            return done.stdout
+
+        draw(RANK="1", WORLD_SIZE="2")
+        assert "7 samples" in draw(RANK="0", WORLD_SIZE="2")
+        (folder,) = (f for f in run.glob("samples/euler_maruyama-*") if f.is_dir())
+        files = sorted(folder.glob("part_*.npz"))
+        together = [np.load(f)["x"] for f in files]
+        assert [len(x) for x in together] == [2, 2, 2, 1]
+        before = [f.stat().st_mtime_ns for f in files]
+        draw()
+        assert before == [f.stat().st_mtime_ns for f in files]
+        for f in files[1:3]:
+            f.unlink()
+        draw()
+        assert all(np.array_equal(a, np.load(f)["x"]) for a, f in zip(together, files))
+
+
+class TestRefusals:
+    def test_a_wrong_key_is_named_with_what_was_meant(self, tmp_path):
+        done = script("vp", f"--workdir={tmp_path / 'new'}", "--config.training.step=3", check=False)
+        refused(done, 2, "config.training.step", "config.training.steps")
+        assert not (tmp_path / "new").exists()
+
+    @pytest.mark.parametrize(
+        ("flag", "words"),
+        [
+            ("--config.training.steps=many", ("steps", "many", "int")),
+            ("--config.training.steps=0", ("steps=0", "expected")),
+            ("--config.sde.beta_min=-1.0", ("beta_min=-1.0",)),
+            ("--config.data.name=digit", ("digit", "digits")),
+            ("--config.model.parametrization=x", ("preconditioned",)),
+            ("--config.sampling.sampler=pcc", ("pcc", "ddim")),
+            ("--config.training.weighting=none", ("likelihood",)),
+            ("--config.likelihood.split=tset", ("tset", "test")),
+            ("--config.sampling.n=0", ("n=0",)),
+            ("--config.sampling.second=pc", ("two samplers",)),
+            ("--config.model.channels=0", ("config.model",)),
+            ("--config.device=cuda:77", ("cuda:77", "cpu")),
+            ("stray", ("stray", "--flag=value")),
+        ],
+    )
+    def test_wrong_values_leave_no_folder_behind(self, tmp_path, flag, words):
+        done = script("vp", f"--workdir={tmp_path / 'new'}", flag, check=False)
+        refused(done, 2, *words)
+        assert not (tmp_path / "new").exists()
+
+    def test_help_shows_every_value_with_its_default(self):
+        shown = script("ve", "--help").stdout
+        for flag in (
+            "--config.sde.sigma_max=10.0",
+            "--config.training.batch_size=128",
+            "--workdir=runs/ve",
+            "--resume",
+        ):
+            assert flag in shown
+        for tool in ("sample", "nll"):
+            assert "--seed" in script(tool, "--help").stdout
+
+    def test_tools_refuse_what_is_no_run(self, tmp_path, run):
+        refused(script("nll", "--run", tmp_path / "none", check=False), 2, "config.json")
+        (tmp_path / "empty").mkdir()
+        (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
+        refused(script("nll", "--run", tmp_path / "empty", check=False), 2, "no checkpoint")
+        refused(script("sample", "--run", run, "--sampler", "ddmi", check=False), 2, "ddmi", "ddim")
+        refused(script("sample", "--run", run, "--n", "0", check=False), 2, "--n=0")
+        refused(script("nll", "--run", run, "--split", "tset", check=False), 2, "tset", "test")
+        refused(script("nll", "--run", run, "--solver", "rk", check=False), 2, "accurate")
+
+    def test_a_truncated_checkpoint_is_noticed(self, tmp_path, run):
+        import shutil
+
+        broken = tmp_path / "broken"
+        shutil.copytree(run, broken)
+        for file in sorted((broken / "checkpoints").glob("*.pt")):
+            file.write_bytes(file.read_bytes()[:1000])
+        refused(script("sample", "--run", broken, "--steps", 2, check=False), 2, "checkpoint")
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", ["ve", "sub_vp"])
+@pytest.mark.parametrize("data", ["digits", "moons"])
+def test_the_other_sdes_and_points_run(name, data, tmp_path):
+    folder = tmp_path / name
+    script(name, f"--workdir={folder}", f"--config.data.name={data}", *QUICK)
+    done = script("sample", "--run", folder, "--sampler", "pc", "--steps", 2, "--n", 3)
+    assert "3 samples" in done.stdout
+    assert "5 images" in script("nll", "--run", folder, "--limit", 5, "--steps", 3).stdout
+
+
+def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
+    folder = tmp_path / "vp"
+    long = [f for f in QUICK if "steps=4" not in f] + ["--config.training.steps=100000"]
+    process = subprocess.Popen(
+        [sys.executable, "experiments/vp.py", f"--workdir={folder}", *long],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 90
+    while not list((folder / "checkpoints").glob("*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    process.send_signal(signal.SIGINT)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 130, stderr
+    assert "resume" in stderr.strip().splitlines()[-1] and "Traceback" not in stderr
+    saved = max(int(f.stem[5:]) for f in (folder / "checkpoints").glob("step_*.json"))
+    assert saved > 0
+    shorter = [f for f in QUICK if "steps=4" not in f] + [f"--config.training.steps={saved + 1}"]
+    script("vp", f"--workdir={folder}", "--resume", "--allow_change=training.steps", *shorter)
+    assert json.loads((folder / "results.json").read_text())["training"]["steps"] == saved + 1
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_run(tmp_path):
+    folder = tmp_path / "vp"
+    launch = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    done = subprocess.run(
+        [*launch, "experiments/vp.py", f"--workdir={folder}", *QUICK],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=240,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    results = json.loads((folder / "results.json").read_text())
+    assert results["training"]["steps"] == 4 and results["bits_per_dim"]["images"] == 5
+    script("vp", f"--workdir={folder}", "--resume", *QUICK)  # what two have trained, one goes on with

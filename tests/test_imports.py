@@ -1,0 +1,84 @@
+"""The house: who may import whom, and that importing is cheap."""
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+PACKAGES = ("numerics", "data", "sde_lib", "samplers", "likelihood", "models", "training", "evaluation", "experiments")
+RANK = {
+    "numerics": 0,
+    "data": 0,
+    "sde_lib": 1,
+    "samplers": 2,
+    "likelihood": 2,
+    "models": 2,
+    "training": 3,
+    "evaluation": 3,
+    "experiments": 4,
+}
+OPTIONAL = ("torchsde", "torchdiffeq", "scipy", "sklearn", "matplotlib", "PIL", "tensorboard")
+OPTIONAL += ("diffusers", "torchvision", "datasets")
+
+
+def modules(package):
+    return sorted((ROOT / package).rglob("*.py"))
+
+
+def imported(tree):
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Import):
+            yield from ((alias.name.split(".")[0], node) for alias in node.names)
+        elif isinstance(node, ast.ImportFrom) and node.module and node.level == 0:
+            yield node.module.split(".")[0], node
+
+
+@pytest.mark.parametrize("package", PACKAGES)
+def test_imports_go_down_the_house(package):
+    assert modules(package), package
+    for file in modules(package):
+        for name, node in imported(ast.parse(file.read_text())):
+            if name in RANK and name != package:
+                assert RANK[name] < RANK[package], f"{file.relative_to(ROOT)}:{node.lineno} imports {name}"
+
+
+@pytest.mark.parametrize("package", [p for p in PACKAGES if p != "experiments"])
+def test_importing_needs_no_optional_package(package):
+    """Imports with everything optional blocked, in a fresh interpreter."""
+    block = f"""
+import sys
+class Block:
+    def find_spec(self, name, path=None, target=None):
+        if name.split('.')[0] in {OPTIONAL!r}:
+            raise ImportError('blocked: ' + name)
+sys.meta_path.insert(0, Block())
+import {package}
+"""
+    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=ROOT)
+    assert done.returncode == 0, done.stderr[-600:]
+
+
+def test_sde_classes_are_asked_for_only_in_sde_lib():
+    for package in PACKAGES:
+        for file in modules(package):
+            for node in ast.walk(ast.parse(file.read_text())):
+                if isinstance(node, ast.Call) and getattr(node.func, "id", "") == "isinstance" and package != "sde_lib":
+                    assert "SDE" not in ast.unparse(node), f"{file.relative_to(ROOT)}:{node.lineno}"
+
+
+def test_broadcasting_goes_through_expand_as():
+    for package in PACKAGES:
+        for file in modules(package):
+            assert "None, None]" not in file.read_text(), file.relative_to(ROOT)
+
+
+def test_the_top_level_names_are_ours():
+    """The names are generic and some exist on the package index: say so rather than run someone else's code."""
+    from importlib.metadata import packages_distributions
+
+    for package in PACKAGES:
+        owners = set(packages_distributions().get(package, ()))
+        assert owners <= {"score-sde-toolkit"}, f"{package} also comes from {owners}: use an environment of its own"

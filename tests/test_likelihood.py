@@ -1,0 +1,393 @@
+"""Log-densities and bits/dim against closed forms."""
+
+import math
+
+import pytest
+import torch
+
+from data.transforms import Rescale
+from likelihood import Coloured, Exact, Hutchinson, bits_per_dim, companion_error, log_likelihood, pilot_grid
+from numerics import RK4, Adams, Dopri5, SampleStreams, SciPy, Status, TorchDiffEq
+from sde_lib import VESDE, VPSDE, CountedScore, PlainFlow, SubVPSDE, WhitenedFlow
+from sde_lib.analytic import Gaussian, GaussianMixture
+
+SDES = {"vp": VPSDE(), "ve": VESDE(), "sub_vp": SubVPSDE()}
+each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+TIGHT = Dopri5(rtol=1e-7, atol=1e-7)
+
+
+def oracle(name, D, seed=0):
+    generator = torch.Generator().manual_seed(seed)
+    if name == "gaussian":
+        A = torch.randn(D, D, generator=generator, dtype=torch.float64) / math.sqrt(D)
+        return Gaussian(torch.linspace(-0.5, 0.5, D), 0.5 * A @ A.T + 0.05 * torch.eye(D))
+    means = 0.7 * torch.randn(3, D, generator=generator, dtype=torch.float64)
+    return GaussianMixture(means, torch.tensor([0.2, 0.3, 0.5]), torch.tensor([0.2, 0.3, 0.5]))
+
+
+def setting(sde, name, D, n, seed=1):
+    law = oracle(name, D)
+    x = law.marginal_sample(sde, n, sde.t_min, generator=torch.Generator().manual_seed(seed))
+    return law, law.score(sde), x, (lambda z: law.log_prob(sde, z, sde.T)), law.log_prob(sde, x, sde.t_min)
+
+
+class TestDivergence:
+    J = torch.randn(9, 9, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def linear(self, x):
+        return (x.flatten(1) @ self.J.T).reshape(x.shape)
+
+    def x(self, n):
+        return torch.randn(n, 1, 3, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+
+    @pytest.mark.parametrize("rows", [None, 1, 12, 10**6])
+    def test_exact_is_the_trace_whatever_the_chunk(self, rows):
+        value, trace = Exact(rows=rows).trace(self.linear, self.x(5), None)
+        assert torch.allclose(value, self.linear(self.x(5)))
+        assert torch.allclose(trace, self.J.trace().expand(5, 1))
+
+    @pytest.mark.parametrize(
+        ("divergence", "variance"),
+        [
+            (Hutchinson(probes=2), lambda S: 2 * (S.square().sum() - S.diag().square().sum())),
+            (Hutchinson(probes=2, noise="gaussian"), lambda S: 2 * S.square().sum()),
+            (Coloured(spacing=3, sets=2), lambda S: torch.zeros(())),
+        ],
+    )
+    def test_estimates_have_the_mean_and_the_variance_of_theory(self, divergence, variance):
+        n = 20_000
+        x = self.x(n)
+        _, trace = divergence.trace(self.linear, x, divergence.draw(x, SampleStreams(3)))
+        assert trace.shape == (n, 2)
+        expected = float(variance((self.J + self.J.T) / 2))
+        error = trace.flatten() - self.J.trace()
+        assert abs(float(error.mean())) <= 4 * math.sqrt(expected / (2 * n)) + 1e-12
+        # the fourth moments are bounded by those of a Gaussian form: 8 % is more than four standard errors
+        assert float(error.square().mean()) == pytest.approx(expected, rel=0.08, abs=1e-12)
+        assert abs(float((error[::2] * error[1::2]).mean())) < 0.08 * expected + 1e-12  # independent columns
+
+    def test_coloured_sees_only_pixels_of_one_lattice_together(self):
+        x = torch.zeros(1, 1, 6, 6, dtype=torch.float64)
+        probes = Coloured(spacing=2, sets=1).draw(x, SampleStreams(0))
+        assert probes.shape == (1, 4, 1, 6, 6)
+        assert torch.equal(probes.abs().sum(dim=1), torch.ones(1, 1, 6, 6, dtype=torch.float64))
+        first = probes[0, 0, 0].nonzero()
+        assert bool((first % 2 == 0).all()) and len(first) == 9
+
+    def test_one_forward_pass_serves_value_and_trace(self):
+        calls = []
+
+        def function(x):
+            calls.append(1)
+            return self.linear(x)
+
+        for divergence in (Exact(), Hutchinson(probes=5), Coloured(spacing=2)):
+            calls.clear()
+            x = self.x(4)
+            divergence.trace(function, x, divergence.draw(x, SampleStreams(0)))
+            assert len(calls) == 1
+
+
+@each_sde
+@pytest.mark.parametrize("name", ["gaussian", "mixture"])
+class TestLogLikelihood:
+    @pytest.mark.parametrize("D", [2, 64])
+    def test_equals_the_closed_form(self, sde, name, D):
+        _, score, x, prior, expected = setting(sde, name, D, n=6)
+        found = log_likelihood(sde, score, x, divergence=Exact(), solver=TIGHT, prior=prior)
+        assert bool(found.converged.all())
+        # a tenth of the promise, 1e-4 nats per dimension
+        assert ((found.log_prob - expected).abs() / D).max() < 1e-5
+        assert ((found.log_prob - expected).abs() <= found.solver_error.clamp(min=1e-9)).all()
+        assert torch.equal(found.probe_stderr, torch.zeros(6, dtype=torch.float64))
+
+    def test_hutchinson_agrees_within_its_error(self, sde, name):
+        _, score, x, prior, expected = setting(sde, name, 16, n=64)
+        found = log_likelihood(
+            sde,
+            score,
+            x,
+            divergence=Hutchinson(probes=8),
+            solver=Dopri5(rtol=1e-6, atol=1e-6),
+            prior=prior,
+            generator=SampleStreams(5),
+        )
+        z = (found.log_prob - expected) / found.probe_stderr
+        # Student's t with 7 degrees of freedom: variance 7/5, and the mean of 64 within four standard errors
+        assert abs(float(z.mean())) < 4 * math.sqrt(1.4 / 64)
+        assert float((found.log_prob - expected).mean().abs()) < 4 * float(
+            found.probe_stderr.square().mean().sqrt() / 8
+        )
+
+    def test_batch_mates_change_nothing(self, sde, name):
+        """Permuting, splitting, and adding a far outlier."""
+        law, score, x, prior, _ = setting(sde, name, 3, n=5)
+        outlier = 30 * torch.ones(1, 3, dtype=torch.float64)
+
+        def value(batch, ids, divergence):
+            return log_likelihood(
+                sde, score, batch, divergence=divergence, prior=prior, generator=SampleStreams(2, ids)
+            ).log_prob
+
+        ids = torch.arange(6)
+        for divergence in (Exact(), Hutchinson(probes=2)):
+            alone = value(x, ids[:5], divergence)
+            order = torch.randperm(5, generator=torch.Generator().manual_seed(0))
+            for other in (
+                value(x[order], ids[order], divergence)[order.argsort()],
+                torch.cat([value(x[:2], ids[:2], divergence), value(x[2:], ids[2:5], divergence)]),
+                value(torch.cat([x, outlier]), ids, divergence)[:5],
+            ):
+                assert torch.allclose(other, alone, rtol=1e-9, atol=0)
+        found = log_likelihood(sde, score, torch.cat([x, outlier]), divergence=Exact(), solver=TIGHT, prior=prior)
+        assert float(found.log_prob[5]) == pytest.approx(float(law.log_prob(sde, outlier, sde.t_min)), rel=1e-5)
+
+    def test_solvers_and_flows_agree(self, sde, name):
+        D = 4
+        _, score, x, prior, expected = setting(sde, name, D, n=3)
+        for solver, flow in (
+            (Adams(steps=200, points=4), WhitenedFlow(data_std=0.7)),
+            (RK4(steps=80), WhitenedFlow()),
+            (Dopri5(rtol=1e-5, atol=1e-5), PlainFlow()),
+            (SciPy("RK45", 1e-7), WhitenedFlow()),
+            (TorchDiffEq("dopri5", 1e-7), WhitenedFlow()),
+        ):
+            found = log_likelihood(sde, score, x, divergence=Exact(), solver=solver, flow=flow, prior=prior)
+            assert ((found.log_prob - expected).abs() / D).max() < 1e-4, solver
+
+    def test_evaluations_are_counted(self, sde, name):
+        _, score, x, prior, _ = setting(sde, name, 4, n=3)
+        for divergence, products in ((Exact(), 4), (Hutchinson(probes=3), 3)):
+            for solver in (Dopri5(), Adams(steps=9), RK4(steps=4)):
+                counted = CountedScore(score)
+                found = log_likelihood(sde, counted, x, divergence=divergence, solver=solver)
+                assert found.nfe == counted.nfe
+                assert found.nbe == products * counted.nfe
+                assert int(found.evaluations.max()) == found.nfe
+
+
+def test_gaussian_prior_costs_what_the_documentation_says():
+    """VE's flow ends on data of mean m, not 0; at the defaults the price stays below 2e-3 nats per dimension in 64-D."""
+    costs = {}
+    for name, sde in SDES.items():
+        _, score, x, prior, expected = setting(sde, "gaussian", 64, n=16)
+        found = log_likelihood(sde, score, x, divergence=Exact(), solver=TIGHT)
+        costs[name] = float((found.log_prob - expected).abs().mean() / 64)
+    assert max(costs.values()) < 2e-3, costs
+
+
+def test_fresh_probes_on_a_fixed_grid_are_unbiased_and_better():
+    sde = SDES["vp"]
+    _, score, x, prior, expected = setting(sde, "gaussian", 16, n=256)
+    errors = {}
+    for fresh in (False, True):
+        found = log_likelihood(
+            sde,
+            score,
+            x,
+            divergence=Hutchinson(probes=2, fresh=fresh),
+            solver=Adams(steps=60, points=4),
+            prior=prior,
+            generator=SampleStreams(0),
+        )
+        error = found.log_prob - expected
+        assert abs(float(error.mean())) < 4 * float(error.std()) / 16
+        errors[fresh] = float(error.square().mean().sqrt())
+        ratio = errors[fresh] / float(found.probe_stderr.square().mean().sqrt())
+        assert ratio == pytest.approx(1, abs=0.25)  # the stated error is the error
+    assert errors[True] < 0.6 * errors[False]
+
+
+@each_sde
+def test_a_pilot_places_the_steps_where_the_flow_is_hard(sde):
+    """Two narrow modes: everything happens at one noise level, and equal steps in log-SNR waste most of theirs."""
+    law = GaussianMixture(torch.tensor([[-1.0], [1.0]]), torch.tensor([0.05, 0.05]), torch.ones(2))
+    score, prior = law.score(sde), lambda z: law.log_prob(sde, z, sde.T)
+    generator = torch.Generator().manual_seed(0)
+    x, others = (law.marginal_sample(sde, n, sde.t_min, generator=generator) for n in (32, 8))
+    grid = pilot_grid(sde, score, others)
+    expected = law.log_prob(sde, x, sde.t_min)
+
+    def error(grid):
+        found = log_likelihood(
+            sde, score, x, divergence=Exact(), solver=Adams(steps=40, points=4), grid=grid, prior=prior
+        )
+        return float((found.log_prob - expected).abs().mean())
+
+    assert error(grid) < 0.6 * error(None)
+    times = grid(sde, 40)
+    assert float(times[0]) == sde.T and float(times[-1]) == sde.t_end
+    with pytest.raises(ValueError, match="chooses its own steps"):
+        log_likelihood(sde, score, x, divergence=Exact(), grid=grid)
+
+
+def test_companions_bound_the_error_of_a_grid():
+    sde = SDES["vp"]
+    _, score, x, prior, _ = setting(sde, "mixture", 8, n=16)
+    truth = log_likelihood(sde, score, x, divergence=Hutchinson(fresh=False), solver=TIGHT, generator=SampleStreams(0))
+    for steps in (24, 48, 96):
+        solver = Adams(steps=steps, points=3)
+        found = log_likelihood(
+            sde, score, x, divergence=Hutchinson(fresh=False), solver=solver, generator=SampleStreams(0)
+        )
+        error = float((found.log_prob - truth.log_prob).abs().mean())
+        stated = float(companion_error(sde, score, x, solver).mean())
+        assert error / 2 < stated < 20 * error
+
+
+def test_log_prob_is_differentiable():
+    """Against the score of the closed form, in x; the same probes, so the derivative of the very number returned."""
+    sde = SDES["vp"]
+    law, score, x, prior, _ = setting(sde, "mixture", 3, n=4)
+    x.requires_grad_()
+    found = log_likelihood(sde, law.score(sde), x, divergence=Exact(), solver=TIGHT, prior=prior, create_graph=True)
+    (slope,) = torch.autograd.grad(found.log_prob.sum(), x)
+    assert torch.allclose(slope, score(x.detach(), torch.tensor(sde.t_min)), rtol=1e-4, atol=1e-4)
+
+
+def test_a_network_that_fails_somewhere_costs_only_its_samples():
+    sde = SDES["vp"]
+    _, score, x, prior, expected = setting(sde, "gaussian", 3, n=4)
+
+    def broken(x, t):
+        hole = ((x[:, 0] > -10) & (t > 0.3) & (t < 0.4) & (x[:, 2] > 0.0)).unsqueeze(1)
+        return torch.where(hole, math.nan, score(x, t))
+
+    found = log_likelihood(sde, broken, x, divergence=Exact(), prior=prior)
+    lost = found.status != int(Status.DONE)
+    assert 0 < int(lost.sum()) < 4
+    assert bool(found.log_prob[lost].isnan().all()) and torch.equal(found.converged, ~lost)
+    assert found.failed_at[lost].tolist() == pytest.approx([0.3] * int(lost.sum()), abs=0.01)
+    assert ((found.log_prob - expected)[~lost].abs() < 1e-3).all()
+
+
+class TestBitsPerDim:
+    @pytest.mark.parametrize("levels", [2, 17, 256])
+    @pytest.mark.parametrize(("low", "high"), [(-1.0, 1.0), (0.0, 1.0), (-3.0, 5.0)])
+    def test_a_uniform_density_gives_exactly_log2_levels(self, levels, low, high):
+        """The constants alone: log p(x) = -D log(high - low)."""
+        transform, D = Rescale(levels=levels, low=low, high=high), 64
+        log_p_x = -D * math.log(high - low)
+        log_p_v = log_p_x + D * transform.log_det
+        assert -log_p_v / (D * math.log(2)) == pytest.approx(math.log2(levels), abs=1e-12)
+
+    def test_a_gaussian_over_many_bins_gives_its_entropy(self):
+        """Grey values of a Gaussian of 20 bins' width: bits/dim is -E log2 P(k), P(k) the exact mass of the bins.
+
+        What the bound loses by uniform noise is of the order of 1/(24 20^2) = 1e-4 nats.
+        """
+        sde, levels, D = VPSDE(), 256, 4
+        transform = Rescale(levels=levels, low=-1.0, high=1.0)
+        std = 20 * 2 / levels
+        law = Gaussian(torch.zeros(D), torch.full((D,), std**2))
+        x_0 = law.sample(200, generator=torch.Generator().manual_seed(0))
+        images = transform.to_images(x_0).to(torch.int64)
+        edges = torch.arange(levels + 1, dtype=torch.float64) * (2 / levels) - 1
+        mass = torch.distributions.Normal(0.0, torch.tensor(std, dtype=torch.float64)).cdf(edges).diff().log2()
+        expected = -mass[images].mean(dim=1)
+        found = bits_per_dim(
+            sde,
+            law.score(sde),
+            images,
+            transform,
+            draws=4,
+            divergence=Exact(),
+            solver=Dopri5(rtol=1e-6, atol=1e-6),
+            flow=WhitenedFlow(data_std=std),
+            generator=SampleStreams(0),
+            dtype=torch.float64,
+        )
+        error = found.per_image - expected
+        assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(200) + 2e-4
+        assert found.dequantization_stderr > 0 and found.probe_stderr == 0
+
+    def test_errors_of_the_parts_are_those_of_repetition(self):
+        sde = VPSDE()
+        law = oracle("gaussian", 9)
+        transform = Rescale(levels=6, low=-3.0, high=3.0)
+        images = transform.to_images(law.sample(12, generator=torch.Generator().manual_seed(0)).reshape(12, 1, 3, 3))
+        law = Gaussian(law.mean.reshape(1, 3, 3), law.cov)
+
+        def score_set(seed, **options):
+            return bits_per_dim(
+                sde,
+                law.score(sde),
+                images,
+                transform,
+                solver=Adams(steps=16),
+                generator=SampleStreams(seed),
+                dtype=torch.float64,
+                **options,
+            )
+
+        runs = [score_set(seed, draws=3, divergence=Hutchinson(probes=3)) for seed in range(30)]
+        spread = torch.tensor([r.mean for r in runs]).std()
+        stated = (
+            torch.tensor([math.hypot(r.probe_stderr, r.dequantization_stderr) for r in runs]).square().mean().sqrt()
+        )
+        assert float(spread / stated) == pytest.approx(1, abs=4 / math.sqrt(2 * 30))
+        exact = [score_set(seed, draws=3, divergence=Exact()) for seed in range(20)]
+        spread = torch.tensor([r.mean for r in exact]).std()
+        stated = torch.tensor([r.dequantization_stderr for r in exact]).square().mean().sqrt()
+        assert float(spread / stated) == pytest.approx(1, abs=4 / math.sqrt(2 * 20))
+        assert math.isnan(score_set(0, draws=1).dequantization_stderr) and math.isnan(score_set(0).probe_stderr)
+        assert str(runs[0]).count("±") == 1 and "12 images; 17+51 evaluations" in str(runs[0])
+
+    def test_an_image_is_scored_alike_in_any_batch(self):
+        sde = VPSDE()
+        law = Gaussian(torch.zeros(1, 3, 3), 0.3 * torch.ones(9))
+        images = torch.randint(0, 17, (7, 1, 3, 3), generator=torch.Generator().manual_seed(0))
+        transform = Rescale(levels=17)
+
+        def score_part(ids):
+            return bits_per_dim(
+                sde,
+                law.score(sde),
+                images[ids],
+                transform,
+                draws=2,
+                generator=SampleStreams(4, ids),
+                dtype=torch.float64,
+            ).per_image
+
+        whole = score_part(torch.arange(7))
+        part = score_part(torch.tensor([5, 2]))
+        assert torch.allclose(part, whole[[5, 2]], rtol=1e-9)
+
+    @pytest.mark.parametrize(
+        ("images", "message"),
+        [
+            (torch.zeros(2, 1, 4, 4), r"got images of type torch.float32; expected integers 0 ... 16"),
+            (torch.full((2, 1, 4, 4), 17, dtype=torch.uint8), r"got grey values from 17 to 17; expected 0 ... 16"),
+            (torch.full((2, 1, 4, 4), -1, dtype=torch.int32), r"got grey values from -1"),
+        ],
+    )
+    def test_images_that_do_not_fit_are_refused(self, images, message):
+        law = Gaussian(torch.zeros(1, 4, 4), torch.ones(16))
+        with pytest.raises(ValueError, match=message):
+            bits_per_dim(VPSDE(), law.score(VPSDE()), images, Rescale(levels=17))
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: Hutchinson(probes=0), "probes=0"),
+        (lambda: Hutchinson(noise="cauchy"), "rademacher"),
+        (lambda: Coloured(spacing=0), "spacing=0"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2)), r"expected a floating batch"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), t_min=0.0), "t_min=0.0"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.tensor([[math.nan, 0.0]])), "not finite"),
+        (
+            lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), divergence=Hutchinson(fresh=True)),
+            "fresh probes with an adaptive solver",
+        ),
+        (
+            lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), divergence=Coloured()),
+            "expected images",
+        ),
+    ],
+)
+def test_bad_input_is_refused_in_one_line(make, message):
+    with pytest.raises(ValueError, match=message) as error:
+        make()
+    assert "\n" not in str(error.value)

@@ -1,0 +1,403 @@
+"""Other people's checkpoints: reproduced to rounding, read without running them, refused when they do not fit."""
+
+import copy
+import json
+import os
+import pickle
+import struct
+import zipfile
+from collections import OrderedDict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from models import CheckpointError, DiscreteIndex, ScoreModel, from_diffusers, load_score_sde
+from models.checkpoint_reader import read_checkpoint
+from models.score_sde import _translate_ncsnpp
+from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
+
+REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
+needs_reference = pytest.mark.skipif(
+    not REFERENCE.is_dir(), reason="the reference numbers (../shared/reference) are absent"
+)
+FOLDERS = ["ddpmpp_vp", "ncsnpp_ve", "ddpm_vp", "ncsnv2", "nll_vp"]
+
+
+def relative(got, wanted):
+    """The largest error of a sample against that sample's largest value."""
+    got, wanted = got.flatten(1), torch.from_numpy(wanted).flatten(1)
+    return float(((got - wanted).abs().amax(1) / wanted.abs().amax(1)).max())
+
+
+@needs_reference
+@pytest.mark.parametrize("weights", ["raw", "ema"])
+@pytest.mark.parametrize("folder", FOLDERS)
+def test_outputs_of_the_published_code_are_reproduced(folder, weights):
+    numbers = np.load(REFERENCE / folder / "io.npz")
+    path = REFERENCE / folder
+    model = load_score_sde(path / "checkpoint.pth", path / "config.json", weights=weights)
+    x = torch.from_numpy(numbers["x"])
+    with torch.no_grad():
+        output = model.net(x, torch.from_numpy(numbers["labels"]))
+        assert relative(output, numbers["output_ema" if weights == "ema" else "output_model"]) < 1e-5
+        if weights == "ema" and "t" in numbers:
+            assert relative(model(x, torch.from_numpy(numbers["t"])), numbers["score_ema"]) < 1e-5
+
+
+@needs_reference
+def test_averaged_weights_are_the_default_and_differ():
+    path = REFERENCE / "ddpmpp_vp"
+    ema, raw = (load_score_sde(path / "checkpoint.pth", path / "config.json", *w) for w in ((), ("raw",)))
+    assert not torch.equal(ema.net.stem.weight, raw.net.stem.weight)
+    assert (ema.card["source"]["weights"], raw.card["source"]["weights"]) == ("ema", "raw")
+    with pytest.raises(ValueError, match="weights='mean': expected one of 'ema', 'raw'"):
+        load_score_sde(path / "checkpoint.pth", path / "config.json", "mean")
+
+
+@needs_reference
+def test_each_model_comes_with_its_own_process_and_data():
+    models = {f: load_score_sde(REFERENCE / f / "checkpoint.pth", REFERENCE / f / "config.json") for f in FOLDERS}
+    assert models["ddpmpp_vp"].sde == VPSDE(beta_min=0.1, beta_max=20.0)
+    assert models["ncsnpp_ve"].sde == VESDE(sigma_min=0.01, sigma_max=50.0)
+    assert models["ddpmpp_vp"].data_range == (-1, 1)
+    assert models["ncsnpp_ve"].data_range == models["ncsnv2"].data_range == (0, 1)
+    ddpm = models["ddpm_vp"]
+    assert len(ddpm.sde.betas) == 1000
+    assert (ddpm.sde.betas[0], ddpm.sde.betas[-1]) == (0.1 / 1000, 20.0 / 1000)
+    assert ddpm.conditioning == DiscreteIndex(levels=1000)
+    assert models["ncsnv2"].conditioning == DiscreteIndex(levels=10, reverse=True)
+    numbers = np.load(REFERENCE / "ncsnv2" / "io.npz")
+    t = 1 - torch.arange(10).double() / 9
+    torch.testing.assert_close(
+        models["ncsnv2"].sde.sigma(t), torch.from_numpy(numbers["sigmas"]).double(), rtol=1e-6, atol=0
+    )
+
+
+@needs_reference
+def test_a_discrete_model_scores_at_its_own_steps():
+    """The DDPM network's score at step n is -output / sqrt(1 - alpha_bar_n), to rounding."""
+    path = REFERENCE / "ddpm_vp"
+    numbers = np.load(path / "io.npz")
+    model = load_score_sde(path / "checkpoint.pth", path / "config.json")
+    n = torch.from_numpy(numbers["labels"]).double()
+    alpha_bar = np.cumprod(1 - np.linspace(1e-4, 0.02, 1000))[n.long().numpy()]
+    wanted = -numbers["output_ema"] / np.sqrt(1 - alpha_bar).reshape(-1, 1, 1, 1)
+    with torch.no_grad():
+        score = model(torch.from_numpy(numbers["x"]), (n + 1) / 1000)
+    assert relative(score.double(), wanted) < 1e-5
+
+
+@needs_reference
+@pytest.mark.parametrize("folder", ["ncsnpp_ve", "ncsnv2", "ddpm_vp"])
+def test_a_loaded_model_can_be_saved_in_our_own_format(folder, tmp_path):
+    path = REFERENCE / folder
+    numbers = np.load(path / "io.npz")
+    load_score_sde(path / "checkpoint.pth", path / "config.json").save_pretrained(tmp_path)
+    again = ScoreModel.from_pretrained(tmp_path)
+    with torch.no_grad():
+        output = again.net(torch.from_numpy(numbers["x"]), torch.from_numpy(numbers["labels"]))
+    assert relative(output, numbers["output_ema"]) < 1e-5
+    assert again.card["source"]["weights"] == "ema"
+
+
+# -- a small checkpoint of our own, in score_sde's layout ----------------------------------------------------
+
+CONFIG = {
+    "data": {"centered": True, "image_size": 8, "num_channels": 1},
+    "model": {
+        "name": "ncsnpp", "nf": 8, "ch_mult": [1, 2], "num_res_blocks": 1, "attn_resolutions": [4],
+        "resamp_with_conv": True, "conditional": True, "fir": False, "fir_kernel": [1, 3, 3, 1], "skip_rescale": True,
+        "resblock_type": "biggan", "progressive": "none", "progressive_input": "none", "progressive_combine": "sum",
+        "embedding_type": "positional", "init_scale": 0.0, "scale_by_sigma": False, "dropout": 0.1,
+        "nonlinearity": "swish", "normalization": "GroupNorm", "num_scales": 100, "sigma_min": 0.01, "sigma_max": 50.0,
+        "beta_min": 0.1, "beta_max": 20.0,
+    },
+    "training": {"sde": "vpsde", "continuous": True},
+}  # fmt: skip
+
+
+def changed(section, **values):
+    config = copy.deepcopy(CONFIG)
+    config[section].update(values)
+    return config
+
+
+def layout(config):
+    """A random checkpoint in the layout of that config's network."""
+    from models.score_sde import _score_sde_model
+
+    net = _score_sde_model(config).net
+    own, g = net.state_dict(), torch.Generator().manual_seed(0)
+    names = {name: own[e.ours] for e in _translate_ncsnpp(net) for name in e.theirs}
+    state = OrderedDict({"module.sigmas": torch.ones(100, dtype=torch.float64)})
+    for name, ours in names.items():
+        shape = list(ours.shape)
+        if "NIN" in name:
+            parts = 3 if ours.shape[0] % 3 == 0 and ours.shape[0] != (ours.shape[1] if ours.ndim > 1 else 0) else 1
+            shape = [shape[0] // parts] if ours.ndim == 1 else [shape[1], shape[0] // parts]
+        state["module." + name] = torch.randn(shape, generator=g)
+    shadow = [v + 1 for k, v in state.items() if k != "module.sigmas"]
+    ema = {"decay": 0.999, "num_updates": 1, "shadow_params": shadow}
+    return {"optimizer": {"lr": np.float64(2e-4)}, "model": state, "ema": ema, "step": 7}
+
+
+@pytest.fixture
+def checkpoint():
+    return layout(CONFIG)
+
+
+def saved(content, tmp_path, **options):
+    path = tmp_path / "checkpoint.pth"
+    torch.save(content, path, **options)
+    return path
+
+
+@pytest.mark.parametrize("zipped", [True, False], ids=["zip", "legacy"])
+def test_numpy_scalars_and_both_file_formats_are_read(checkpoint, tmp_path, zipped):
+    path = saved(checkpoint, tmp_path, _use_new_zipfile_serialization=zipped)
+    assert read_checkpoint(path)["optimizer"]["lr"] == 2e-4
+    model = load_score_sde(path, CONFIG, "raw")
+    torch.testing.assert_close(model.net.stem.weight.data, checkpoint["model"]["module.all_modules.2.weight"])
+    averaged = load_score_sde(path, CONFIG)
+    torch.testing.assert_close(averaged.net.stem.weight.data, checkpoint["model"]["module.all_modules.2.weight"] + 1)
+
+
+def test_every_difference_is_named(checkpoint, tmp_path):
+    state = checkpoint["model"]
+    state["module.extra"] = torch.zeros(2)
+    del state["module.all_modules.2.bias"]
+    state["module.all_modules.2.weight"] = torch.zeros(8, 2, 3, 3)
+    with pytest.raises(CheckpointError, match="1 missing.*1 unexpected.*1 misshapen") as error:
+        load_score_sde(saved(checkpoint, tmp_path), CONFIG, "raw")
+    assert error.value.missing == ("all_modules.2.bias",)
+    assert error.value.unexpected == ("extra",)
+    assert error.value.misshapen == ("all_modules.2.weight: (8, 2, 3, 3), expected (8, 1, 3, 3)",)
+    assert "\n" not in str(error.value)
+
+
+def test_a_shifted_list_of_averages_is_found(checkpoint, tmp_path):
+    shadow = checkpoint["ema"]["shadow_params"]
+    with pytest.raises(CheckpointError, match="has 1 tensors for"):
+        load_score_sde(saved({**checkpoint, "ema": {"shadow_params": shadow[:1]}}, tmp_path), CONFIG)
+    shifted = [shadow[1], shadow[0], *shadow[2:]]
+    with pytest.raises(CheckpointError, match="does not follow the parameters: all_modules.0.weight"):
+        load_score_sde(saved({**checkpoint, "ema": {"shadow_params": shifted}}, tmp_path), CONFIG)
+
+
+def test_a_checkpoint_of_another_architecture_is_refused(checkpoint, tmp_path):
+    path = saved(checkpoint, tmp_path)
+    for other in (
+        changed("model", ch_mult=[1, 2, 2]),
+        changed("model", nf=16),
+        changed("model", fir=True, progressive_input="residual"),
+    ):
+        with pytest.raises(CheckpointError, match="does not hold the network that the config describes"):
+            load_score_sde(path, other)
+    for content in ([1, 2], {"state": 1}, torch.zeros(2)):
+        with pytest.raises(CheckpointError, match="expected score_sde's"):
+            load_score_sde(saved(content, tmp_path), CONFIG)
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (changed("model", attention="new"), "config.model.attention is an unknown switch"),
+        (changed("model", name="unet"), "config.model.name='unet'"),
+        (changed("model", nonlinearity="relu"), "nonlinearity='relu' is not supported"),
+        (changed("model", resblock_type="resnet"), "residual_block='resnet'"),
+        (changed("model", conditional=False), "conditional=False is not supported"),
+        (changed("training", sde="cld"), "config.training.sde='cld'"),
+        (changed("data", image_size=9), "image_size=9 cannot be halved 1 times.*multiple of 2"),
+        ({k: v for k, v in CONFIG.items() if k != "data"}, "sections"),
+        ({**CONFIG, "data": {"centered": True, "image_size": 8}}, "config.data has no 'num_channels'"),
+    ],
+)
+def test_configurations_that_cannot_be_are_refused_in_one_line(config, message, checkpoint, tmp_path):
+    with pytest.raises(ValueError, match=message) as error:
+        load_score_sde(saved(checkpoint, tmp_path), config)
+    assert "\n" not in str(error.value)
+
+
+def test_a_config_file_must_be_json(checkpoint, tmp_path):
+    (tmp_path / "config.json").write_text(json.dumps(CONFIG))
+    assert load_score_sde(saved(checkpoint, tmp_path), tmp_path / "config.json").card["source"]["step"] == 7
+    (tmp_path / "config.json").write_text("model: ncsnpp")
+    for path, message in ((tmp_path / "config.json", "not JSON"), (tmp_path / "none.json", "no such file")):
+        with pytest.raises(ValueError, match=message):
+            load_score_sde(saved(checkpoint, tmp_path), path)
+
+
+def test_each_training_sde_is_recognised(tmp_path):
+    from models.score_sde import _ncsnv2_model, _score_sde_model
+
+    assert _score_sde_model(changed("training", sde="subvpsde")).sde == SubVPSDE()
+    discrete = _score_sde_model(changed("training", sde="vesde", continuous=False))
+    assert discrete.conditioning == DiscreteIndex(levels=100, reverse=True)
+    assert isinstance(_score_sde_model(changed("training", continuous=False)).sde, TableVPSDE)
+    model = {
+        "sigma_begin": 1,
+        "sigma_end": 0.1,
+        "num_classes": 10,
+        "sigma_dist": "uniform",
+        "ngf": 4,
+        "nonlinearity": "elu",
+    }
+    data = {"dataset": "CIFAR10", "channels": 3, "rescaled": True, "logit_transform": False}
+    uniform = _ncsnv2_model({"model": model, "data": data})
+    assert isinstance(uniform.sde, TableVESDE)
+    assert uniform.data_range == (-1, 1)
+    t = 1 - torch.arange(10).double() / 9
+    torch.testing.assert_close(uniform.sde.sigma(t), torch.linspace(1, 0.1, 10).double(), rtol=1e-6, atol=0)
+    with pytest.raises(ValueError, match="config.data.dataset='MNIST'"):
+        _ncsnv2_model({"model": model, "data": {**data, "dataset": "MNIST"}})
+
+
+# -- hostile and broken files --------------------------------------------------------------------------------
+
+
+class Canary:
+    """A pickle of this touches a file when it is loaded by a careless reader."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return os.system, (f"touch {self.path}",)
+
+
+@pytest.mark.parametrize("kind", ["zip", "legacy", "bare pickle"])
+def test_a_file_that_would_run_code_is_refused_and_does_not(kind, checkpoint, tmp_path):
+    canary = tmp_path / "canary"
+    content = {**checkpoint, "optimizer": Canary(canary)}
+    path = tmp_path / "checkpoint.pth"
+    if kind == "bare pickle":
+        path.write_bytes(pickle.dumps(content, protocol=2))
+    else:
+        torch.save(content, path, _use_new_zipfile_serialization=kind == "zip")
+    with pytest.raises(CheckpointError, match="refused") as error:
+        load_score_sde(path, CONFIG)
+    assert "\n" not in str(error.value)
+    if kind != "bare pickle":
+        assert "system" in str(error.value)
+    assert not canary.exists()
+    torch.load(path, weights_only=False) if kind != "bare pickle" else pickle.loads(path.read_bytes())
+    assert canary.exists()  # the trap was real
+
+
+def test_a_disguised_numpy_scalar_is_refused(checkpoint, tmp_path):
+    """An object dtype would let a NumPy scalar carry anything."""
+
+    class Disguised:
+        def __reduce__(self):
+            return np.float64(1).__reduce__()[0], (np.dtype("O"), b"x")
+
+    with pytest.raises(CheckpointError):
+        read_checkpoint(saved({**checkpoint, "optimizer": Disguised()}, tmp_path))
+
+
+@pytest.mark.parametrize("keep", [0, 3, 0.1, 0.5, 0.99, -1])
+def test_a_file_cut_short_is_refused(keep, checkpoint, tmp_path):
+    path = saved(checkpoint, tmp_path)
+    data = path.read_bytes()
+    path.write_bytes(data[: keep if isinstance(keep, int) else int(len(data) * keep)])
+    with pytest.raises(CheckpointError) as error:
+        load_score_sde(path, CONFIG)
+    assert str(path) in str(error.value)
+    assert "\n" not in str(error.value)
+
+
+def test_bombs_are_refused(checkpoint, tmp_path):
+    path = saved(checkpoint, tmp_path)
+    bomb = tmp_path / "bomb.pth"
+    with zipfile.ZipFile(path) as archive, zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as out:
+        for name in archive.namelist():
+            out.writestr(name, archive.read(name))
+    with pytest.raises(CheckpointError, match="compressed"):
+        read_checkpoint(bomb)
+    giant = saved({"a": [torch.zeros(1).expand(10**12)]}, tmp_path)
+    with pytest.raises(CheckpointError, match="larger than its own data"):
+        read_checkpoint(giant)
+
+
+def test_noise_is_no_checkpoint(tmp_path):
+    path = tmp_path / "noise.pth"
+    path.write_bytes(struct.pack("<200d", *np.random.default_rng(0).normal(size=200)))
+    with pytest.raises(CheckpointError):
+        read_checkpoint(path)
+    with pytest.raises(CheckpointError, match="no such file"):
+        read_checkpoint(tmp_path / "absent.pth")
+
+
+# -- diffusers -----------------------------------------------------------------------------------------------
+
+
+class Namespace(dict):
+    __getattr__ = dict.get
+
+
+class FakeUNet(torch.nn.Module):
+    """The call and the configuration of a UNet2DModel."""
+
+    config = Namespace(num_class_embeds=None, center_input_sample=True)
+
+    def forward(self, x, timestep, class_labels=None, return_dict=True):
+        return (x * timestep.view(-1, 1, 1, 1),)
+
+
+def scheduler(name, **config):
+    defaults = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02, "beta_schedule": "linear"}
+    return {"_class_name": name, **defaults, **config}
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_a_diffusers_schedule_is_the_sde_through_its_betas(schedule):
+    model = from_diffusers(FakeUNet(), scheduler("DDIMScheduler", beta_schedule=schedule))
+    n = torch.tensor([0, 400, 999])
+    if schedule == "squaredcos_cap_v2":
+        f = np.cos((np.arange(1001) / 1000 + 0.008) / 1.008 * np.pi / 2) ** 2
+        betas = np.minimum(1 - f[1:] / f[:-1], 0.999)
+    else:
+        p = 1 if schedule == "linear" else 2
+        betas = np.linspace(1e-4 ** (1 / p), 0.02 ** (1 / p), 1000) ** p
+    t = (n + 1).double() / 1000
+    alpha_bar = torch.from_numpy(np.cumprod(1 - betas))[n]
+    torch.testing.assert_close(model.sde.alpha(t).square(), alpha_bar, rtol=1e-9, atol=0)
+    x = torch.ones(3, 1, 2, 2)
+    torch.testing.assert_close(model.noise(x, t)[:, 0, 0, 0], n.float())
+
+
+def test_the_other_diffusers_switches():
+    t = torch.tensor([0.5])
+    x = torch.ones(1, 1, 2, 2)
+    velocity = from_diffusers(FakeUNet(), scheduler("DDPMScheduler", prediction_type="v_prediction"))
+    torch.testing.assert_close(velocity.velocity(x, t), 499 * x)
+    ve = from_diffusers(FakeUNet(), scheduler("ScoreSdeVeScheduler", sigma_min=0.01, sigma_max=90.0))
+    assert ve.sde == VESDE(sigma_min=0.01, sigma_max=90.0)
+    assert ve.data_range == (0, 1)
+    torch.testing.assert_close(ve(x, t), ve.sde.sigma(t).float() * x)
+    with pytest.raises(ValueError, match="scheduler='PNDMScheduler'"):
+        from_diffusers(FakeUNet(), scheduler("PNDMScheduler"))
+    with pytest.raises(ValueError, match="beta_schedule='sigmoid'"):
+        from_diffusers(FakeUNet(), scheduler("DDPMScheduler", beta_schedule="sigmoid"))
+    with pytest.raises(ValueError, match="pass the scheduler too"):
+        from_diffusers(FakeUNet())
+
+
+def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
+    with pytest.raises(ValueError, match="expected a diffusers pipeline"):
+        from_diffusers(tmp_path)
+
+
+def test_a_real_diffusers_pipeline(tmp_path):
+    diffusers = pytest.importorskip("diffusers", reason="diffusers is optional, and not installed")
+    unet = diffusers.UNet2DModel(
+        sample_size=8, block_out_channels=(8, 8), layers_per_block=1, norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D"), up_block_types=("AttnUpBlock2D", "UpBlock2D"),
+    ).eval()  # fmt: skip
+    diffusers.DDPMPipeline(unet, diffusers.DDPMScheduler()).save_pretrained(tmp_path)
+    model = from_diffusers(tmp_path)
+    x, n = torch.randn(3, 3, 8, 8), torch.tensor([0, 10, 999])
+    with torch.no_grad():
+        torch.testing.assert_close(model.noise(x, (n + 1).double() / 1000), unet(x, n).sample)

@@ -1,0 +1,233 @@
+"""Broadcasting, random streams and solvers of initial value problems."""
+
+import math
+
+import pytest
+import torch
+
+from numerics import (
+    RK4,
+    Adams,
+    Dopri5,
+    Heun,
+    SampleStreams,
+    SciPy,
+    Status,
+    TorchDiffEq,
+    batch_time,
+    expand_as,
+    normal,
+    rademacher,
+    uniform,
+)
+from numerics.multistep import integration_weights
+from numerics.streams import philox
+
+
+class TestExpandAs:
+    def test_multiplies_along_the_batch_also_when_batch_and_dimension_are_equal(self):
+        c, x = torch.tensor([1.0, 2.0, 3.0]), torch.ones(3, 3)
+        assert torch.equal(expand_as(c, x) * x, torch.tensor([[1.0] * 3, [2.0] * 3, [3.0] * 3]))
+
+    def test_casts_coefficients_to_the_state_but_leaves_a_mask_a_mask(self):
+        x = torch.zeros(2, 1, 4, 4)
+        assert expand_as(torch.tensor([1.0, 2.0], dtype=torch.float64), x).dtype == torch.float32
+        assert expand_as(torch.tensor([True, False]), x).dtype == torch.bool
+
+    @pytest.mark.parametrize("shape", [(3,), (4, 1), (1, 4), (4, 5)])
+    def test_refuses_other_shapes_naming_both(self, shape):
+        with pytest.raises(ValueError, match=r"\(4, 5, 6\)") as error:
+            expand_as(torch.ones(shape), torch.ones(4, 5, 6))
+        assert str(tuple(shape)) in str(error.value)
+
+    def test_time_of_the_wrong_shape_is_refused(self):
+        with pytest.raises(ValueError, match=r"got t of shape \(2,\) for x of shape \(3, 2\)"):
+            batch_time(torch.ones(2), torch.ones(3, 2))
+        assert batch_time(0.5, torch.ones(3, 2)).tolist() == [0.5] * 3
+
+
+class TestStreams:
+    @pytest.mark.parametrize(
+        ("counter", "key", "expected"),
+        [
+            # known answers of the Random123 distribution, philox4x32 with 10 rounds
+            ((0, 0, 0, 0), (0, 0), (0x6627E8D5, 0xE169C58D, 0xBC57AC4C, 0x9B00DBD8)),
+            ((0xFFFFFFFF,) * 4, (0xFFFFFFFF,) * 2, (0x408F276D, 0x41C83B0E, 0xA20BC7C6, 0x6D5451FD)),
+            (
+                (0x243F6A88, 0x85A308D3, 0x13198A2E, 0x03707344),
+                (0xA4093822, 0x299F31D0),
+                (0xD16CFE09, 0x94FDCCEB, 0x5001E420, 0x24126EA1),
+            ),
+        ],
+    )
+    def test_philox_gives_the_published_numbers(self, counter, key, expected):
+        words = philox(tuple(torch.tensor([c]) for c in counter), key)
+        assert tuple(int(w) for w in words) == expected
+
+    @pytest.mark.parametrize("draw", [normal, uniform, rademacher])
+    def test_a_sample_does_not_depend_on_its_batch(self, draw):
+        whole = SampleStreams(7)
+        a, b = draw((6, 2, 3), whole), draw((6, 2, 3), whole)
+        ids = torch.tensor([4, 1])
+        part = SampleStreams(7, ids)
+        assert torch.equal(draw((2, 2, 3), part), a[ids])
+        assert torch.equal(draw((2, 2, 3), part), b[ids])
+        assert not torch.equal(a, b)
+
+    def test_taken_streams_go_on_in_the_middle(self):
+        whole = SampleStreams(3, [5, 6, 7])
+        normal((3, 4), whole)
+        some = whole.take(torch.tensor([False, True, True]))
+        assert torch.equal(normal((2, 4), some), normal((3, 4), whole)[1:])
+
+    def test_the_law_of_the_draws(self):
+        n = 400_000
+        z = SampleStreams(11).normal((n // 100, 100)).flatten()
+        u = SampleStreams(12).uniform((n // 100, 100)).flatten()
+        s = rademacher((n // 100, 100), SampleStreams(13)).flatten()
+        for value, expected, variance in (
+            (z.mean(), 0, 1),
+            (z.square().mean(), 1, 2),
+            (z.pow(4).mean(), 3, 96),
+            ((z[1:] * z[:-1]).mean(), 0, 1),
+            (u.mean(), 0.5, 1 / 12),
+            (u.square().mean(), 1 / 3, 4 / 45),
+            (s.mean(), 0, 1),
+            ((s[1:] * s[:-1]).mean(), 0, 1),
+        ):
+            assert abs(float(value) - expected) < 4.5 * math.sqrt(variance / n)
+        assert float(u.min()) >= 0 and float(u.float().max()) < 1
+
+    def test_a_draw_of_the_wrong_batch_is_refused(self):
+        with pytest.raises(ValueError, match="batch of 3 from streams of 2"):
+            normal((3, 2), SampleStreams(0, [1, 2]))
+
+
+def pendulum(u, y):
+    """y' = -y sin(u + 0.5) x (1, 2, 3): y = y_0 exp(rate (cos(u + 0.5) - cos 0.5)). The phase keeps odd derivatives from
+    vanishing at the start, which would flatter a method's first steps."""
+    rate = torch.arange(1, y[0].shape[1] + 1, dtype=torch.float64)
+    return (-y[0] * torch.sin(u + 0.5).unsqueeze(1) * rate,)
+
+
+def pendulum_at(y_0, u):
+    rate = torch.arange(1, y_0.shape[1] + 1, dtype=torch.float64)
+    return y_0 * torch.exp(rate * (math.cos(u + 0.5) - math.cos(0.5)))
+
+
+Y_0 = torch.tensor([[1.0, 0.5, 2.0], [-1.0, 3.0, 0.1]], dtype=torch.float64)
+
+
+class TestSolvers:
+    @pytest.mark.parametrize(
+        ("make", "order"),
+        [
+            (lambda n: Heun(steps=n), 2),
+            (lambda n: RK4(steps=n), 4),
+            (lambda n: Adams(steps=n, points=2), 2),
+            (lambda n: Adams(steps=n, points=3), 3),
+            (lambda n: Adams(steps=n, points=4), 4),
+            (lambda n: Adams(steps=n, points=5), 5),
+        ],
+    )
+    @pytest.mark.parametrize("uneven", [False, True])
+    def test_declared_order_is_measured(self, make, order, uneven):
+        errors = []
+        for n in (80, 160, 320, 640):
+            nodes = 3 * torch.linspace(0, 1, n + 1, dtype=torch.float64) ** 1.5 if uneven else None
+            found = make(n)(pendulum, (Y_0,), 0.0, 3.0, nodes=nodes)
+            errors.append(float((found.y[0] - pendulum_at(Y_0, 3.0)).abs().max()))
+        slopes = [math.log2(a / b) for a, b in zip(errors, errors[1:])]
+        assert make(1).order == order
+        settled = [s for s, e in zip(slopes, errors[1:]) if e > 1e-12]
+        assert abs(settled[-1] - order) < 0.25, slopes
+        evaluations = []
+        found = make(7)(lambda u, y: (evaluations.append(1), pendulum(u, y))[1], (Y_0,), 0.0, 3.0)
+        assert int(found.evaluations[0]) == len(evaluations)
+
+    @pytest.mark.parametrize("points", [2, 3, 4, 5])
+    def test_integration_weights_are_exact_for_polynomials(self, points):
+        at = [1.0, 0.6, 0.5, 0.1, -0.3][:points]
+        for degree in range(points):
+            value = sum(w * u**degree for w, u in zip(integration_weights(at, (0.6, 1.3)), at))
+            assert value == pytest.approx((1.3 ** (degree + 1) - 0.6 ** (degree + 1)) / (degree + 1), abs=1e-13)
+
+    @pytest.mark.parametrize("tolerance", [1e-4, 1e-7, 1e-10])
+    def test_dopri5_meets_its_tolerance_both_ways(self, tolerance):
+        solver = Dopri5(rtol=tolerance, atol=tolerance)
+        there = solver(pendulum, (Y_0,), 0.0, 3.0)
+        assert (there.y[0] - pendulum_at(Y_0, 3.0)).abs().max() < 30 * tolerance
+        assert float(there.error[0].max()) < 100 * tolerance
+        back = solver(pendulum, there.y, 3.0, 0.0)
+        assert (back.y[0] - Y_0).abs().max() < 300 * tolerance
+
+    def test_dopri5_steps_per_sample(self):
+        """A sample's value and its evaluations are those that it has alone, whatever else is in the batch."""
+        stiff = torch.tensor([1.0, 40.0, 1.0, 400.0], dtype=torch.float64)
+
+        class Field:
+            def __init__(self, rates):
+                self.rates = rates
+
+            def take(self, index):
+                return Field(self.rates[index])
+
+            def __call__(self, u, y):
+                return (-self.rates.unsqueeze(1) * (y[0] - torch.cos(u).unsqueeze(1)),)
+
+        y_0 = torch.ones(4, 2, dtype=torch.float64)
+        together = Dopri5()(Field(stiff), (y_0,), 0.0, 2.0)
+        for i in range(4):
+            alone = Dopri5()(Field(stiff[i : i + 1]), (y_0[i : i + 1],), 0.0, 2.0)
+            assert torch.equal(alone.y[0][0], together.y[0][i])
+            assert int(alone.evaluations) == int(together.evaluations[i])
+        assert int(together.evaluations[3]) > 2 * int(together.evaluations[0])
+
+    def test_a_sample_that_fails_leaves_the_others_alone(self):
+        def field(u, y):
+            hole = (y[0] > 10) & (u.unsqueeze(1) > 1.5)
+            return (torch.where(hole, math.nan, 0.1 * y[0]),)
+
+        y_0 = torch.tensor([[1.0], [11.0], [2.0]], dtype=torch.float64)
+        found = Dopri5()(field, (y_0,), 0.0, 3.0)
+        assert found.status.tolist() == [Status.DONE, Status.NONFINITE, Status.DONE]
+        assert found.u[1] == pytest.approx(1.5, abs=1e-6)
+        assert torch.allclose(found.y[0][[0, 2]], y_0[[0, 2]] * math.exp(0.3), rtol=1e-5)
+        fixed = RK4(steps=30)(field, (y_0,), 0.0, 3.0)
+        assert fixed.status.tolist() == found.status.tolist()
+        assert fixed.u[1] == pytest.approx(1.5, abs=0.11)
+
+    def test_limits_end_the_integration_with_a_status(self):
+        explosion = Dopri5()(lambda u, y: (y[0].square(),), (Y_0[:1].abs(),), 0.0, 3.0)
+        assert explosion.status.tolist() in ([Status.UNDERFLOW], [Status.NONFINITE])
+        assert Dopri5(max_steps=3)(pendulum, (Y_0,), 0.0, 3.0).status.tolist() == [Status.MAX_STEPS] * 2
+
+    @pytest.mark.parametrize("solver", [SciPy("RK45", 1e-9), SciPy("DOP853", 1e-9), TorchDiffEq("dopri5", 1e-9)])
+    def test_outside_solvers_agree_and_are_guarded(self, solver):
+        found = solver(pendulum, (Y_0,), 0.0, 3.0)
+        assert (found.y[0] - pendulum_at(Y_0, 3.0)).abs().max() < 1e-7
+        broken = solver(lambda u, y: (y[0] * math.nan,), (Y_0,), 0.0, 3.0)
+        assert broken.status.tolist() == [Status.NONFINITE] * 2
+        assert bool(broken.y[0].isnan().all())
+        seen = []
+        solver(lambda u, y: (seen.append(float(u.max())), -y[0])[1:], (Y_0,), 0.0, 3.0)
+        assert max(seen) <= 3.0
+
+    def test_gradients_go_through_the_steps(self):
+        y_0 = Y_0.clone().requires_grad_()
+        for solver in (Dopri5(rtol=1e-9, atol=1e-9), RK4(steps=100), Adams(steps=400, points=4)):
+            (slope,) = torch.autograd.grad(solver(pendulum, (y_0,), 0.0, 3.0).y[0].sum(), y_0)
+            assert torch.allclose(slope, pendulum_at(torch.ones_like(Y_0), 3.0), rtol=1e-6)
+
+    def test_bad_options_are_refused(self):
+        for make in (
+            lambda: Heun(steps=0),
+            lambda: Adams(points=9),
+            lambda: Dopri5(rtol=-1),
+            lambda: SciPy("RK54"),
+            lambda: TorchDiffEq("tsit5"),
+        ):
+            with pytest.raises(ValueError, match=r"^got .*; expected"):
+                make()
+        with pytest.raises(ValueError, match="monotone"):
+            Heun()(pendulum, (Y_0,), 0.0, 1.0, nodes=torch.tensor([0.0, 0.5, 0.4]))
