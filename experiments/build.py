@@ -13,10 +13,13 @@ from ml_collections import ConfigDict
 
 import data
 import models
+import samplers
 import sde_lib
 from data import Dataset, Split
 from data.transforms import Transform
+from experiments import chains
 from models import Conditioning, Parametrization, ScoreModel
+from samplers import Sampler
 from sde_lib import SDE, Score, WhitenedFlow
 from training import (
     DSM,
@@ -25,6 +28,7 @@ from training import (
     ImportanceTime,
     Likelihood,
     LogNormal,
+    Objective,
     Simple,
     SoftMinSNR,
     StratifiedTime,
@@ -68,6 +72,9 @@ def transform(config: ConfigDict, dataset: Dataset) -> Transform:
 
 
 def sde(config: ConfigDict) -> SDE:
+    chain = chains.of(config)
+    if chain is not None:
+        return chain.sde
     options = config.sde.to_dict()
     return sde_lib.create(options.pop("name"), **options)
 
@@ -84,6 +91,7 @@ _CONDITIONINGS: dict[str, Conditioning] = {
     "log_snr": models.LogSNR(),
     "time": models.ContinuousTime(),
     "log_sigma": models.LogSigma(),
+    "sigma": models.Sigma(),
 }
 
 
@@ -102,7 +110,7 @@ def parametrization(config: ConfigDict, std: float) -> Parametrization:
 
 
 def network(config: ConfigDict, dataset: Dataset, std: float) -> torch.nn.Module:
-    """A U-Net for images, an MLP for everything else, unless the configuration names another."""
+    """A U-Net for images, an MLP for everything else, unless the configuration names another (or a published preset)."""
     shape, m = dataset.event_shape, config.model
     classes = dataset.num_classes if m.class_conditional else None
     if m.class_conditional and not classes:
@@ -112,7 +120,12 @@ def network(config: ConfigDict, dataset: Dataset, std: float) -> torch.nn.Module
         return models.create(name, dim=dataset.dim, width=m.mlp_width, depth=m.mlp_depth, num_classes=classes)
     if len(shape) != 3 or shape[1] != shape[2]:
         raise ValueError(f"got the network {name!r} for samples of shape {shape}; expected square images, or mlp")
-    # sine features turn once, twice, ... per grey level; the network sees x / data_std at low noise
+    if name in models.presets.available():
+        return models.presets.create(
+            name, in_channels=shape[0], image_size=shape[1], **({"num_classes": classes} if classes else {})
+        )
+    # sine features turn once, twice, ... per grey level; a preconditioned network sees x / data_std at low noise
+    std = std if m.parametrization == "preconditioned" else 1.0
     spacing = (config.data.high - config.data.low) / dataset.levels if dataset.levels else 1.0
     features = tuple(f * std / spacing for f in m.fourier_features) if dataset.levels else ()
     return models.create(
@@ -153,16 +166,30 @@ def model(config: ConfigDict, dataset: Dataset) -> ScoreModel:
 def options(config: ConfigDict) -> TrainingOptions:
     """How to train."""
     names = ("steps", "batch_size", "learning_rate", "warmup", "schedule", "betas", "clip", "ema", "precision")
-    names += ("log_every", "checkpoint_every", "eval_every", "keep", "nonfinite", "max_skips", "parallel", "compile")
+    names += (
+        "log_every",
+        "checkpoint_every",
+        "eval_every",
+        "keep",
+        "nonfinite",
+        "max_skips",
+        "parallel",
+        "compile",
+        "flip",
+    )
     c = config.training
     # a conditional network also learns to do without a class, which is how it is then sampled and scored
     dropout = c.label_dropout if config.model.class_conditional else 0.0
     values = {name: c[name] for name in names}
+    values["dequantize"] = c.get("dequantize", True)
     return TrainingOptions(seed=config.seed, progress=True, label_dropout=dropout, **values)
 
 
-def objective(config: ConfigDict) -> DSM:
+def objective(config: ConfigDict) -> Objective:
     """What is minimised: which noise levels count how much, and at which times it is looked at."""
+    chain = chains.of(config)
+    if chain is not None:
+        return chain.objective
     c = config.training
     weightings = {"simple": Simple, "likelihood": Likelihood, "elbo": ELBO, "soft_min_snr": SoftMinSNR}
     times = {
@@ -174,6 +201,14 @@ def objective(config: ConfigDict) -> DSM:
         if value not in known:
             raise ValueError(f"got config.training.{name}={value!r}; expected one of {', '.join(known)}")
     return DSM(weighting=weightings[c.weighting](), times=times[c.times]())
+
+
+def sampler(config: ConfigDict, name: str, steps: int) -> Sampler:
+    """The sampler of that name; a chain's own walks its table. 0 steps: the sampler's own number, or none."""
+    chain = chains.of(config)
+    if chain is not None and name == chain.algorithm:
+        return chain.sampler(config.sampling, steps)
+    return samplers.create(name, **({"steps": steps} if steps else {}))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -199,18 +234,28 @@ class Run:
 
 
 def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
-    """The model of a run folder's newest whole checkpoint, with its averaged weights.
+    """The model of a run folder's newest whole checkpoint, with its averaged weights; or of a folder that export.py wrote.
 
     Raises:
         ValueError: for a folder without a configuration or without a whole checkpoint, or one of another network.
     """
-    config = config_of(folder)
-    data = dataset(config)
-    score_model = model(config, data)
-    try:
-        step = load_weights(score_model, folder)
-    except CheckpointError as error:
-        raise ValueError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
+    if (folder / "card.json").is_file():
+        score_model = ScoreModel.from_pretrained(folder)
+        if "config" not in score_model.card:
+            raise ValueError(
+                f"got the pretrained folder {folder}, whose card names no configuration; expected one that "
+                "experiments/export.py wrote: use it through ScoreModel.from_pretrained"
+            )
+        config, step = ConfigDict(_tuples(score_model.card["config"])), int(score_model.card["step"])
+        data = dataset(config)
+    else:
+        config = config_of(folder)
+        data = dataset(config)
+        score_model = model(config, data)
+        try:
+            step = load_weights(score_model, folder)
+        except CheckpointError as error:
+            raise ValueError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
     return Run(
         folder=folder,
         config=config,

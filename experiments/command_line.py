@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from data import DataError
+from experiments.presets import PRESETS
 from samplers import SamplingError
 from training.errors import TrainingError
 
@@ -92,6 +93,24 @@ def parse_experiment(
     return values.config, values.workdir, values.resume, values.allow_change
 
 
+def preset(arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of `--preset`, "digits" where it is not given, and the other arguments."""
+    found, rest = "digits", []
+    waiting = False
+    for argument in arguments:
+        if waiting:
+            found, waiting = argument, False
+        elif argument.startswith("--preset="):
+            found = argument.removeprefix("--preset=")
+        elif argument == "--preset":
+            waiting = True
+        else:
+            rest.append(argument)
+    if waiting:
+        raise ValueError("got --preset without a value; expected a name, such as --preset=fashion_mnist")
+    return found, rest
+
+
 def _leaves(config: ConfigDict, prefix: str = "config") -> Iterator[tuple[str, object]]:
     for key, value in config.items():
         if isinstance(value, ConfigDict):
@@ -103,7 +122,7 @@ def _leaves(config: ConfigDict, prefix: str = "config") -> Iterator[tuple[str, o
 def _near(flag: str, config: ConfigDict) -> str:
     import difflib
 
-    known = ["workdir", "resume", "allow_change", *(name for name, _ in _leaves(config))]
+    known = ["workdir", "resume", "allow_change", "preset", *(name for name, _ in _leaves(config))]
     close = difflib.get_close_matches(flag, known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"--{c}" for c in close) + "? (--help lists all)"
@@ -130,6 +149,9 @@ def _help(config: ConfigDict, description: str) -> str:
         description.strip(),
         "",
         f"  --workdir={'runs/' + config.name}  the run folder",
+        "  --preset=digits  whole settings by name: "
+        + ", ".join(PRESETS)
+        + " (the defaults below are the chosen one's)",
         "  --resume=False  go on from the run folder's newest checkpoint, or start where there is none",
         "  --allow_change=  names of values, with commas, that may differ from the run folder's on --resume",
         "",

@@ -37,6 +37,7 @@ def base_config() -> ConfigDict:
                 "schedule": "cosine",
                 "clip": 1.0,
                 "ema": (0.999,),
+                "flip": False,
                 "betas": (0.9, 0.99),
                 "label_dropout": 0.1,
                 "precision": "fp32",

@@ -15,7 +15,9 @@ import json
 import platform
 import sys
 import time
+from collections.abc import Callable
 from pathlib import Path
+from textwrap import shorten
 from typing import Any
 
 import numpy as np
@@ -23,10 +25,9 @@ import torch
 from ml_collections import ConfigDict
 from PIL import Image
 
-import samplers
 from data import Dataset
 from data.transforms import Transform
-from experiments import build, command_line
+from experiments import build, command_line, presets
 from experiments.baselines import bits_per_dim_of_baselines
 from experiments.pictures import draw_samples, save_samples
 from experiments.results import update_results, write_json
@@ -46,11 +47,19 @@ from training import (
 )
 from training.configuration import check_same
 
+Then = Callable[[ConfigDict], Callable[[Path], None]]
+"""Checks a configuration; what it returns is done with the run folder in the end."""
 
-def main(config: ConfigDict, arguments: list[str], description: str) -> int:
-    """Runs the experiment of a script; see the module's text."""
+
+def main(get_config: Callable[[], ConfigDict], arguments: list[str], description: str, then: Then | None = None) -> int:
+    """Runs the experiment of a script, from its defaults; see the module's text."""
+    preset, arguments = command_line.preset(arguments)
+    config = presets.apply(get_config(), preset)
     config, workdir, resume, allow = command_line.parse_experiment(config, arguments, description)
-    run(config, Path(workdir), resume=resume, allow_change=tuple(allow))
+    finish = None if then is None else then(config)
+    results = run(config, Path(workdir), resume=resume, allow_change=tuple(allow))
+    if finish is not None and results:
+        finish(Path(workdir))
     return 0
 
 
@@ -168,8 +177,8 @@ def _train(
     if group.is_main:
         processes = f", {group.world} processes" if group.world > 1 else ""
         print(
-            f"{config.name}: {model.sde}\n{dataset.name}, {len(dataset.split('train')):,} training samples of shape "
-            f"{dataset.event_shape}; {parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on "
+            f"{config.name}: {shorten(str(model.sde), 150)}\n"
+            f"{dataset.name}, {len(dataset.split('train')):,} training samples of shape {dataset.event_shape}; {parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on "
             f"{device}{processes}",
             flush=True,
         )
@@ -198,8 +207,7 @@ def _plan(config: ConfigDict, dataset: Dataset) -> tuple[Sampler, Sampler, Proto
         )
     build.split(dataset, config.likelihood.split)
     first, second = (
-        samplers.create(name, **({"steps": steps} if steps else {}))  # 0: the sampler's own, or none
-        for name, steps in ((c.sampler, c.steps), (c.second, c.second_steps))
+        build.sampler(config, name, steps) for name, steps in ((c.sampler, c.steps), (c.second, c.second_steps))
     )
     return first, second, _protocol(config)
 

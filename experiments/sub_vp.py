@@ -1,6 +1,6 @@
 """sub-VP (Song et al. 2021, arXiv:2011.13456, section 3.4): train, sample and score in exact bits/dim.
 
-python experiments/sub_vp.py [--workdir=runs/sub_vp] [--resume] [--config.training.steps=...] [--help]
+python experiments/sub_vp.py [--workdir=runs/sub_vp] [--resume] [--preset=fashion_mnist] [--config.training.steps=...] [--help]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def main(arguments: list[str]) -> int:
-    return experiment.main(get_config(), arguments, __doc__ or "")
+    return experiment.main(get_config, arguments, __doc__ or "")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,6 @@
 """VP, the continuous limit of DDPM (Song et al. 2021, arXiv:2011.13456): train, sample and score in exact bits/dim.
 
-python experiments/vp.py [--workdir=runs/vp] [--resume] [--config.training.steps=...] [--help]
+python experiments/vp.py [--workdir=runs/vp] [--resume] [--preset=fashion_mnist] [--config.training.steps=...] [--help]
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ def get_config() -> ConfigDict:
 
 
 def main(arguments: list[str]) -> int:
-    return experiment.main(get_config(), arguments, __doc__ or "")
+    return experiment.main(get_config, arguments, __doc__ or "")
 
 
 if __name__ == "__main__":
