@@ -178,8 +178,8 @@ def _train(
         processes = f", {group.world} processes" if group.world > 1 else ""
         print(
             f"{config.name}: {shorten(str(model.sde), 150)}\n"
-            f"{dataset.name}, {len(dataset.split('train')):,} training samples of shape {dataset.event_shape}; {parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on "
-            f"{device}{processes}",
+            f"{dataset.name}, {len(dataset.split('train')):,} training samples of shape {dataset.event_shape}; "
+            f"{parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on {device}{processes}",
             flush=True,
         )
     trained = train(

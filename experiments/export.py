@@ -2,8 +2,8 @@
 
     python experiments/export.py --run runs/vp --to pretrained/vp_digits
 
-`models.ScoreModel.from_pretrained(folder)` then samples and scores; `--run FOLDER` of the tools (sample.py, nll.py, ...) takes it
-like a run, and `--init_from=FOLDER` of the experiments begins with its weights.
+`models.ScoreModel.from_pretrained(folder)` then samples and scores; `--run FOLDER` of the tools (sample.py, nll.py, ...)
+takes it like a run, and `--init_from=FOLDER` of the experiments begins with its weights.
 """
 
 from __future__ import annotations

@@ -33,7 +33,6 @@ from likelihood.divergence import Divergence, Hutchinson
 from numerics import Dopri5, Generator, Solution, Solver, Status, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
-
 _SAFETY = 10.0  # between what an adaptive solver estimates and what is stated
 
 
