@@ -7,7 +7,9 @@
     image_256      the same at 256x256, for a folder of such pictures (`--config.data.root=...`), for GPUs
 
 With 256 levels the network is asked about finer detail than with 17, so training looks at smaller noise:
-log kappa ~ N(-2.5, 2.6^2) covers the grey levels' spacing as N(-1.5, 2.2^2) does for the digits.
+log kappa ~ N(-2.5, 2.6^2) covers the grey levels' spacing as N(-1.5, 2.2^2) does for the digits. Sine features at that
+spacing, which help there, do not here: 3.427 without, 3.468 bits/dim with (the ELBO of 200 validation images with the same
+noise, after 700 steps of VP; its Monte Carlo error is 0.012).
 """
 
 from __future__ import annotations
@@ -19,7 +21,7 @@ from ml_collections import ConfigDict
 
 _FASHION_MNIST = {
     "data": {"name": "fashion_mnist"},
-    "model": {"multipliers": (1, 1, 2), "fourier_features": (1.0,)},
+    "model": {"multipliers": (1, 1, 2), "fourier_features": ()},
     "training": {
         "batch_size": 32,
         "precision": "bf16",
@@ -29,7 +31,7 @@ _FASHION_MNIST = {
         "checkpoint_every": 500,
     },
     "sampling": {"steps": 250, "n": 36},
-    "likelihood": {"limit": 250, "probes": 1, "draws": 2, "batch_size": 50},
+    "likelihood": {"limit": 200, "steps": 96, "probes": 1, "draws": 2, "batch_size": 50},
     "baselines": False,
 }
 
