@@ -3,11 +3,16 @@
     python benchmarks/samplers.py                       # a 28x28 U-Net, batch 4, 50 steps
     python benchmarks/samplers.py --batch 16 --steps 20 --repeats 5 --device cuda --json samplers.json
 
-Every sampler runs on one network and one VP process. The share outside the network is 1 - (time of its calls) / (time of
-the run): on the CPU the calls are timed inside the same run; on a GPU, where a call returns before it is done, the same
-number of bare calls is timed beside it. Runs of the different samplers are interleaved, and the medians are reported.
-diffusers' schedulers are of a discrete chain; their loop is written here as its pipelines write it. Without diffusers
-(`pip install diffusers`) its rows are left out.
+Every run is of one network and one VP process with the same number of evaluations, and none ends with a denoising step.
+The share outside the network is 1 - (time of its calls) / (time of the run): on the CPU the calls are timed inside the
+same run; on a GPU, where a call returns before it is done, the same number of bare calls is timed after it. Runs of the
+different samplers are interleaved, and the medians are reported.
+
+The peers are diffusers, azula and k-diffusion; one that is not installed is said so and left out. Each wants another
+prediction (noise, denoised data, denoised data in units of x / alpha) at another time (an index, t, kappa); that change of
+variables is ours and not theirs, so it is timed as part of the network. diffusers' loop is written as its pipelines write
+it. The pairs are of one method, though not of one grid: "ancestral" is k-diffusion's Euler ancestral, DDIM its Euler, and
+DEIS its LMS (Adams-Bashforth in kappa, the paper's rhoAB) and azula's zEAB (in log kappa).
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -19,7 +24,7 @@ import json
 import statistics
 import sys
 import time
-from importlib.util import find_spec
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 # this file has the name of the package that it measures, and a script's own folder comes first
@@ -32,79 +37,174 @@ from models import ScoreModel, UNet
 from samplers import DDIM, DEIS, EDM, DPMSolver, Langevin, PredictorCorrector, ProbabilityFlow, UniPC
 from sde_lib import VPSDE
 
+Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# what a library calls for a score, and the run with that, from x_T and a generator
+Run = tuple[Callable[[Network], Network], Callable[[Network, torch.Tensor, torch.Generator], object]]
+
 
 class Timed:
-    """A score that adds up the time of its calls."""
+    """A network that adds up the time of its calls, and keeps the arguments of the last."""
 
-    def __init__(self, score) -> None:
-        self.score, self.seconds, self.calls = score, 0.0, 0
+    def __init__(self, network: Network) -> None:
+        self.network, self.seconds, self.calls = network, 0.0, 0
 
     def __call__(self, x, t):
         start = time.perf_counter()
-        value = self.score(x, t)
+        value = self.network(x, t)
         self.seconds += time.perf_counter() - start
         self.calls += 1
+        self.last = x, t
         return value
 
 
-def ours(steps: int):
+def ours(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
     from numerics import Heun
 
-    return {
-        "pc (Langevin)": PredictorCorrector(steps=steps // 2, corrector=Langevin(), denoise=False),
+    found = {
         "ancestral": samplers.create("ancestral", steps=steps, denoise=False),
-        "ddim": DDIM(steps=steps, denoise=False),
-        "dpm_solver 2": DPMSolver(steps=steps, denoise=False),
-        "dpm_solver 3": DPMSolver(steps=steps, order=3, denoise=False),
-        "unipc 2": UniPC(steps=steps, denoise=False),
-        "deis 3": DEIS(steps=steps, denoise=False),
-        "edm (Heun)": EDM(steps=steps // 2, denoise=False),
+        "DDIM": DDIM(steps=steps, denoise=False),
+        "DPM-Solver++ 2M": DPMSolver(steps=steps, denoise=False),
+        "DPM-Solver++ 3M": DPMSolver(steps=steps, order=3, denoise=False),
+        "UniPC 2": UniPC(steps=steps, denoise=False),
+        "DEIS 3": DEIS(steps=steps, denoise=False),
+        "Heun (EDM)": EDM(steps=steps // 2, denoise=False),
+        "predictor-corrector": PredictorCorrector(steps=steps // 2, corrector=Langevin(), denoise=False),
         "flow, Heun": ProbabilityFlow(solver=Heun(steps=steps // 2)),
     }
 
+    def run(sampler):
+        return lambda score, x, generator: sampler(sde, score, x.shape, x_T=x, generator=generator)
 
-def theirs(steps: int):
-    """(label, the same method of ours, a function of (network, x, generator) that runs it)."""
-    if find_spec("diffusers") is None:
-        return []
-    from diffusers import (
-        DDIMScheduler,
-        DDPMScheduler,
-        DEISMultistepScheduler,
-        DPMSolverMultistepScheduler,
-        UniPCMultistepScheduler,
-    )
+    for method, sampler in found.items():
+        yield method, "ours", (lambda score: score, run(sampler))
+
+
+def of_diffusers(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
+    import diffusers
 
     chain = {"num_train_timesteps": 1000, "beta_start": 1e-4, "beta_end": 0.02}
+    sigmas = sde.sigma((torch.arange(1000) + 1) / 1000).tolist()
 
-    def loop(scheduler, **options):
+    def noise(score):
+        # a scheduler's index i stands for t = (i + 1) / 1000
+        def network(x, index):
+            t = x.new_full((len(x),), (float(index) + 1) / 1000, dtype=torch.float64)
+            return -sigmas[int(index)] * score(x, t)
+
+        return network
+
+    def loop(scheduler, steps=steps, random=False, **options):
         def run(network, x, generator):
             scheduler.set_timesteps(steps)
             x = x * scheduler.init_noise_sigma
+            drawn = {"generator": generator} if random else {}
             for t in scheduler.timesteps:
                 eps = network(scheduler.scale_model_input(x, t), t)
-                x = scheduler.step(eps, t, x, generator=generator, **options).prev_sample
+                x = scheduler.step(eps, t, x, **options, **drawn).prev_sample
             return x
 
         return run
 
-    def plain(scheduler):
+    found = {
+        "ancestral": loop(diffusers.DDPMScheduler(clip_sample=False, **chain), random=True),
+        "DDIM": loop(diffusers.DDIMScheduler(clip_sample=False, **chain), eta=0.0),
+        "DPM-Solver++ 2M": loop(diffusers.DPMSolverMultistepScheduler(**chain)),
+        "DPM-Solver++ 3M": loop(diffusers.DPMSolverMultistepScheduler(solver_order=3, **chain)),
+        "UniPC 2": loop(diffusers.UniPCMultistepScheduler(**chain)),
+        "DEIS 3": loop(diffusers.DEISMultistepScheduler(solver_order=3, **chain)),
+        # its last step is of one evaluation
+        "Heun (EDM)": loop(diffusers.HeunDiscreteScheduler(**chain), steps=steps // 2),
+    }
+    for method, run in found.items():
+        yield method, "diffusers", (noise, run)
+
+
+def of_azula(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
+    from azula import sample
+    from azula.denoise import Denoiser, DiracPosterior
+    from azula.noise import Schedule
+
+    class VP(Schedule):
+        # as azula's own are: a few operations in the dtype of t
+        def __call__(self, t):
+            B = sde.beta_min * t + (sde.beta_max - sde.beta_min) / 2 * t**2
+            return torch.exp(-B / 2), torch.sqrt(-torch.expm1(-B))
+
+    class Denoised(Denoiser):
+        def __init__(self, network) -> None:
+            super().__init__()
+            self.network, self.schedule = network, VP()
+
+        def forward(self, x, t):
+            return DiracPosterior(mean=self.network(x, t))
+
+    def denoised(score):
+        def network(x, t):
+            alpha, sigma = VP()(t)
+            return (x + sigma**2 * score(x, t.expand(len(x)).double())) / alpha
+
+        return network
+
+    def loop(sampler, steps=steps, **options):
         def run(network, x, generator):
-            scheduler.set_timesteps(steps)
-            for t in scheduler.timesteps:
-                x = scheduler.step(network(x, t), t, x).prev_sample
-            return x
+            return sampler(Denoised(network), start=1.0, stop=sde.t_end, steps=steps, silent=True, **options)(x)
 
         return run
 
-    return [
-        ("diffusers DDPM", "ancestral", loop(DDPMScheduler(clip_sample=False, **chain))),
-        ("diffusers DDIM", "ddim", loop(DDIMScheduler(clip_sample=False, **chain), eta=0.0)),
-        ("diffusers DPM-Solver++ 2M", "dpm_solver 2", plain(DPMSolverMultistepScheduler(**chain))),
-        ("diffusers DPM-Solver++ 3M", "dpm_solver 3", plain(DPMSolverMultistepScheduler(solver_order=3, **chain))),
-        ("diffusers UniPC 2", "unipc 2", plain(UniPCMultistepScheduler(**chain))),
-        ("diffusers DEIS 3", "deis 3", plain(DEISMultistepScheduler(solver_order=3, **chain))),
-    ]
+    found = {
+        "ancestral": loop(sample.DDPMSampler),
+        "DDIM": loop(sample.DDIMSampler),
+        "DPM-Solver++ 2M": loop(sample.xEABSampler, order=2),
+        "DPM-Solver++ 3M": loop(sample.xEABSampler, order=3),
+        "DEIS 3": loop(sample.zEABSampler, order=3),
+        "Heun (EDM)": loop(sample.HeunSampler, steps // 2),
+        "predictor-corrector": loop(sample.PCSampler, steps // 2),
+    }
+    for method, run in found.items():
+        yield method, "azula", (denoised, run)
+
+
+def of_k_diffusion(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
+    from k_diffusion import sampling
+
+    grid = samplers.EDM.default_grid
+    # the float32 kappas of the runs, and t, alpha there
+    kappas = {n: torch.exp(-sde.log_snr(grid(sde, n)) / 2).float() for n in (steps, steps // 2)}
+    known = {}
+    for kappa in kappas.values():
+        t = sde.time_of_log_snr(-2 * kappa.double().log())
+        known.update(zip(kappa.tolist(), zip(t.tolist(), sde.alpha(t).tolist(), strict=True), strict=True))
+
+    def denoised(score):
+        def network(y, kappa):
+            t, alpha = known[kappa[0].item()]
+            x = y * alpha
+            # (x + sigma^2 score) / alpha
+            return torch.add(
+                y, score(x, x.new_full((len(x),), t, dtype=torch.float64)), alpha=alpha * kappa[0].item() ** 2
+            )
+
+        return network
+
+    def loop(method, steps=steps, **options):
+        def run(network, x, generator):
+            sigmas = kappas[steps].to(x.device)
+            return method(network, x / known[sigmas[0].item()][1], sigmas, disable=True, **options)
+
+        return run
+
+    found = {
+        "ancestral": loop(sampling.sample_euler_ancestral),
+        "DDIM": loop(sampling.sample_euler),
+        "DPM-Solver++ 2M": loop(sampling.sample_dpmpp_2m),
+        "DEIS 3": loop(sampling.sample_lms, order=3),
+        "Heun (EDM)": loop(sampling.sample_heun, steps=steps // 2),
+    }
+    for method, run in found.items():
+        yield method, "k-diffusion", (denoised, run)
+
+
+PEERS = {"diffusers": of_diffusers, "azula": of_azula, "k-diffusion": of_k_diffusion}
 
 
 def main() -> None:
@@ -129,62 +229,68 @@ def main() -> None:
         if device.type == "cuda":
             torch.cuda.synchronize()
 
-    def discrete(score):
-        # a scheduler's index i stands for t = (i + 1) / 1000, and its network predicts the noise
-        def network(x, index):
-            t = ((index.to(device) + 1) / 1000).expand(len(x)).double()
-            return -model.sde.sigma(t).to(x.dtype).reshape(-1, 1, 1, 1) * score(x, t)
-
-        return network
-
-    runs = {}
-    for name, sampler in ours(options.steps).items():
-        runs[name] = lambda score, sampler=sampler: sampler(
-            model.sde, score, shape, x_T=x_T, generator=torch.Generator(device).manual_seed(0)
-        )
-    for name, _, run in theirs(options.steps):
-        runs[name] = lambda score, run=run: run(discrete(score), x_T, torch.Generator(device).manual_seed(0))
+    runs = list(ours(model.sde, options.steps))
+    missing = {}
+    for peer, methods in PEERS.items():
+        try:
+            runs += methods(model.sde, options.steps)
+        except ModuleNotFoundError as error:
+            missing[peer] = "not installed" if error.name == peer.replace("-", "_") else f"{error.name} not installed"
+        except (ImportError, RuntimeError) as error:
+            missing[peer] = f"could not be imported ({error})"
+    methods = list(dict.fromkeys(method for method, _, _ in runs))
+    runs.sort(key=lambda run: methods.index(run[0]))
 
     @torch.no_grad()
-    def measure(run) -> tuple[float, float, int]:
-        timed = Timed(model)
+    def measure(run: Run) -> tuple[float, float, int]:
+        adapt, sample = run
+        timed = Timed(adapt(model))
+        generator = torch.Generator(device).manual_seed(0)
         wait()
         start = time.perf_counter()
-        run(timed)
+        sample(timed, x_T, generator)
         wait()
         total = time.perf_counter() - start
         if on_cpu:
             return total, timed.seconds, timed.calls
-        t = torch.full((options.batch,), 0.5, dtype=torch.float64, device=device)
         start = time.perf_counter()
         for _ in range(timed.calls):
-            model(x_T, t)
+            timed.network(*timed.last)
         wait()
         return total, time.perf_counter() - start, timed.calls
 
-    found: dict[str, list[tuple[float, float, int]]] = {name: [] for name in runs}
-    for run in runs.values():
+    found: list[list[tuple[float, float, int]]] = [[] for _ in runs]
+    for _, _, run in runs:
         measure(run)  # warm
     for _ in range(options.repeats):
-        for name, run in runs.items():
-            found[name].append(measure(run))
+        for values, (_, _, run) in zip(found, runs, strict=True):
+            values.append(measure(run))
     rows = []
-    for name, values in found.items():
-        total = statistics.median(v[0] for v in values)
-        outside = statistics.median((v[0] - v[1]) / v[0] for v in values)
-        step = statistics.median((v[0] - v[1]) / v[2] for v in values)
+    for (method, library, _), values in zip(runs, found, strict=True):
         rows.append(
-            {"sampler": name, "calls": values[0][2], "seconds": total, "outside": outside, "us_per_call": 1e6 * step}
+            {
+                "method": method,
+                "library": library,
+                "calls": values[0][2],
+                "seconds": statistics.median(v[0] for v in values),
+                "outside": statistics.median((v[0] - v[1]) / v[0] for v in values),
+                "us_per_call": 1e6 * statistics.median((v[0] - v[1]) / v[2] for v in values),
+            }
         )
     print(f"batch {options.batch}, 1x{options.size}x{options.size}, {options.threads} threads, {device}")
-    print(f"{'sampler':28s} {'calls':>5s} {'seconds':>8s} {'outside the network':>20s} {'us a call':>10s}")
+    print(
+        f"{'method':20s} {'library':12s} {'calls':>5s} {'seconds':>8s} {'outside the network':>20s} {'us a call':>10s}"
+    )
     for row in rows:
         print(
-            f"{row['sampler']:28s} {row['calls']:5d} {row['seconds']:8.3f} {row['outside']:19.1%} {row['us_per_call']:10.0f}"
+            f"{row['method']:20s} {row['library']:12s} {row['calls']:5d} {row['seconds']:8.3f} {row['outside']:20.1%} "
+            f"{row['us_per_call']:10.0f}"
         )
+    for peer, why in missing.items():
+        print(f"{peer}: {why}")
     if options.json:
         with open(options.json, "w", encoding="utf-8") as file:
-            json.dump({"options": vars(options), "rows": rows}, file, indent=1)
+            json.dump({"options": vars(options), "rows": rows, "missing": missing}, file, indent=1)
 
 
 if __name__ == "__main__":
