@@ -8,11 +8,11 @@ From t with step h and the same increment W ~ N(0, h) of the Brownian path:
     E   = rms[(x' - x'') / max(atol, rtol max(|x'|, |x'_before|))]
     E <= 1: x <- x'', t <- t - h;        always h <- min(t - t_end, safety h E^-exponent)
 
-(Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, algorithm 1, with its extrapolation and its choices safety = 0.9,
+(Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, with the choices of its published code: extrapolation, safety = 0.9,
 exponent = 0.9, and a norm per sample.) Two evaluations an attempt. A sample that has arrived leaves the batch, and its
 result does not depend on its batch mates.
 
-One thing differs. The paper draws W anew after a rejection, which favours increments that make small errors; here an
+One thing differs. That code draws W anew after a rejection, which favours increments that make small errors; here an
 increment once drawn is kept, and a shorter step takes its part of it by the Brownian bridge (Rackauckas and Nie 2017,
 "Adaptive methods for stochastic differential equations via natural embeddings and rejection sampling with memory"; of
 several rejections in a row only the longest interval is remembered).

@@ -3,10 +3,10 @@ r"""Annealed Langevin dynamics: the sampler of NCSN, and one level of it as a co
     for each level sigma_1 > ... > sigma_L:   K times   x <- x + e_i score(x, t_i) + sqrt(2 e_i) z
 
 - `step_size=e`: e_i = (e / 2) (sigma_i / sigma_L)^2, exactly algorithm 1 of Song and Ermon 2019 (arXiv:1907.05600),
-  whose step is alpha_i / 2 with alpha_i = e sigma_i^2 / sigma_L^2. NCSNv2 (Song and Ermon 2020, arXiv:2006.09011,
-  algorithm 1) is the same and ends with the denoising x + sigma_L^2 score(x, sigma_L).
-- `step_size=None`: e_i = 2 (alpha_t / alpha_s)^2 (snr sigma_i)^2, the "ald" corrector of Song et al. 2021
-  (arXiv:2011.13456), which is `Langevin` with no norms. On VE, snr = sqrt(e) / (2 sigma_L) is NCSN's step.
+  whose step is alpha_i / 2 with alpha_i = e sigma_i^2 / sigma_L^2. NCSNv2 (Song and Ermon 2020, arXiv:2006.09011) is
+  the same and ends with the denoising x + sigma_L^2 score(x, sigma_L); what its code calls step_lr is e / 2.
+- `step_size=None`: e_i = 2 (alpha_t / alpha_s)^2 (snr sigma_i)^2, the corrector "ald" in the published code of Song et
+  al. 2021 (arXiv:2011.13456), which is `Langevin` with no norms. On VE, snr = sqrt(e) / (2 sigma_L) is NCSN's step.
 
 The algorithm has its own stationary law, not the data's: at NCSN's published step the weights of a mixture's modes, 0.8
 and 0.2, were measured as 0.78 and 0.22. It was made for VE. On a kernel whose alpha changes, x is not rescaled between

@@ -7,7 +7,7 @@ D = (x + sigma^2 score) / alpha ((2) in `sde_lib.score`), so they mean the same 
 - `DynamicThreshold`: D is clipped per sample at a quantile of its own magnitudes and scaled back into the range
   (Saharia et al. 2022, arXiv:2205.11487, section 2.3), against the saturation that strong guidance brings.
 - `Temperature`: the score of data made colder or hotter, p^(1/tau), as it would be for N(0, data_std^2 I) data
-  (Ingraham et al. 2023, "Illuminating protein space with a programmable generative model", supplement).
+  (Ingraham et al. 2023, "Illuminating protein space with a programmable generative model", its low-temperature sampling).
 
 A sampler takes them as `corrections=(ClipDenoised(), ...)`; `correction(sde, score)` wraps a score anywhere else.
 """

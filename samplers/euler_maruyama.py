@@ -6,8 +6,8 @@ With h = t - s > 0 and stochasticity eta,
 
 eta = 1 is the reverse SDE (equation (5) of `sde_lib.base`; Song et al. 2021, arXiv:2011.13456, algorithm 1's general
 predictor), eta = 0 Euler's method on the probability flow; all have the same marginals as h -> 0 (Song et al. 2021,
-appendix D.1; Huang, Lim, Courville 2021, arXiv:2106.02808). Weak order 1. Coefficients are frozen over a
-step, so few steps are far off: prefer the methods that solve the linear part exactly.
+appendix D.1, for eta = 0; Huang, Lim, Courville 2021, arXiv:2106.02808, for the family). Weak order 1. Coefficients
+are frozen over a step, so few steps are far off: prefer the methods that solve the linear part exactly.
 """
 
 from __future__ import annotations

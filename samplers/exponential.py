@@ -5,7 +5,7 @@ for one slowly varying function F (the denoised mean D or the noise eps):
 
     (1)  y(end) = exp(-c (end - start)) y(start) + integral from start to end of c exp(-c (end - l)) F(l) dl   [+ noise]
 
-- D, c = 1: the probability flow, dy/dlambda = -(y - D) (Lu et al. 2022, arXiv:2211.01095, proposition 4.1)
+- D, c = 1: the probability flow, dy/dlambda = -(y - D) (Lu et al. 2022, arXiv:2211.01095)
 - D, c = 1 + eta^2: with noise of rate eta^2; eta = 1 is the reverse SDE
 - eps, c = -1, and no factor before y: dy = eps dkappa, kappa = exp(-lambda) (Zhang and Chen 2022, arXiv:2204.13902)
 
@@ -60,8 +60,8 @@ def exponential_weights(
 def orders(order: int, steps: int, lower_at_end: bool) -> list[int]:
     """How many points each step may use: as many as there are, and few at the end of a short run.
 
-    An extrapolation over the last, longest steps of a run of under 15 steps is less stable than it is accurate (Lu et
-    al. 2022, arXiv:2211.01095, appendix; their published code).
+    An extrapolation over the last, longest steps of a run of under 15 steps is less stable than it is accurate (the
+    published code of Lu et al. 2022, arXiv:2211.01095, which has the bound of 15).
     """
     lower = lower_at_end and steps < 15
     return [min(order, i + 1, steps - i if lower else order) for i in range(steps)]

@@ -5,7 +5,7 @@ r"""The Langevin corrector.
 r is sigma_t by default, and s is the grid's next time (the factor is 1 at the last). Song et al. 2021
 (arXiv:2011.13456, algorithms 4 and 5) take for r the ratio of norms |z| / |score|, each averaged over the batch:
 `norm="batch"`. In high dimension that ratio is about sigma_t (|z| is sqrt(D) and |score| sqrt(D) / sigma_t), so the
-default is its limit, in which a sample depends on nothing but its own noise; it is also their "ald" corrector.
+default is its limit, in which a sample depends on nothing but its own noise; their published code has it as "ald".
 `norm="sample"` takes each sample's own norms. Both norms change the stationary law: per-sample norms multiplied the
 variance of N(0, I) by 27,000 in one dimension, 16 in two, 1.09 in 64.
 

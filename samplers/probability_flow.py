@@ -1,6 +1,6 @@
 r"""The probability-flow ODE: deterministic sampling, and encoding.
 
-    dx/dt = f x - g^2 score(x, t) / 2           ((6) in `sde_lib.base`; Song et al. 2021, arXiv:2011.13456)
+    dx/dt = f x - g^2 score(x, t) / 2           (Song et al. 2021, arXiv:2011.13456, equation (13))
 
 It has the marginals of the SDE, and a flow is invertible: `decode` takes a latent at T to data at t_end and `encode`
 takes data back. It is integrated in the clock and the state of a `Flow` (whitened by default: see

@@ -11,7 +11,7 @@ lie on the same Brownian path. With c = -1 (and no factor before y) or c = 2 in 
     order 1   from the value at t
     order 2   a first stage at lambda_t + h/2, then from its value alone (the exponential midpoint rule)
     order 3   stages at lambda_t + h/3 and + 2h/3, each from the line in lambda through the values at t and at the stage
-              before (the stages of DPM-Solver-3, Lu et al. 2022, arXiv:2206.00927, algorithm 2)
+              before (DPM-Solver-3 with r_1 = 1/3 and r_2 = 2/3, Lu et al. 2022, arXiv:2206.00927)
 
 The noise between stages has its exact covariance, after Gonzalez et al. 2023 (arXiv:2305.14267, SEEDS-1, -2, -3).
 `order` is the order without noise; a step costs as many evaluations. Assumes that eps, or D, varies smoothly in lambda;

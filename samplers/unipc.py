@@ -7,8 +7,8 @@ r"""UniPC: a multistep predictor and a corrector that costs no further evaluatio
 (Zhao et al. 2023, arXiv:2302.04867, multistep, data prediction.) D_s, taken at the prediction, also serves the
 next step, so a step costs one evaluation. The weights, of `samplers.exponential`, integrate the interpolating
 polynomial exactly; the paper's linear systems have the same solution, in which its function B(h) drops out (it matters
-only where the paper puts 1/2 for the solution of a system of one unknown). With the corrector the order is p + 1 (its
-theorem 3.1). The last step, to t_end, is not corrected.
+only where the published code puts 1/2 for the solution of a system of one unknown). With the corrector the order is
+p + 1. The last step, to t_end, is not corrected.
 """
 
 from __future__ import annotations
