@@ -25,7 +25,7 @@ from training.errors import (
 from training.loop import TrainingResult, train
 from training.objectives import DSM, Objective, dsm_loss
 from training.options import TrainingOptions
-from training.plan import Plan, plan
+from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
 from training.run_lock import RunLock
 from training.score_matching import ExactScoreMatching, SlicedScoreMatching
@@ -55,12 +55,14 @@ from training.weighting import (
     VelocityPrediction,
     Weighting,
 )
-from training.weights import initialize_from, load_weights
+from training.weights import Origin, initialize_from, load_weights
 
 __all__ = [
+    "estimate",
     "plan",
     "initialize_from",
     "Validation",
+    "Estimate",
     "Plan",
     "Adaptive",
     "Callback",
@@ -87,6 +89,7 @@ __all__ = [
     "MinSNR",
     "NonFiniteError",
     "Objective",
+    "Origin",
     "PowerEMA",
     "RunLock",
     "SMLD",

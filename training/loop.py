@@ -43,7 +43,7 @@ from training.streams import StepStreams, preserved_global_rng, seed_dropout
 from training.update import FiniteGuard, apply_update, gradient_norm, make_optimizer
 
 CHECKPOINTS = "checkpoints"
-_AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
+AUTOCAST = {"fp32": None, "bf16": torch.bfloat16, "fp16": torch.float16}
 _POLL_EVERY = 8
 
 
@@ -338,7 +338,7 @@ class _Run:
         n = options.batch_size
         mine = self.group.rows(n)
         size = mine.stop - mine.start
-        dtype = _AUTOCAST[options.precision]
+        dtype = AUTOCAST[options.precision]
         losses = []
         for part in range(options.accumulate):
             rows = slice(

@@ -1,8 +1,8 @@
 """A held-out likelihood in the course of training: cheap, and comparable between steps.
 
-The variational bound of `likelihood.elbo` on a fixed part of a split, with the averaged weights and with the same
-dequantisation, times and noise every time, so that two evaluations differ by the weights alone. In bits/dim for grey
-values, in nats per dimension for points.
+The variational bound of `likelihood.elbo`, and the training loss, on a fixed part of a split, with the averaged weights and
+with the same dequantisation, times and noise every time, so that two evaluations differ by the weights alone. The bound is in
+bits/dim for grey values, in nats per dimension for points.
 """
 
 from __future__ import annotations
@@ -10,13 +10,18 @@ from __future__ import annotations
 from collections.abc import Mapping
 
 import torch
+from torch import Tensor
 
 from data import Split
 from data.transforms import Transform
 from likelihood.bounds import elbo
 from numerics import SampleStreams, uniform
 from training.callbacks import Callback
+from training.objectives import Objective
 from training.state import TrainState
+from training.streams import StepStreams, mix
+
+_LOSS_DRAWS = 4
 
 
 class Validation(Callback):
@@ -25,10 +30,12 @@ class Validation(Callback):
     Args:
         split: held-out data.
         transform: as in training.
+        objective: as in training; its loss is then reported too, from four evaluations of the network for each sample.
         n: how many samples of it, the first ones.
-        draws: evaluations of the network for each.
+        draws: evaluations of the network for each, besides four for the last step of the bound.
         batch_size: of these evaluations.
         seed: of dequantisation, times and noise.
+        dequantize: whether the loss is that of dequantised grey values, as in training.
     """
 
     def __init__(
@@ -36,16 +43,18 @@ class Validation(Callback):
         split: Split,
         transform: Transform | None,
         *,
+        objective: Objective | None = None,
         n: int = 256,
         draws: int = 16,
         batch_size: int = 256,
         seed: int = 0,
+        dequantize: bool = True,
     ) -> None:
-        self.split, self.transform = split.take(slice(0, n)), transform
-        self.draws, self.batch_size, self.seed = draws, batch_size, seed
+        self.split, self.transform, self.objective = split.take(slice(0, n)), transform, objective
+        self.draws, self.batch_size, self.seed, self.dequantize = draws, batch_size, seed, dequantize
 
     def on_eval(self, state: TrainState) -> Mapping[str, float] | None:
-        nats = []
+        nats, losses = [], []
         with state.averaged() as model:
             device = next(model.parameters()).device
             classes = getattr(getattr(model, "net", None), "num_classes", None)
@@ -54,18 +63,38 @@ class Validation(Callback):
                     return None
                 part = self.split.take(slice(first, first + self.batch_size))
                 streams = SampleStreams(self.seed, part.ids)
-                x = part.x.to(device, torch.float32)
+                x = stored = part.x.to(device, torch.float32)
                 if self.transform is not None:
                     if self.transform.levels is not None:
                         x = x + uniform(x.shape, streams, device=device, dtype=torch.float32)
                     x = self.transform(x)
                 score = model if classes is None else model.condition(part.labels)  # type: ignore[operator]
-                bound = elbo(model.sde, score, x, draws=self.draws, generator=streams)  # type: ignore[arg-type]
+                bound = elbo(
+                    model.sde,  # type: ignore[arg-type]
+                    score,
+                    x,
+                    draws=self.draws,
+                    data_std=getattr(model, "data_std", None),  # the same value with less noise
+                    generator=streams,
+                )
                 nats.append(bound.nats.cpu())
+                if self.objective is not None:
+                    x_0 = x if self.dequantize or self.transform is None else self.transform.centres(stored)
+                    labels = None if classes is None or part.labels is None else part.labels.to(device)
+                    losses += [self._loss(model, x_0, labels, first, i) for i in range(_LOSS_DRAWS)]
         per_dim = torch.cat(nats) / self.split.x[0].numel()
         name = "nats_per_dim_bound"
         if self.transform is not None and self.transform.levels is not None:
             per_dim, name = (per_dim - self.transform.log_det) / torch.log(torch.tensor(2.0)), "bits_per_dim_bound"
         value = float(per_dim.mean())
         stderr = float(per_dim.std()) / len(per_dim) ** 0.5 if len(per_dim) > 1 else float("nan")
-        return {"metric": value, name: value, f"{name}_stderr": stderr}
+        loss = {"loss": float(torch.cat(losses).mean())} if losses else {}
+        return {"metric": value, name: value, f"{name}_stderr": stderr, **loss}
+
+    def _loss(self, model: torch.nn.Module, x_0: Tensor, labels: Tensor | None, first: int, i: int) -> Tensor:
+        """The weighted losses `(B,)` of a part that begins at `first`, with the `i`-th draws."""
+        assert self.objective is not None
+        streams = StepStreams(mix(self.seed, "validation", first), i, x_0.device)
+        draws = self.objective.draw(model.sde, x_0.shape, streams)  # type: ignore[arg-type]
+        loss = self.objective.loss(model, x_0, draws, labels)  # type: ignore[arg-type]
+        return (loss * draws["weight"].to(loss.dtype)).cpu()

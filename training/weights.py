@@ -3,36 +3,59 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import nn
 
-from training.checkpoint import CheckpointFolder
+from training.checkpoint import FORMAT, Checkpoint, CheckpointFolder, load_plain
 from training.errors import CheckpointError, UsageError
 from training.state import load_named
 
 
-def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights: str = "ema") -> None:
-    """Starts `model` from the weights of a run folder or of a folder that `save_pretrained` wrote, to fine-tune it.
+@dataclass(frozen=True, kw_only=True)
+class Origin:
+    """Where weights came from.
+
+    Attributes:
+        path: the file or folder.
+        step: how many updates they had seen; None where it is not said.
+        config: what their run was made with, as far as it is said.
+    """
+
+    path: Path
+    step: int | None = None
+    config: Mapping[str, Any] = field(default_factory=dict)
+
+
+def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights: str = "ema") -> Origin:
+    """Starts `model` from the weights of a run folder, of one checkpoint's file, or of a folder that `save_pretrained` wrote,
+    to fine-tune it.
 
     Raises:
-        UsageError: a folder that is neither.
+        UsageError: none of them.
         CheckpointError: weights that do not fit the model.
     """
-    if not (Path(source) / "card.json").is_file():
-        load_weights(model, source, weights=weights)
-        return
-    from models import ScoreModel
+    source = Path(source)
+    if (source / "card.json").is_file():
+        return _from_pretrained(model, source)
+    if source.is_file():
+        found = _checkpoint(source)
+        _take(model, found, weights)
+        return Origin(path=source, step=found.step, config=found.content.get("config") or {})
+    if not source.is_dir():
+        raise UsageError(
+            f"got {source} to begin with, where there is no checkpoint; expected a run folder, a checkpoint's file, or a "
+            "folder that save_pretrained wrote"
+        )
+    found = _newest(source, None)
+    _take(model, found, weights)
+    return Origin(path=found.path, step=found.step, config=found.content.get("config") or {})
 
-    try:
-        pretrained = ScoreModel.from_pretrained(source)
-    except ValueError as error:
-        raise CheckpointError(str(error)) from error
-    load_named(model, pretrained.state_dict(), "this model")
 
-
-@torch.no_grad()
 def load_weights(
     model: nn.Module,
     folder: str | os.PathLike[str],
@@ -52,13 +75,62 @@ def load_weights(
         UsageError: a folder that has no checkpoint.
         CheckpointError: none that can be read, or that does not fit the model.
     """
-    if weights not in ("ema", "raw"):
-        raise UsageError(f"got weights={weights!r}; expected 'ema' or 'raw'")
-    found = CheckpointFolder(Path(folder) / "checkpoints").read(step)
+    found = _newest(Path(folder), step)
+    _take(model, found, weights, decay)
+    return found.step
+
+
+def _newest(folder: Path, step: int | None) -> Checkpoint:
+    found = CheckpointFolder(folder / "checkpoints").read(step)
     if found is None:
         raise UsageError(
             f"got the run folder {folder}, which has no checkpoint; expected one that an experiment has trained"
         )
+    return found
+
+
+def _checkpoint(file: Path) -> Checkpoint:
+    """One file: held against its manifest where that lies beside it, else on its own."""
+    digits = file.stem.removeprefix("step_")
+    if digits.isdecimal():
+        folder = CheckpointFolder(file.parent)
+        if folder.path(int(digits)) == file and int(digits) in folder.steps():
+            found = folder.read(int(digits))
+            assert found is not None
+            return found
+    content = load_plain(file)
+    if not isinstance(content, dict) or content.get("format") != FORMAT or type(content.get("step")) is not int:
+        raise CheckpointError(
+            f"{file}: is not a checkpoint of format {FORMAT}; expected one of a run's (models.load_score_sde reads those of "
+            "score_sde, save_pretrained then writes a folder to begin with)"
+        )
+    return Checkpoint(content=content, step=content["step"], path=file)
+
+
+def _from_pretrained(model: nn.Module, source: Path) -> Origin:
+    from models import ScoreModel
+
+    try:
+        pretrained = ScoreModel.from_pretrained(source)
+    except ValueError as error:
+        raise CheckpointError(str(error)) from error
+    for name in ("parametrization", "conditioning"):
+        got, own = type(getattr(pretrained, name)), type(getattr(model, name, None))
+        if got is not own:
+            raise CheckpointError(
+                f"got {source}, whose {name} is {got.__name__}; expected this model's, {own.__name__}: choose the same"
+            )
+    load_named(model, pretrained.state_dict(), "this model")
+    card = pretrained.card
+    step = card.get("step")
+    return Origin(path=source, step=step if isinstance(step, int) else None, config=card.get("config") or {})
+
+
+@torch.no_grad()
+def _take(model: nn.Module, found: Checkpoint, weights: str, decay: float | None = None) -> None:
+    """Copies the weights of a checkpoint into `model`."""
+    if weights not in ("ema", "raw"):
+        raise UsageError(f"got weights={weights!r}; expected 'ema' or 'raw'")
     content = found.content
     try:
         stored = dict(content["model"])
@@ -73,4 +145,3 @@ def load_weights(
             f"{found.path}: does not hold a model's weights ({type(error).__name__}: {error})"
         ) from error
     load_named(model, stored, "this model")
-    return found.step
