@@ -17,7 +17,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -34,26 +34,6 @@ from likelihood.bounds import DiscretizedGaussian
 from numerics import SampleStreams
 
 READINGS = ("grey values", "dequantised images")
-
-
-@dataclass(frozen=True, kw_only=True)
-class Protocol:
-    """How the bound is estimated.
-
-    Args:
-        draws: of step and noise, for each image; stratified over the steps.
-        batch_size: images a chunk.
-        limit: score only the first so many images; 0 for all.
-    """
-
-    draws: int = 64
-    batch_size: int = 100
-    limit: int = 0
-
-    def __post_init__(self) -> None:
-        for name, least in (("draws", 2), ("batch_size", 1), ("limit", 0)):
-            if getattr(self, name) < least:
-                raise ValueError(f"got config.vlb.{name}={getattr(self, name)}; expected an integer >= {least}")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,14 +113,16 @@ def bound(run: build.Run, data: Tensor, reading: str, *, draws: int, generator: 
     return ChainBound(terms=terms.cpu(), errors=errors.cpu(), nfe=found.nfe)
 
 
-def score_bound(run: build.Run, protocol: Protocol, reading: str) -> tuple[ChainBound, Path]:
-    """The bound of the run's test split, in fixed chunks that are kept, and the folder of its parts."""
-    data = run.dataset.split("test")
-    n = min(len(data), protocol.limit or len(data))
-    seed = run.config.seed
+def score_bound(run: build.Run, reading: str) -> tuple[ChainBound, Path]:
+    """The bound of the images that the flow's number is of, in fixed chunks that are kept, and the folder of its parts."""
+    c, seed = run.config.likelihood, run.config.seed
+    data = build.split(run.dataset, c.split)
+    n = min(len(data), c.limit or len(data))
     stated = {
-        **asdict(protocol),
         "reading": reading,
+        "split": c.split,
+        "draws": c.bound_draws,
+        "chunk": c.batch_size,
         "chain": repr(chains.of(run.config)),
         "model": run.fingerprint,
         "data": run.dataset.fingerprint,
@@ -148,12 +130,12 @@ def score_bound(run: build.Run, protocol: Protocol, reading: str) -> tuple[Chain
         "seed": seed,
         "torch": torch.__version__,
     }
-    chunks = Chunks(run.folder / "vlb", reading.replace(" ", "_"), stated, n, protocol.batch_size)
+    chunks = Chunks(run.folder / "vlb", reading.replace(" ", "_"), stated, n, c.batch_size)
     device = next(run.model.parameters()).device
     with tqdm(total=n, initial=chunks.done, desc=f"bound of {reading}", unit="image") as bar:
         for k, first, last in chunks.todo(alone=True):
             streams = SampleStreams(seed, data.ids[first:last])
-            part = bound(run, data.x[first:last].to(device), reading, draws=protocol.draws, generator=streams)
+            part = bound(run, data.x[first:last].to(device), reading, draws=c.bound_draws, generator=streams)
             chunks.save(k, ids=data.ids[first:last], terms=part.terms, errors=part.errors, nfe=part.nfe)
             bar.update(last - first)
     parts = chunks.load()
@@ -162,21 +144,33 @@ def score_bound(run: build.Run, protocol: Protocol, reading: str) -> tuple[Chain
 
 
 def plan(config: ConfigDict) -> Callable[[Path], None]:
-    """Checks `config.vlb`; what it returns scores a trained run folder, for results.json, report.md and the terminal."""
-    protocol = Protocol(**config.vlb.to_dict())
+    """Checks the configuration; what it returns scores a run folder, for results.json, report.md and the terminal."""
+    draws = config.likelihood.bound_draws
+    if draws < 2:
+        raise ValueError(
+            f"got config.likelihood.bound_draws={draws}; expected an integer >= 2, so that its error is known"
+        )
 
     def finish(folder: Path) -> None:
         begun = time.perf_counter()
         run = build.load_run(folder, build.device(config.device))
         found = {}
         for reading in READINGS if run.transform.levels is not None else READINGS[1:]:
-            result, parts = score_bound(run, protocol, reading)
+            result, parts = score_bound(run, reading)
             found[reading] = {**result.asdict(), "text": str(result), "parts": str(parts.relative_to(folder))}
         first = next(iter(found.values()))
         seconds = time.perf_counter() - begun
         results = update_results(
             folder,
-            {"vlb": {"mean": first["mean"], "stderr": first["stderr"], **found, "split": "test", "seconds": seconds}},
+            {
+                "vlb": {
+                    "mean": first["mean"],
+                    "stderr": first["stderr"],
+                    **found,
+                    "split": run.config.likelihood.split,
+                    "seconds": seconds,
+                }
+            },
         )
         flow = results["bits_per_dim"]
         rows = [(f"chain's bound, {reading}", value["text"]) for reading, value in found.items()]

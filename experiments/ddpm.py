@@ -35,7 +35,7 @@ def get_config() -> ConfigDict:
         del config.training[name]  # L_simple has none of them
     # all transitions of the chain; variance: "posterior" (beta~) or "transition" (beta), section 3.2
     config.sampling.update({"sampler": "ancestral", "steps": 999, "variance": "posterior"})
-    config.vlb = ConfigDict({"draws": 64, "batch_size": 100, "limit": 0})
+    config.likelihood.bound_draws = 64  # of step and noise, an image
     return config
 
 
