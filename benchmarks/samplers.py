@@ -6,7 +6,8 @@
 Every run is of one network and one VP process with the same number of evaluations, and none ends with a denoising step.
 The share outside the network is 1 - (time of its calls) / (time of the run): on the CPU the calls are timed inside the
 same run; on a GPU, where a call returns before it is done, the same number of bare calls is timed after it. Runs of the
-different samplers are interleaved, and the medians are reported.
+different samplers are interleaved, and the medians are reported. On one thread of a CPU the clock is the thread's own, so
+that other processes do not count.
 
 The peers are diffusers, azula and k-diffusion; one that is not installed is said so and left out. Each wants another
 prediction (noise, denoised data, denoised data in units of x / alpha) at another time (an index, t, kappa); that change of
@@ -45,13 +46,13 @@ Run = tuple[Callable[[Network], Network], Callable[[Network, torch.Tensor, torch
 class Timed:
     """A network that adds up the time of its calls, and keeps the arguments of the last."""
 
-    def __init__(self, network: Network) -> None:
-        self.network, self.seconds, self.calls = network, 0.0, 0
+    def __init__(self, network: Network, clock: Callable[[], float]) -> None:
+        self.network, self.clock, self.seconds, self.calls = network, clock, 0.0, 0
 
     def __call__(self, x, t):
-        start = time.perf_counter()
+        start = self.clock()
         value = self.network(x, t)
-        self.seconds += time.perf_counter() - start
+        self.seconds += self.clock() - start
         self.calls += 1
         self.last = x, t
         return value
@@ -224,6 +225,7 @@ def main() -> None:
     shape = (options.batch, 1, options.size, options.size)
     x_T = torch.randn(shape, device=device)
     on_cpu = device.type == "cpu"
+    clock = time.thread_time if on_cpu and options.threads == 1 else time.perf_counter
 
     def wait() -> None:
         if device.type == "cuda":
@@ -244,20 +246,20 @@ def main() -> None:
     @torch.no_grad()
     def measure(run: Run) -> tuple[float, float, int]:
         adapt, sample = run
-        timed = Timed(adapt(model))
+        timed = Timed(adapt(model), clock)
         generator = torch.Generator(device).manual_seed(0)
         wait()
-        start = time.perf_counter()
+        start = clock()
         sample(timed, x_T, generator)
         wait()
-        total = time.perf_counter() - start
+        total = clock() - start
         if on_cpu:
             return total, timed.seconds, timed.calls
-        start = time.perf_counter()
+        start = clock()
         for _ in range(timed.calls):
             timed.network(*timed.last)
         wait()
-        return total, time.perf_counter() - start, timed.calls
+        return total, clock() - start, timed.calls
 
     found: list[list[tuple[float, float, int]]] = [[] for _ in runs]
     for _, _, run in runs:

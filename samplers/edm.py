@@ -33,7 +33,7 @@ class EDM(GridSampler):
     Args:
         churn: S_churn >= 0, over the whole run; 0 is deterministic. With N steps nothing changes above 0.41 N.
         churn_min, churn_max: the range of kappa in which there is churn; None is no bound.
-        noise_scale: S_noise, slightly above 1 against a network that removes too much (1.003 and 1.007 in the paper).
+        noise_scale: S_noise, slightly above 1 against a network that removes too much (1.003 for the paper's ImageNet).
     """
 
     steps: int = 18
