@@ -6,6 +6,7 @@ from likelihood.bits_per_dim import BitsPerDim, bits_per_dim, companion_error
 from likelihood.bounds import Bound, elbo
 from likelihood.dequantization import Dequantizer, TruncatedNormal, Uniform
 from likelihood.divergence import Coloured, Divergence, Exact, Hutchinson
+from likelihood.integration import Likelihood
 from likelihood.latent import (
     Interpolation,
     RoundTrip,
@@ -18,7 +19,7 @@ from likelihood.latent import (
     sample_with_log_prob,
 )
 from likelihood.pilot import pilot_grid
-from likelihood.probability_flow import Likelihood, log_likelihood
+from likelihood.probability_flow import log_likelihood
 
 _NAMES: dict[str, type[Divergence] | type[Dequantizer]] = {
     "exact": Exact,

@@ -17,13 +17,13 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from likelihood.divergence import Divergence, Hutchinson
-from likelihood.probability_flow import Likelihood, _AugmentedField, _check, _nodes, _result
+from likelihood.divergence import Divergence
+from likelihood.integration import Likelihood, check_state, integrate, place
 from numerics import Dopri5, Generator, Solution, Solver, Status, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
@@ -254,55 +254,24 @@ def sample_with_log_prob(
         generator: for latents and probes.
     """
     shape, temperature = tuple(shape), _temperature(temperature)
-    divergence = Hutchinson() if divergence is None else divergence
-    solver = Dopri5() if solver is None else solver
-    flow = WhitenedFlow() if flow is None else flow
-    t_min = sde.t_min if t_min is None else t_min
     drawn = sde.prior_sample(shape, generator=generator, device=device, dtype=dtype) if x_T is None else x_T
     if drawn.shape != shape:
         raise ValueError(f"got x_T of shape {tuple(drawn.shape)} for shape={shape}; expected the same")
-    z = temperature * drawn
-    _check(sde, z, t_min)
-    fresh = (not solver.adaptive) if divergence.redraw is None else divergence.redraw
-    if fresh and solver.adaptive:
-        raise ValueError(
-            "got fresh probes with an adaptive solver, whose error control would follow their noise; "
-            "expected a solver of fixed steps, or fresh=False"
-        )
-    up = FlowTimes(flow, sde, t_min, sde.T)
-    counted, counts = CountedScore(score), [0]
-    field = _AugmentedField(
-        up,
-        counted,
-        divergence,
-        None if fresh else divergence.draw(z, generator),
-        (lambda v: divergence.draw(v, generator)) if fresh else None,
-        counts,
-        z.dtype,
-        False,
+    x, likelihood = integrate(
+        sde,
+        score,
+        temperature * drawn,
+        down=True,
+        divergence=divergence,
+        solver=solver,
+        flow=flow,
+        grid=grid,
+        t_min=t_min,
+        generator=generator,
     )
-    c_0, c_T = (flow.scale(sde, t) for t in (batch_time(t_min, z), batch_time(sde.T, z)))
-    w = z.to(torch.float64) / expand_as(c_T, z.to(torch.float64))
-    start = torch.zeros(shape[0], divergence.estimates, dtype=torch.float64, device=z.device)
-    with torch.no_grad():
-        nodes = None if grid is None else _nodes(up, grid, solver).flip(0).to(z.device)
-        found = solver(field, (w, start), up.u_1, up.u_0, nodes=nodes)
-    x = (expand_as(c_0, w) * found.y[0]).to(z.dtype)
-    D = z[0].numel()
-    log_prior = sde.prior_log_prob(z).to(torch.float64)
-    likelihood = _result(
-        up,
-        replace(found, y=(found.y[0], -found.y[1])),
-        z,
-        log_prior,
-        D * (c_T.log() - c_0.log()),
-        D,
-        counted.nfe,
-        counts[0],
-        divergence,
-    )
+    D = drawn[0].numel()
     tempered = sde.prior_log_prob(drawn).to(torch.float64) - D * math.log(temperature)
-    return SampledLikelihood(x=x, likelihood=likelihood, sampling_log_prob=likelihood.log_prob - log_prior + tempered)
+    return SampledLikelihood(x=x, likelihood=likelihood, sampling_log_prob=likelihood.change + tempered)
 
 
 def _transport(
@@ -318,15 +287,14 @@ def _transport(
 ) -> Transported:
     solver = Dopri5() if solver is None else solver
     flow = WhitenedFlow() if flow is None else flow
-    _check(sde, x, t_min)
+    check_state(sde, x, t_min)
     times = FlowTimes(flow, sde, t_min, sde.T)
     ends = [t_min, sde.T]
     clock = [times.u_0, times.u_1]
-    nodes = None if grid is None else _nodes(times, grid, solver).to(x.device)
+    nodes = None if grid is None else place(times, grid, solver, down=down).to(x.device)
     if down:
         ends.reverse()
         clock.reverse()
-        nodes = None if nodes is None else nodes.flip(0)
     counted = CountedScore(score)
     w = x.detach().to(torch.float64)
     w = w / expand_as(flow.scale(sde, batch_time(ends[0], w)), w)

@@ -1,0 +1,214 @@
+r"""One pass of the augmented flow (w, l), up for a likelihood or down for a sample with its log-density.
+
+What is integrated stands in `likelihood.probability_flow`; here is the pass that both directions share.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from likelihood.divergence import Divergence, Hutchinson
+from numerics import Dopri5, Generator, Solver, Status, batch_time, expand_as, take
+from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
+
+_SAFETY = 10.0  # between what an adaptive solver estimates and what is stated
+
+
+@dataclass(frozen=True, kw_only=True)
+class Likelihood:
+    """Log-densities, and how far they can be trusted.
+
+    Attributes:
+        log_prob: `(B,)` nats, float64: `prior + change`. NaN where the integration failed.
+        prior: `(B,)` nats, the log-density of the latent.
+        change: `(B,)` nats, the rest of (1).
+        latent: `(B, *)`, x_T.
+        estimates: `(B, K)` nats, log_prob by each independent estimate of the trace.
+        probe_stderr: `(B,)` nats, the standard error of log_prob from the trace's probes: NaN below two independent
+            estimates, 0 for `Exact`.
+        solver_error: `(B,)` nats: ten times the solver's own estimate for the trace from an adaptive solver (see above),
+            that estimate from others; NaN from a solver that makes none.
+        status: `(B,)`, see `numerics.Status`.
+        failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.
+        nfe: forward evaluations of the score, calls whatever the batch; nbe: vector-Jacobian products, likewise.
+        evaluations: `(B,)`, evaluations that each sample took part in.
+    """
+
+    log_prob: Tensor
+    prior: Tensor
+    change: Tensor
+    latent: Tensor
+    estimates: Tensor
+    probe_stderr: Tensor
+    solver_error: Tensor
+    status: Tensor
+    failed_at: Tensor
+    nfe: int
+    nbe: int
+    evaluations: Tensor
+
+    @property
+    def converged(self) -> Tensor:
+        """`(B,)`: the integration arrived, and everything is finite."""
+        return (self.status == int(Status.DONE)) & self.log_prob.isfinite()
+
+
+class AugmentedField:
+    """d(w, l)/du for the state w and the accumulated trace l `(B, K)`, in nats per dimension."""
+
+    def __init__(
+        self,
+        times: FlowTimes,
+        score: Score,
+        divergence: Divergence,
+        probes: Tensor | None,
+        draw: Callable[[Tensor], Tensor | None] | None,
+        counts: list[int],
+        dtype: torch.dtype,
+        create_graph: bool,
+    ) -> None:
+        self.times, self.score, self.divergence = times, score, divergence
+        self.probes, self.draw, self.counts = probes, draw, counts
+        self.dtype, self.create_graph = dtype, create_graph
+
+    def take(self, index: Tensor) -> AugmentedField:
+        return AugmentedField(
+            self.times,
+            take(self.score, index),  # type: ignore[arg-type]
+            self.divergence,
+            None if self.probes is None else self.probes[index],
+            self.draw,
+            self.counts,
+            self.dtype,
+            self.create_graph,
+        )
+
+    def __call__(self, u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+        w = y[0]
+        sde, flow = self.times.sde, self.times.flow
+        t = self.times.time(u)
+        c, sigma = flow.scale(sde, t), sde.sigma(t)
+        a, b = flow.coefficients(sde, t)
+        x = (expand_as(c, w) * w).to(self.dtype)
+        probes = self.probes if self.draw is None else self.draw(x)
+        value, trace = self.divergence.trace(lambda v: self.score(v, t), x, probes, create_graph=self.create_graph)
+        self.counts[0] += self.divergence.products(x)
+        factor = -b * sigma  # eps = -sigma score
+        slope = expand_as(a, w) * w + expand_as(factor, w) * value.to(w.dtype)
+        D = w[0].numel()
+        rate = expand_as(a, y[1]) + expand_as(factor * c / D, y[1]) * trace.to(y[1].dtype)
+        return slope, rate
+
+
+def integrate(
+    sde: SDE,
+    score: Score,
+    x: Tensor,
+    *,
+    down: bool,
+    divergence: Divergence | None,
+    solver: Solver | None,
+    flow: Flow | None,
+    grid: TimeGrid | None,
+    t_min: float | None,
+    prior: Callable[[Tensor], Tensor] | None = None,
+    generator: Generator = None,
+    create_graph: bool = False,
+) -> tuple[Tensor, Likelihood]:
+    """From data `x` up to T, or from latents `x` down to t_min: the state at the end, and the log-density of the data's end.
+
+    Args and errors as in `log_likelihood`.
+    """
+    divergence = Hutchinson() if divergence is None else divergence
+    solver = Dopri5() if solver is None else solver
+    flow = WhitenedFlow() if flow is None else flow
+    t_min = sde.t_min if t_min is None else t_min
+    check_state(sde, x, t_min)
+    times = FlowTimes(flow, sde, t_min, sde.T)
+    counted, counts = CountedScore(score), [0]
+    fresh = (not solver.adaptive) if divergence.redraw is None else divergence.redraw
+    if fresh and solver.adaptive:
+        raise ValueError(
+            "got fresh probes with an adaptive solver, whose error control would follow their noise; "
+            "expected a solver of fixed steps, or fresh=False"
+        )
+    field = AugmentedField(
+        times,
+        counted,
+        divergence,
+        None if fresh else divergence.draw(x, generator),
+        (lambda v: divergence.draw(v, generator)) if fresh else None,
+        counts,
+        x.dtype,
+        create_graph,
+    )
+    c_0, c_T = (flow.scale(sde, batch_time(t, x)) for t in (t_min, sde.T))
+    first, last = (c_T, c_0) if down else (c_0, c_T)
+    w = x.to(torch.float64)
+    w = w / expand_as(first, w)
+    start = torch.zeros(x.shape[0], divergence.estimates, dtype=torch.float64, device=x.device)
+    with torch.set_grad_enabled(create_graph):
+        nodes = None if grid is None else place(times, grid, solver, down=down).to(x.device)
+        clock = (times.u_1, times.u_0) if down else (times.u_0, times.u_1)
+        found = solver(field, (w, start), *clock, nodes=nodes)
+        end = expand_as(last, found.y[0]) * found.y[0]
+        z = x if down else end
+        change = -found.y[1] if down else found.y[1]
+        D = x[0].numel()
+        log_prior = (sde.prior_log_prob if prior is None else prior)(z).to(torch.float64)
+        done = found.status == int(Status.DONE)
+        estimates = (log_prior + D * (c_T.log() - c_0.log())).unsqueeze(1) + D * change
+        estimates = torch.where(done.unsqueeze(1), estimates, math.nan)
+        log_prob = estimates.mean(dim=1)
+    K = estimates.shape[1]
+    if divergence.exact:
+        stderr = torch.zeros_like(log_prob).detach()
+    else:
+        stderr = estimates.detach().std(dim=1) / math.sqrt(K) if K > 1 else torch.full_like(log_prob, math.nan).detach()
+    return end.to(x.dtype), Likelihood(
+        log_prob=log_prob,
+        prior=log_prior,
+        change=log_prob - log_prior,
+        latent=z.to(x.dtype),
+        estimates=estimates,
+        probe_stderr=stderr,
+        solver_error=(_SAFETY if solver.adaptive else 1.0) * D * found.error[1],
+        status=found.status,
+        failed_at=torch.where(done, math.nan, times.time(found.u)),
+        nfe=counted.nfe,
+        nbe=counts[0],
+        evaluations=found.evaluations,
+    )
+
+
+def place(times: FlowTimes, grid: TimeGrid, solver: Solver, *, down: bool) -> Tensor:
+    """The flow's clock at the grid's times, from t_min up to T or down again, `(N+1,)`."""
+    if solver.adaptive:
+        raise ValueError(
+            f"got a grid with {type(solver).__name__}, which chooses its own steps; expected a solver of fixed steps"
+        )
+    sde = times.sde
+    t = grid.place(sde, sde.T, times.t_low, solver.steps).flip(0)  # type: ignore[attr-defined]
+    nodes = times.flow.clock(sde, t)
+    nodes[0], nodes[-1] = times.u_0, times.u_1
+    return nodes.flip(0) if down else nodes
+
+
+def check_state(sde: SDE, x: Tensor, t_min: float) -> None:
+    """Refuses a batch that is not `(B, *)`, floating and finite, and a t_min outside (0, T)."""
+    if not x.is_floating_point() or x.ndim < 2 or x.shape[0] < 1:
+        raise ValueError(
+            f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *): "
+            "map images to model units first, or call bits_per_dim"
+        )
+    if not 0 < t_min < sde.T:
+        raise ValueError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
+    finite = x.detach().flatten(1).isfinite().all(dim=1)
+    if not bool(finite.all()):
+        bad = (~finite).nonzero().squeeze(1).tolist()
+        raise ValueError(f"got {len(bad)} samples with values that are not finite (the first at {bad[0]}): remove them")
