@@ -16,7 +16,7 @@ from likelihood.divergence import Divergence, Hutchinson
 from numerics import Dopri5, Generator, Solver, Status, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
-_SAFETY = 10.0  # between what an adaptive solver estimates and what is stated
+_SAFETY = 20.0  # between what an adaptive solver estimates and what is stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,7 +31,7 @@ class Likelihood:
         estimates: `(B, K)` nats, log_prob by each independent estimate of the trace.
         probe_stderr: `(B,)` nats, the standard error of log_prob from the trace's probes: NaN below two independent
             estimates, 0 for `Exact`.
-        solver_error: `(B,)` nats: ten times the solver's own estimate for the trace from an adaptive solver (see above),
+        solver_error: `(B,)` nats: twenty times the solver's own estimate for the trace from an adaptive solver (see above),
             that estimate from others; NaN from a solver that makes none.
         status: `(B,)`, see `numerics.Status`.
         failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.

@@ -10,14 +10,10 @@ only in closed form; the network's value and trace come from one forward pass. T
 D^-1 times (1), so that a tolerance means the same for every image size.
 
 The error an adaptive solver estimates step by step holds for a field that is smooth at the scale of its steps, and a trained
-network is not quite: on digits (float32, tolerances 1e-5 and 1e-4) the true error of an image's value was up to 4 and 12 times
-the sum of the estimates, and splitting a batch, which moves the network's last digits and with them the steps, moved values by
-up to 3 times that sum. So ten times the sum is what is stated. (What an error of the state costs by way of the score,
-c s . dw, was tried as an addition: it is a twentieth of the trace's part there, and explains none of it.)
-
-What the number is: the density of the *model* at time `t_min`, whose data are already noised by sigma(t_min); and with
-the prior in place of the flow's own law at T. The latter costs little for VP and sub-VP; for VE the mean of x_T is that
-of the data, not 0, which shifts the flow's mean by about 2 % of the data's at the usual sigma_max.
+network is not quite: on digits (float32) the true error of an image's value was up to 4 times the sum of the estimates at
+tolerance 1e-5 and 15 times at 1e-4, and splitting a batch, which moves the network's last digits and with them the steps, moved
+values by up to 3 times that sum. So twenty times the sum is what is stated. (What an error of the state costs by way of the
+score, c s . dw, was tried as an addition: it is a twentieth of the trace's part there, and explains none of it.)
 """
 
 from __future__ import annotations
