@@ -7,9 +7,9 @@ r"""Linear SDEs, their Gaussian kernels, and what follows from them.
     (5)  dx = [f x - g^2 score(x, t)] dt + g dw_bar      the reverse SDE
     (6)  dx/dt = f x - g^2 score(x, t) / 2               the probability-flow ODE
 
-(1), (2), (5) and (6) are equations (5), (6), (13) and appendix B of Song et al. 2021, "Score-Based Generative Modeling
-through Stochastic Differential Equations" (arXiv:2011.13456); (3) is in Sarkka and Solin 2019, "Applied Stochastic
-Differential Equations", section 6.1.
+(1), (2), (5) and (6) are equations (5), (29), (6) and (13) of Song et al. 2021, "Score-Based Generative Modeling through
+Stochastic Differential Equations" (arXiv:2011.13456), for linear drifts; (3) are the moment equations of Sarkka and Solin 2019,
+"Applied Stochastic Differential Equations", (5.50) and (5.51).
 
 Two clocks are natural: the noise-to-signal ratio kappa = sigma / alpha, and log_snr = 2 log(alpha / sigma), which
 decreases in t. An SDE is known to samplers, likelihoods and networks only by the methods below.

@@ -2,7 +2,7 @@ r"""The sub-VP SDE, whose variance is bounded by VP's at every time.
 
     dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw,      alpha = exp(-B/2),   sigma = 1 - exp(-B)
 
-Song et al. 2021 (arXiv:2011.13456), equations (12), (34) and (35). Here kappa = sigma / alpha = 2 sinh(B/2).
+Song et al. 2021 (arXiv:2011.13456), equations (12) and (34). Here kappa = sigma / alpha = 2 sinh(B/2).
 """
 
 from __future__ import annotations

@@ -5,7 +5,7 @@ t_end. It is a rule, not a list: the same object serves every SDE and every numb
 sigma / alpha = exp(-l/2), and i/N running from 0 to 1:
 
     Uniform        t linear
-    Quadratic      sqrt(t) linear                             (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2)
+    Quadratic      sqrt(t) linear                             (Song, Meng, Ermon 2020, arXiv:2010.02502)
     LogSNR         l linear                                   (Lu et al. 2022, arXiv:2206.00927)
     Karras         kappa^(1/rho) linear                       (Karras et al. 2022, arXiv:2206.00364, equation (5))
     Cosine         arctan(kappa) linear: the steps of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672,
