@@ -3,10 +3,9 @@ r"""The variance-exploding SDE, the continuous limit of NCSN.
     dx = sigma(t) sqrt(2 log(sigma_max / sigma_min) / T) dw
     alpha = 1,   sigma(t) = sigma_min (sigma_max / sigma_min)^(t/T)
 
-Song et al. 2021 (arXiv:2011.13456), equations (9), (30) and (31). sigma(0) is here the limit at 0+,
-sigma_min (the paper sets 0 at t = 0 itself), so
-that x_0 in the kernel is the data and x at t = 0 is the data *already blurred* by sigma_min. The law at any t is the
-data's law convolved with N(0, sigma(t)^2 I).
+Song et al. 2021 (arXiv:2011.13456), equations (9), (30) and (31). sigma(0) is here the limit at
+0+, sigma_min (the paper sets it to 0 at t = 0 itself), so that x_0 in the kernel is the data and x at t = 0 is the data
+*already blurred* by sigma_min. The law at any t is the data's law convolved with N(0, sigma(t)^2 I).
 """
 
 from __future__ import annotations
