@@ -39,7 +39,7 @@ def test_one_latent_has_the_prior_density_of_the_reference():
 def test_both_images_with_the_exact_trace():
     """Within 1e-4 bits/dim. In float64: at this tolerance float32 adds about as much (1.1e-4 off was measured there).
 
-    The reference is itself an RK45 solution at 1e-6, of a network that ripples in time: ours, by its algorithm in its variables,
+    The reference is itself an RK45 solution at 1e-6, of a network that ripples in time: by its algorithm in its variables we
     differ from it by 1.4e-4 and 1e-5.
     """
     model, x, known = reference()
