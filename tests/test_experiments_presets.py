@@ -52,7 +52,7 @@ def test_an_unknown_name_is_refused():
 @pytest.mark.slow
 @pytest.mark.parametrize("script", SCRIPTS)
 def test_the_published_cifar10_settings_train(script):
-    """Two steps of two images on random data. The published blocks begin as the identity, so most weights wait behind a zero."""
+    """Two steps of two images on random data. Published blocks begin as the identity: most weights wait behind a zero."""
     config = presets.apply(SCRIPTS[script].get_config(), "cifar10")
     dataset = pictures("cifar10")
     model = build.model(config, dataset)
