@@ -36,6 +36,7 @@ def test_one_latent_has_the_prior_density_of_the_reference():
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)
 def test_both_images_with_the_exact_trace():
     """Within 1e-4 bits/dim. In float64: at this tolerance float32 adds about as much (1.1e-4 off was measured there).
 
