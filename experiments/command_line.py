@@ -13,6 +13,8 @@ import argparse
 import re
 import sys
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
@@ -60,10 +62,27 @@ class Parser(argparse.ArgumentParser):
         raise ValueError(f"{message} (try --help)")
 
 
-def parse_experiment(
-    config: ConfigDict, arguments: list[str], description: str
-) -> tuple[ConfigDict, str, bool, list[str]]:
-    """The configuration with its `--config.a.b=...` flags applied, `--workdir`, `--resume`, `--allow_change`.
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What an experiment's command line asks for.
+
+    Attributes:
+        config: with its `--config.a.b=...` flags applied.
+        workdir: the run folder; given: whether it was named, or is the default.
+        resume, allow_change, init_from, dry_run: see `--help`.
+    """
+
+    config: ConfigDict
+    workdir: Path
+    given: bool
+    resume: bool
+    allow_change: tuple[str, ...]
+    init_from: Path | None
+    dry_run: bool
+
+
+def parse_experiment(config: ConfigDict, arguments: list[str], description: str) -> Request:
+    """What the flags ask for.
 
     Raises:
         ValueError: for an unknown flag, a value of the wrong type, or a stray argument.
@@ -80,6 +99,8 @@ def parse_experiment(
         flags.DEFINE_string("workdir", f"runs/{config.name}", "the run folder", flag_values=values)
         flags.DEFINE_boolean("resume", False, "go on from the newest checkpoint", flag_values=values)
         flags.DEFINE_list("allow_change", [], "values that may differ on --resume", flag_values=values)
+        flags.DEFINE_string("init_from", None, "weights to begin with", flag_values=values)
+        flags.DEFINE_boolean("dry_run", False, "every stage, briefly", flag_values=values)
         rest = values(line)[1:]
     except flags.UnrecognizedFlagError as error:
         raise ValueError(f"got the unknown flag --{error.flagname}; {_near(error.flagname, config)}") from error
@@ -90,7 +111,17 @@ def parse_experiment(
             f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
             "(a boolean takes =True or =False)"
         )
-    return values.config, values.workdir, values.resume, values.allow_change
+    if values.init_from == "":
+        raise ValueError("got --init_from without a value; expected a run folder, a checkpoint or a pretrained folder")
+    return Request(
+        config=values.config,
+        workdir=Path(values.workdir),
+        given=bool(values["workdir"].present),
+        resume=values.resume,
+        allow_change=tuple(values.allow_change),
+        init_from=None if values.init_from is None else Path(values.init_from),
+        dry_run=values.dry_run,
+    )
 
 
 def preset(arguments: list[str]) -> tuple[str, list[str]]:
@@ -122,7 +153,15 @@ def _leaves(config: ConfigDict, prefix: str = "config") -> Iterator[tuple[str, o
 def _near(flag: str, config: ConfigDict) -> str:
     import difflib
 
-    known = ["workdir", "resume", "allow_change", "preset", *(name for name, _ in _leaves(config))]
+    known = [
+        "workdir",
+        "resume",
+        "allow_change",
+        "preset",
+        "init_from",
+        "dry_run",
+        *(name for name, _ in _leaves(config)),
+    ]
     close = difflib.get_close_matches(flag, known, n=3, cutoff=0.5)
     if close:
         return "did you mean " + " or ".join(f"--{c}" for c in close) + "? (--help lists all)"
@@ -154,6 +193,10 @@ def _help(config: ConfigDict, description: str) -> str:
         + " (the defaults below are the chosen one's)",
         "  --resume=False  go on from the run folder's newest checkpoint, or start where there is none",
         "  --allow_change=  names of values, with commas, that may differ from the run folder's on --resume",
+        "  --init_from=  begin with the averaged weights of a run folder, a checkpoint's file or a pretrained folder (of",
+        "      export.py), on data of the same shape; not looked at where --resume finds a checkpoint",
+        "  --dry_run=False  go through every stage in seconds, in a folder that is then removed (in --workdir, where that",
+        "      is given), and print what the run would take: memory, disk, time",
         "",
         "values of the configuration, with their defaults:",
         "",

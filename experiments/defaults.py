@@ -30,6 +30,8 @@ def base_config() -> ConfigDict:
                 "mlp_depth": 4,
             },
             "training": {
+                # "train", or "fit": the same without the validation images
+                "split": "train",
                 "steps": 2200,
                 "batch_size": 128,
                 "learning_rate": 2e-3,
@@ -50,7 +52,10 @@ def base_config() -> ConfigDict:
                 "parallel": "ddp",
                 "compile": False,
                 "log_every": 50,
-                "eval_every": 1000,
+                # a picture of samples, and the loss and the bound of so many validation images (0: none), which costs about
+                # eight steps (batches of 128) at each evaluation, 2 % of the whole
+                "eval_every": 500,
+                "validation": 128,
                 "checkpoint_every": 1000,
                 "keep": 2,
             },

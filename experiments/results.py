@@ -9,12 +9,17 @@ from pathlib import Path
 from typing import Any
 
 
+def read_results(folder: Path) -> dict[str, Any]:
+    """What the run folder's results.json holds; nothing where there is none."""
+    file = folder / "results.json"
+    return json.loads(file.read_text()) if file.exists() else {}
+
+
 def update_results(folder: Path, new: dict[str, Any]) -> dict[str, Any]:
     """Merges `new` into the run folder's results.json and returns the whole."""
-    file = folder / "results.json"
-    results = json.loads(file.read_text()) if file.exists() else {}
+    results = read_results(folder)
     results.update(_finite(new))
-    write_json(file, results)
+    write_json(folder / "results.json", results)
     return results
 
 
