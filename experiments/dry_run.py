@@ -27,7 +27,7 @@ from training import plan as plan_training
 
 _STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; images at each evaluation
 _SAMPLES, _SAMPLER_STEPS = 64, 4
-_IMAGES, _SOLVER_STEPS, _BOUND_DRAWS = 50, 4, 4
+_IMAGES, _SOLVER_STEPS, _BOUND_DRAWS = 100, 4, 4  # one of the run's chunks at most
 
 
 def rehearse(
@@ -51,6 +51,10 @@ def rehearse(
     with process_group() as group, contextlib.ExitStack() as stack:
         if group.world > 1:
             raise UsageError(f"got --dry_run in {group.world} processes; expected one: start it without torchrun")
+        if keep and (workdir / "config.json").exists():
+            raise UsageError(
+                f"got --dry_run with the run folder {workdir}, which holds a run; expected another --workdir, or none"
+            )
         dataset = build.dataset(config)
         stages.plan(config, dataset)  # what the run would refuse is refused
         if keep:
@@ -97,8 +101,7 @@ def shrink(config: ConfigDict, dataset: Dataset) -> ConfigDict:
     s.n = min(s.n, _SAMPLES)
     for key, sampler in (("steps", first), ("second_steps", second)):
         s[key] = min(getattr(sampler, "steps", 0), _SAMPLER_STEPS)  # one that chooses its steps stays as it is
-    l.limit = min(_IMAGES, _images(config, dataset))
-    l.batch_size = min(l.batch_size, _IMAGES)
+    l.limit = min(_IMAGES, l.batch_size, _images(config, dataset))
     l.steps = min(l.steps, _SOLVER_STEPS)
     if "bound_draws" in l:
         l.bound_draws = min(l.bound_draws, _BOUND_DRAWS)

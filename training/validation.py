@@ -63,7 +63,8 @@ class Validation(Callback):
                     return None
                 part = self.split.take(slice(first, first + self.batch_size))
                 streams = SampleStreams(self.seed, part.ids)
-                x = stored = part.x.to(device, torch.float32)
+                stored = part.x.to(device)
+                x = stored.to(torch.float32)
                 if self.transform is not None:
                     if self.transform.levels is not None:
                         x = x + uniform(x.shape, streams, device=device, dtype=torch.float32)
@@ -79,7 +80,7 @@ class Validation(Callback):
                 )
                 nats.append(bound.nats.cpu())
                 if self.objective is not None:
-                    x_0 = x if self.dequantize or self.transform is None else self.transform.centres(stored)
+                    x_0 = x if self.dequantize or self.transform is None else self.transform.centres(stored).to(x.dtype)
                     labels = None if classes is None or part.labels is None else part.labels.to(device)
                     losses += [self._loss(model, x_0, labels, first, i) for i in range(_LOSS_DRAWS)]
         per_dim = torch.cat(nats) / self.split.x[0].numel()
@@ -97,4 +98,4 @@ class Validation(Callback):
         streams = StepStreams(mix(self.seed, "validation", first), i, x_0.device)
         draws = self.objective.draw(model.sde, x_0.shape, streams)  # type: ignore[arg-type]
         loss = self.objective.loss(model, x_0, draws, labels)  # type: ignore[arg-type]
-        return (loss * draws["weight"].to(loss.dtype)).cpu()
+        return (loss * draws["weight"].to(loss.dtype)).detach().cpu()
