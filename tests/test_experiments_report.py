@@ -1,0 +1,416 @@
+"""What one sees of a run: its report, its validation, the rehearsal before it, and the weights it begins with."""
+
+import contextlib
+import io
+import json
+import re
+import shutil
+import sys
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from test_experiments import QUICK, script
+from training_cases import options, points, tiny_model
+
+from data import from_tensor
+from experiments import build, command_line, dry_run, evaluate, export, report, stages, vp
+from experiments.curves import curve, read_metrics, save_curves
+from models import MLP, ScoreModel
+from sde_lib import VPSDE
+from training import (
+    DSM,
+    CheckpointError,
+    UniformTime,
+    Validation,
+    estimate,
+    initialize_from,
+    load_weights,
+    train,
+)
+
+SMALL = [*QUICK, "--config.training.validation=6"]
+POINTS = [*SMALL, "--config.data.name=moons"]
+NO_STEPS = [f for f in SMALL if "training.steps" not in f]
+
+
+def go(main, *arguments):
+    """What a script prints, called in this process."""
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main([*map(str, arguments)]) == 0
+    return out.getvalue()
+
+
+def refused(*arguments, code, words):
+    """One line, that code, with these words in it."""
+    with contextlib.redirect_stderr(io.StringIO()) as err, pytest.raises(SystemExit) as left:
+        command_line.run(vp.main, [*map(str, arguments)])
+    (line,) = err.getvalue().strip().splitlines()
+    assert left.value.code == code, line
+    assert all(word in line for word in words), line
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    """A run of four steps that was resumed for two more."""
+    folder = tmp_path_factory.mktemp("runs") / "vp"
+    script("vp", f"--workdir={folder}", *SMALL)
+    more = ["--allow_change=training.steps", "--config.training.steps=6"]
+    script("vp", f"--workdir={folder}", "--resume", *NO_STEPS, *more)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def pretrained(run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("pretrained")
+    go(export.main, "--run", run, "--to", folder)
+    return folder
+
+
+def weights(folder):
+    return dict(build.load_run(folder).model.named_parameters())
+
+
+def same(a, b):
+    return all(torch.equal(v, b[name]) for name, v in a.items())
+
+
+class Lent:
+    """What an evaluation sees of a state."""
+
+    def __init__(self, model):
+        self.model, self.interruption = model, type("Quiet", (), {"requested": None})()
+
+    def averaged(self):
+        return contextlib.nullcontext(self.model)
+
+
+class TestReport:
+    def test_says_what_was_done_and_found(self, run):
+        text = (run / "report.md").read_text()
+        results = json.loads((run / "results.json").read_text())
+        bits = results["bits_per_dim"]
+        assert f"| this run (vp) | {bits['mean']:.3f} ± {bits['stderr']:.3f} |" in text
+        for part in ("dequantization_stderr", "probe_stderr"):
+            assert f"| {bits[part]:.3f} |" in text
+        assert f"| seed | {results['seed']} |" in text
+        assert f"python {sys.version.split()[0]}, torch {torch.__version__}, toolkit {report.version()}" in text
+        assert "6 steps of 16 in " in text and " minutes" in text
+
+    def test_names_the_commands_of_all_sessions(self, run):
+        commands = re.findall(r"^\| command \| `(.*)` \|$", (run / "report.md").read_text(), re.MULTILINE)
+        assert len(commands) == 2 and all(c.startswith("python experiments/vp.py --workdir=") for c in commands)
+        assert ["--resume" in c for c in commands] == [False, True]
+
+    def test_shows_pictures_that_are_there(self, run):
+        text = (run / "report.md").read_text()
+        shown = re.findall(r"!\[[^\]]*\]\(([^)]+)\)", text)
+        assert {"curves.png", "samples/pc.png", "samples/dpm_solver.png", "samples/step_00000006.png"} <= set(shown)
+        for name in shown:
+            with Image.open(run / name) as picture:
+                assert np.asarray(picture.convert("L")).std() > 1, name
+
+    def test_tables_end_where_they_end(self, run):
+        """A line that follows a table without an empty one would be taken for a row."""
+        lines = (run / "report.md").read_text().splitlines()
+        for line, after in zip(lines, lines[1:], strict=False):
+            assert not line.startswith("|") or after == "" or after.startswith("|"), after
+
+    def test_what_other_tools_added_stays_as_long_as_the_weights(self, run, tmp_path):
+        folder = tmp_path / "vp"
+        shutil.copytree(run, folder)
+        config = build.config_of(folder)
+        results = json.loads((folder / "results.json").read_text())
+        with open(folder / "report.md", "a") as file:
+            file.write("\n## 9 samples\n\nfirst\n\n## Else\n\nother\n")
+        report.write(folder, config, results, keep=True)
+        with open(folder / "report.md", "a") as file:
+            file.write("\n## 9 samples\n\nsecond\n")
+        report.tidy(folder)
+        text = (folder / "report.md").read_text()
+        assert text.count("## 9 samples") == 1 and "second" in text and "first" not in text and "other" in text
+        assert text.count("# vp on digits") == 1
+        report.write(folder, config, results, keep=False)
+        assert "9 samples" not in (folder / "report.md").read_text()
+
+    def test_evaluate_adds_a_section_that_a_resumed_run_keeps(self, tmp_path):
+        folder, more = tmp_path / "vp", [f for f in POINTS if "training.steps" not in f]
+        go(vp.main, f"--workdir={folder}", *POINTS)
+        go(evaluate.main, "--run", folder, "--n", 32, "--steps", 2)
+        go(vp.main, f"--workdir={folder}", "--resume", *POINTS)
+        assert (folder / "report.md").read_text().count("## 32 samples by") == 1
+        longer = ["--config.training.steps=5", "--allow_change=training.steps"]
+        go(vp.main, f"--workdir={folder}", "--resume", *longer, *more)
+        assert "## 32 samples" not in (folder / "report.md").read_text()  # they were drawn with other weights
+
+
+class TestCurves:
+    def test_are_read_from_whole_lines_with_finite_values(self, tmp_path):
+        (tmp_path / "metrics.jsonl").write_text(
+            '{"step": 1, "loss": 2.0}\n{"step": 2, "loss": null}\n{"step": 2, "eval/loss": 1.5}\n'
+            '{"step": 3, "loss": NaN}\n7\n{"step": 4, "loss": 1.0}\n{"step": 5, "lo'
+        )
+        rows = read_metrics(tmp_path)
+        assert curve(rows, "loss") == ([1, 4], [2.0, 1.0])
+        assert curve(rows, "eval/loss") == ([2], [1.5])
+
+    def test_need_metrics(self, tmp_path):
+        assert save_curves(tmp_path) is None and not list(tmp_path.iterdir())
+
+    def test_show_what_there_is(self, run, tmp_path):
+        """Without noise levels and validation there are fewer panels."""
+        rows = read_metrics(run)
+        few = [{k: v for k, v in r.items() if k in ("step", "loss")} for r in rows if "loss" in r]
+        (tmp_path / "metrics.jsonl").write_text("".join(json.dumps(r) + "\n" for r in few))
+        with Image.open(save_curves(run)) as whole, Image.open(save_curves(tmp_path)) as part:
+            assert part.width * 2 < whole.width and part.height < whole.height
+
+
+class TestValidation:
+    def test_is_in_the_metrics_and_in_tensorboard(self, run):
+        from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
+
+        steps, bound = curve(read_metrics(run), "eval/bits_per_dim_bound")
+        assert steps == [2, 4, 6] and all(1 < b < 50 for b in bound)
+        assert curve(read_metrics(run), "eval/loss")[0] == steps
+        events = EventAccumulator(str(run))
+        events.Reload()
+        shown = {e.step: e.value for e in events.Scalars("eval/bits_per_dim_bound")}
+        assert shown == pytest.approx(dict(zip(steps, bound, strict=True)), rel=1e-6)
+        assert {"samples"} <= set(events.Tags()["images"])
+        assert {"train/loss", "train/gradient_norm", "train/learning_rate", "eval/loss"} <= set(
+            events.Tags()["scalars"]
+        )
+
+    def test_changes_no_weight(self):
+        alone, watched = tiny_model(wild=True), tiny_model(wild=True)
+        train(alone, points(), None, options(eval_every=2))
+        callback = Validation(points(seed=1), None, objective=DSM())
+        train(watched, points(), None, options(eval_every=2), callbacks=[callback])
+        assert same(dict(alone.named_parameters()), dict(watched.named_parameters()))
+
+    def test_loss_is_the_training_loss(self):
+        """A network that says 0 for the noise has the loss |eps|^2 / D, whose mean is 1 and whose variance 2 / D."""
+        model = ScoreModel(MLP(dim=2, width=8, depth=1), VPSDE())
+        for p in model.parameters():
+            torch.nn.init.zeros_(p)
+        split = from_tensor(torch.randn(4000, 2), validation=0).split("train")
+        n = len(split)
+        validation = Validation(split, None, objective=DSM(times=UniformTime()), n=n, draws=1)
+        with torch.no_grad():
+            loss = validation.on_eval(Lent(model))["loss"]
+        assert abs(loss - 1) < 4 * (2 / 2 / (4 * n)) ** 0.5
+        assert loss != 1 and loss == validation.on_eval(Lent(model.requires_grad_(False)))["loss"]
+
+    def test_loss_is_of_grey_values_where_training_is(self):
+        """Black pictures: the network that knows x_0 = centre of the lowest bin errs by the dequantisation alone."""
+
+        class Black(torch.nn.Module):
+            sde = VPSDE()
+
+            def noise(self, x, t, class_label=None):
+                alpha, sigma = (v(t).reshape(-1, 1, 1, 1).to(x) for v in (self.sde.alpha, self.sde.sigma))
+                return (x - alpha * centre) / sigma
+
+            def forward(self, x, t):
+                return -self.noise(x, t) / self.sde.sigma(t).reshape(-1, 1, 1, 1).to(x)
+
+        dataset = from_tensor(torch.zeros(8, 1, 2, 2, dtype=torch.uint8), levels=4)
+        transform, split = dataset.transform(), dataset.split("train")
+        centre = float(transform.centres(split.x).flatten()[0])
+        model = Black()
+        model.weight = torch.nn.Parameter(torch.zeros(()))
+        losses = [
+            Validation(split, transform, objective=DSM(), dequantize=d, draws=1).on_eval(Lent(model))["loss"]
+            for d in (False, True)
+        ]
+        assert losses[0] < 1e-6 < 1e-3 < losses[1]
+
+    def test_which_images(self):
+        config = vp.get_config()
+        digits = build.dataset(config)
+        data, held_out, seen = stages.splits(config, digits)
+        assert (len(data), len(held_out), seen) == (1500, 200, True) and set(held_out.ids.tolist()) <= set(
+            data.ids.tolist()
+        )
+        config.training.split = "fit"
+        data, held_out, seen = stages.splits(config, digits)
+        assert (len(data), seen) == (1300, False) and not set(held_out.ids.tolist()) & set(data.ids.tolist())
+        config.training.split = "test"
+        with pytest.raises(ValueError, match="train or fit"):
+            stages.splits(config, digits)
+        config.training.split = "fit"
+        config.training.validation = 8
+        nothing_aside = from_tensor(torch.randn(50, 2), validation=0)
+        with pytest.raises(ValueError, match="sets no images aside"):
+            stages.splits(config, nothing_aside)
+        config.training.split = "train"
+        data, held_out, seen = stages.splits(config, nothing_aside)
+        assert held_out.ids.tolist() == data.ids.tolist()[-8:] and seen
+
+
+class TestBeginningFromWeights:
+    @pytest.mark.parametrize("kind", ["run folder", "checkpoint", "lone file", "pretrained folder"])
+    def test_any_kind_of_source_gives_the_same(self, run, pretrained, tmp_path, kind):
+        source = {
+            "run folder": run,
+            "checkpoint": run / "checkpoints" / "step_00000006.pt",
+            "lone file": tmp_path / "weights.pt",
+            "pretrained folder": pretrained,
+        }[kind]
+        shutil.copy(run / "checkpoints" / "step_00000006.pt", tmp_path / "weights.pt")
+        config = build.config_of(run)
+        model = build.model(config, build.dataset(config))
+        assert not same(weights(run), dict(model.named_parameters()))
+        origin = initialize_from(model, source)
+        assert same(weights(run), dict(model.named_parameters()))
+        assert origin.step == 6 and origin.config["name"] == "vp"
+
+    def test_an_older_checkpoint_is_itself(self, tmp_path):
+        model = tiny_model(wild=True)
+        train(model, points(), None, options(checkpoint_every=5, keep=9), folder=tmp_path)
+        old, new = tiny_model(seed=1), tiny_model(seed=1)
+        assert initialize_from(old, tmp_path / "checkpoints" / "step_00000005.pt").step == 5
+        load_weights(new, tmp_path, step=5)
+        assert same(dict(old.named_parameters()), dict(new.named_parameters()))
+        load_weights(new, tmp_path)
+        assert not same(dict(old.named_parameters()), dict(new.named_parameters()))
+
+    def test_a_damaged_file_is_noticed(self, run, tmp_path):
+        folder = tmp_path / "checkpoints"
+        shutil.copytree(run / "checkpoints", folder)
+        file = folder / "step_00000006.pt"
+        content = bytearray(file.read_bytes())
+        content[len(content) // 2] ^= 1
+        file.write_bytes(content)
+        config = build.config_of(run)
+        with pytest.raises(CheckpointError, match="SHA-256"):
+            initialize_from(build.model(config, build.dataset(config)), file)
+        torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
+        with pytest.raises(CheckpointError, match="not a checkpoint of format"):
+            initialize_from(build.model(config, build.dataset(config)), tmp_path / "other.pt")
+
+    def test_a_pretrained_network_that_means_something_else_is_refused(self, tmp_path):
+        tiny_model().save_pretrained(tmp_path)
+        other = ScoreModel(tiny_model().net, VPSDE())  # predicts the noise
+        with pytest.raises(CheckpointError, match="parametrization"):
+            initialize_from(other, tmp_path)
+
+    def test_fine_tunes_on_other_data_of_the_same_shape(self, run, tmp_path):
+        """With a learning rate of next to nothing the weights of the end are those of the beginning."""
+        np.save(tmp_path / "other.npy", np.random.RandomState(0).randint(0, 255, (64, 8, 8), np.uint8))
+        flags = [
+            f"--workdir={tmp_path / 'new'}",
+            *SMALL,
+            "--config.seed=5",
+            "--config.training.learning_rate=1e-30",
+            "--config.data.name=arrays",
+            f"--config.data.root={tmp_path / 'other.npy'}",
+        ]
+        assert "not looked at" not in go(vp.main, f"--init_from={run}", *flags)
+        assert same(weights(run), weights(tmp_path / "new"))
+        results = json.loads((tmp_path / "new" / "results.json").read_text())
+        assert results["init_from"] == {"path": str(run / "checkpoints" / "step_00000006.pt"), "step": 6}
+        assert "| began with |" in (tmp_path / "new" / "report.md").read_text()
+        assert "not looked at" in go(vp.main, "--resume", f"--init_from={tmp_path / 'nowhere'}", *flags)
+        assert json.loads((tmp_path / "new" / "results.json").read_text())["init_from"] == results["init_from"]
+
+    @pytest.mark.parametrize(
+        ("flags", "code", "words"),
+        [
+            (["--config.model.channels=16"], 5, ("shape", "expected")),
+            (["--config.model.parametrization=noise"], 2, ("parametrization", "preconditioned")),
+            (["--config.data.name=moons"], 5, ("names", "network")),
+        ],
+    )
+    def test_what_does_not_fit_is_refused_in_one_line(self, run, tmp_path, flags, code, words):
+        refused(f"--workdir={tmp_path / 'new'}", f"--init_from={run}", *SMALL, *flags, code=code, words=words)
+        assert not (tmp_path / "new").exists()
+
+    def test_nothing_there_is_refused(self, tmp_path):
+        refused(f"--workdir={tmp_path / 'n'}", f"--init_from={tmp_path / 'x'}", *SMALL, code=2, words=["no checkpoint"])
+
+
+class TestBeforeARun:
+    def test_an_estimate_is_printed(self, tmp_path):
+        shown = go(vp.main, f"--workdir={tmp_path / 'vp'}", *POINTS)
+        found = re.search(r"memory about (\S+) GiB; checkpoints of (\S+) MiB, at most (\S+) MiB", shown)
+        size = max(f.stat().st_size for f in (tmp_path / "vp" / "checkpoints").glob("*.pt")) / 2**20
+        assert 0.05 < float(found[1]) < 4
+        assert float(found[2]) - 0.1 < size < float(found[2]) + 0.2 and float(found[3]) >= 3 * float(found[2]) - 0.2
+
+    def test_memory_grows_with_the_batch_by_the_activations(self):
+        """An MLP's forward saves, for each sample, known numbers: the estimate is linear and of their size."""
+        model, split = tiny_model(), points()
+        small, large = (estimate(model, split, None, options(batch_size=n)).memory for n in (16, 64))
+        one = (large - small) / 48
+        hidden = sum(p.shape[0] for p in model.parameters() if p.ndim == 2)
+        assert 4 * hidden < one < 40 * 4 * hidden
+        assert estimate(model, split, None, options(batch_size=64), processes=4).memory == pytest.approx(
+            small, abs=2**20
+        )
+
+    def test_a_dry_run_goes_through_every_stage_and_keeps_nothing(self, tmp_path, monkeypatch):
+        monkeypatch.setenv("TMPDIR", str(tmp_path))
+        flags = [f for f in SMALL if "limit" not in f and "training.steps" not in f and "sampling.n" not in f]
+        shown = script("vp", "--dry_run", *flags).stdout
+        for stage in ("training, 4", "2 more from the checkpoint", "drawing 64 samples", "scoring 3 images", "report"):
+            assert stage in shown, stage
+        assert "nothing is kept" in shown and not list(tmp_path.glob("dry_run-*"))
+        time, memory, disk = (re.search(rf"  {k}  +.*?([\d.]+)", shown)[1] for k in ("time", "memory", "disk"))
+        assert float(time) > 0 and float(memory) > 0.05 and float(disk) > 0
+
+    def test_a_dry_run_keeps_what_it_is_told_to(self, tmp_path):
+        folder = tmp_path / "vp"
+        shown = go(vp.main, "--dry_run", f"--workdir={folder}", "--resume", *POINTS)
+        assert str(folder) in shown
+        assert json.loads((folder / "results.json").read_text())["training"]["steps"] == 6
+        assert [r["step"] for r in read_metrics(folder) if "loss" in r] == [1, 2, 3, 4, 5, 6]
+        refused("--dry_run", f"--workdir={folder}", *POINTS, code=2, words=["holds a run"])
+
+    def test_a_dry_run_refuses_what_the_run_would(self, tmp_path):
+        flags = ["--dry_run", f"--workdir={tmp_path / 'vp'}", *SMALL]
+        refused("--config.sampling.second=pc", *flags, code=2, words=["two samplers"])
+        refused("--config.training.split=all", *flags, code=2, words=["train or fit"])
+        refused(f"--init_from={tmp_path}", *flags, code=2, words=["no checkpoint"])
+        assert not (tmp_path / "vp").exists()
+
+    def test_expected_times_are_those_of_the_small_run_scaled(self):
+        config = vp.get_config()
+        dataset = build.dataset(config)
+        small = dry_run.shrink(config, dataset)
+        assert (small.sampling.n, small.sampling.steps, small.sampling.second_steps) == (64, 4, 4)
+        assert config.sampling.steps == 500 and small.training.batch_size == config.training.batch_size
+        config.sampling.n = 128
+        cost = dry_run.Plan(parameters=1, steps_per_second=2.0, seconds=1100.0, memory=1, checkpoint=1, disk=1)
+        results = {
+            "sampling": {"all": {"pc": {"nfe": 9, "seconds": 0.9}, "dpm_solver": {"nfe": 5, "seconds": 0.5}}},
+            "bits_per_dim": {"nfe": 11, "seconds": 3.2},
+        }
+        expected = dry_run._expected(config, small, dataset, cost, results, {"baselines": 2.0}, pilot=1.0)
+        assert expected == pytest.approx(
+            {
+                "training": 1100.0,
+                "pc": 1001 * 0.1 * 2,
+                "dpm_solver": 21 * 0.1 * 2,
+                "scoring": 1.0 + 2.2 * 2.97 * 135 / 11,
+                "the rest": 2.0,
+            }
+        )
+
+    def test_help_shows_the_flags(self, capsys):
+        with pytest.raises(SystemExit):
+            vp.main(["--help"])
+        shown = capsys.readouterr().out
+        for flag in (
+            "--init_from=",
+            "--dry_run=False",
+            "config.training.validation=128",
+            "config.training.split=train",
+        ):
+            assert flag in shown
+
+    def test_a_misspelt_flag_is_named(self):
+        refused("--dryrun", code=2, words=["--dryrun", "--dry_run"])
+        refused("--init_from=", "--dry_run", code=2, words=["without a value"])
