@@ -7,9 +7,12 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from training.reporting import METRICS
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Curve = tuple[list[int], list[float]]
 _NOISE = re.compile(r"loss_at_noise/(\d+)_of_(\d+)")
@@ -37,16 +40,22 @@ def curve(rows: Sequence[Mapping[str, Any]], name: str) -> Curve:
 
 
 def save_curves(folder: Path) -> Path | None:
-    """Draws loss, loss by noise level, bound, learning rate, gradient norm and speed into RUN/curves.png; None where there
-    are no metrics."""
+    """Draws them into RUN/curves.png; None where there are no metrics."""
+    rows = read_metrics(folder)
+    if not rows:
+        return None
+    file = folder / "curves.png"
+    draw_curves(rows).savefig(file, dpi=100)
+    return file
+
+
+def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
+    """Loss, loss by noise level, bound, learning rate, gradient norm and speed, as far as they are there."""
     # a figure of its own on the Agg canvas: no global state and no display, whatever the user's backend
     from matplotlib import colormaps
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    rows = read_metrics(folder)
-    if not rows:
-        return None
     loss, held_out = curve(rows, "loss"), curve(rows, "eval/loss")
     levels = sorted({(int(m[1]), int(m[2])) for row in rows for m in map(_NOISE.fullmatch, row) if m})
     bound = next((name for name in _BOUNDS if curve(rows, name)[0]), None)
@@ -97,9 +106,7 @@ def save_curves(folder: Path) -> Path | None:
         panel.set_title(title, fontsize=10)
     for panel in panels[max(0, count - columns) : count]:
         panel.set_xlabel("step", fontsize=8)
-    file = folder / "curves.png"
-    figure.savefig(file, dpi=100)
-    return file
+    return figure
 
 
 def _marker(values: Curve) -> str:
