@@ -1,20 +1,17 @@
-"""CIFAR-10 from the tarballs that its authors publish (Krizhevsky 2009), or from the folders that they unpack
-to.
+"""CIFAR-10 from the tarballs that its authors publish (Krizhevsky 2009), or from the folders that they unpack to.
 
-The binary version is preferred: a batch is 3,073-byte records, a label and 3x32x32 bytes. The Python version
-is pickled. A pickle is a program, so it is not run as one: its opcodes are screened, and its names build
-inert records instead of the classes that they name (`_Inert`), from which the bytes are taken.
+The binary version is preferred: a batch is 3,073-byte records, a label and 3x32x32 bytes. The Python version is pickled. A
+pickle is a program, so it is not run as one: its opcodes are screened, and its names build inert records instead of the
+classes that they name (`_Inert`), from which the bytes are taken.
 """
 
 from __future__ import annotations
 
-import gzip
 import io
 import os
 import pickle
 import pickletools
-import tarfile
-import zlib
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, ClassVar
@@ -24,7 +21,7 @@ import torch
 
 from data.dataset import Dataset, Split
 from data.errors import DataError
-from data.files import as_path, first_existing, opening, read_bytes, sha256
+from data.files import Pieces, as_path, first_existing, gunzip, read_bytes, sha256
 
 __all__ = ["cifar10"]
 
@@ -42,62 +39,52 @@ _MAX_UNPACKED = 512 * 2**20
 _MAX_MEMBERS = 64
 
 
-class _Bounded(io.RawIOBase):
-    """A stream that refuses to deliver more than `limit` bytes, so that a bomb ends as an error."""
-
-    def __init__(self, stream: gzip.GzipFile, limit: int, path: Path) -> None:
-        super().__init__()
-        self._stream, self._left, self._path = stream, limit, path
-
-    def readable(self) -> bool:
-        return True
-
-    def read(self, size: int = -1) -> bytes:
-        chunk = self._stream.read(size if size >= 0 else self._left + 1)
-        self._left -= len(chunk)
-        if self._left < 0:
-            raise DataError(f"{self._path} unpacks to more than {_MAX_UNPACKED:,} bytes, expected about 185 MB")
-        return chunk
+def _size(field: bytes | bytearray, where: str) -> int:
+    """A number of a tar header, in octal digits."""
+    digits = field.strip(b" \0")
+    if not re.fullmatch(rb"[0-7]+", digits):
+        raise DataError(f"{where} is not a whole tar file (a member's size is {bytes(field)!r}); fetch it again")
+    return int(digits, 8)
 
 
-def _from_tarball(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    """The members whose file names are `names`, as bytes; nothing is unpacked to disk."""
-    found: dict[str, bytes] = {}
-    try:
-        with gzip.open(path, "rb") as stream:
-            bounded = _Bounded(stream, _MAX_UNPACKED, path)
-            with tarfile.open(fileobj=bounded, mode="r|") as archive:
-                for count, member in enumerate(archive):
-                    if count >= _MAX_MEMBERS:
-                        raise DataError(f"{path} has more than {_MAX_MEMBERS} members, expected those of CIFAR-10")
-                    name = member.name.rsplit("/", 1)[-1]
-                    if name not in names:
-                        continue
-                    if not member.isreg() or not 0 < member.size <= _MAX_BATCH:
-                        raise DataError(
-                            f"{path}: {name} is not a plain file of 1..{_MAX_BATCH:,} bytes; fetch it again"
-                        )
-                    content = archive.extractfile(member)
-                    found[name] = content.read(member.size) if content is not None else b""
-                    if len(found[name]) != member.size:
-                        raise DataError(f"{path}: {name} ends early; fetch it again")
-    except (tarfile.TarError, gzip.BadGzipFile, EOFError, zlib.error, OSError, OverflowError, IndexError) as error:
-        raise DataError(f"{path} is not a whole tar.gz file ({error}); fetch it again") from error
-    except DataError:
-        raise
-    except ValueError as error:  # tarfile, of numbers and names that are none
-        raise DataError(f"{path} is not a whole tar.gz file ({error}); fetch it again") from error
+def _from_tarball(path: Path, names: tuple[str, ...]) -> dict[str, bytearray]:
+    """The members whose file names are `names`, as bytes; nothing is unpacked to disk.
+
+    The headers are read here (POSIX.1-1988, ustar; Python's tarfile reads a member's extended header into memory, however
+    long it is): 512 bytes with the name at 0, the size at 124, a sum of all bytes at 148, the type at 156.
+    """
+    found: dict[str, bytearray] = {}
+    pieces = Pieces(gunzip(path, _MAX_UNPACKED))
+    for count in range(_MAX_MEMBERS + 1):
+        header = pieces.read(512)
+        if not any(header):  # an empty block, or nothing, ends the file
+            break
+        if count == _MAX_MEMBERS:
+            raise DataError(f"{path} has more than {_MAX_MEMBERS} members, expected those of CIFAR-10")
+        if len(header) < 512 or _size(header[148:156], str(path)) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
+            raise DataError(f"{path} is not a whole tar file (a header's sum is wrong); fetch it again")
+        name = header[:100].partition(b"\0")[0].decode("latin1").rsplit("/", 1)[-1]
+        size = _size(header[124:136], str(path))
+        if name not in names:
+            pieces.skip(size + -size % 512)
+            continue
+        if header[156] not in b"0\0" or not 0 < size <= _MAX_BATCH:
+            raise DataError(f"{path}: {name} is not a plain file of 1..{_MAX_BATCH:,} bytes; fetch it again")
+        found[name] = pieces.read(size)
+        if len(found[name]) < size:
+            raise DataError(f"{path}: {name} ends early; fetch it again")
+        pieces.skip(-size % 512)
     missing = [name for name in names if name not in found]
     if missing:
         raise DataError(f"{path} has no {', '.join(missing)}, expected the six batches of CIFAR-10")
     return found
 
 
-def _from_folder(path: Path, names: tuple[str, ...]) -> dict[str, bytes]:
-    return {name: read_bytes(path / name, _MAX_BATCH) for name in names}
+def _from_folder(path: Path, names: tuple[str, ...]) -> dict[str, bytearray]:
+    return {name: bytearray(read_bytes(path / name, _MAX_BATCH)) for name in names}
 
 
-def _parse_binary(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _parse_binary(raw: bytearray, where: str) -> tuple[np.ndarray, np.ndarray]:
     record = 1 + _PIXELS
     if not raw or len(raw) % record:
         raise DataError(f"{where} has {len(raw):,} bytes, expected a multiple of {record}: a label and 3x32x32 pixels")
@@ -144,16 +131,14 @@ _NAMES: dict[tuple[str, str], type[_Inert]] = {
     ("_codecs", "encode"): _Encode,
 }
 
-# What dictionaries of lists, numbers, strings and arrays are written with. No persistent ids, extension
-# codes, out-of-band buffers, or protocol-0 text forms.
+# What dictionaries of lists, numbers, strings and arrays are written with. No persistent ids, extension codes,
+# out-of-band buffers, or protocol-0 text forms.
 _OPCODES = frozenset(
     [
         "PROTO",
         "FRAME",
         "STOP",
         "MARK",
-        "POP",
-        "POP_MARK",
         "NONE",
         "NEWTRUE",
         "NEWFALSE",
@@ -190,7 +175,6 @@ _OPCODES = frozenset(
         "MEMOIZE",
     ]
 )
-_PUTS = frozenset({"BINPUT", "LONG_BINPUT"})
 _MALFORMED = (
     pickle.UnpicklingError,
     AttributeError,
@@ -206,21 +190,43 @@ _MALFORMED = (
 )
 
 
-class _Restricted(pickle.Unpickler):
+class _Restricted(pickle._Unpickler):  # in Python, where a key can be looked at before it is hashed
+    """Builds inert records, and dictionaries whose keys are text: the hash of nested tuples may take 2^depth steps, or the
+    stack."""
+
+    stack: list[Any]
+    dispatch: ClassVar[dict[int, Callable[[Any], None]]] = dict(pickle._Unpickler.dispatch)
+
     def find_class(self, module: str, name: str) -> type[_Inert]:
         if (module, name) not in _NAMES:
             raise pickle.UnpicklingError(f"it names {module}.{name}")
         return _NAMES[module, name]
 
+    @staticmethod
+    def _check(keys: list[Any]) -> None:
+        for key in keys:
+            if not isinstance(key, (bytes, str, _Encode)):
+                raise pickle.UnpicklingError(f"a key of a dictionary is a {type(key).__name__}")
 
-def _unpickle(raw: bytes, where: str) -> Any:
+    def load_setitem(self) -> None:
+        self._check(self.stack[-2:-1])
+        super().load_setitem()  # type: ignore[misc]
+
+    def load_setitems(self) -> None:
+        self._check(self.stack[::2])  # what lies above the mark
+        super().load_setitems()  # type: ignore[misc]
+
+    dispatch[pickle.SETITEM[0]] = load_setitem
+    dispatch[pickle.SETITEMS[0]] = load_setitems
+
+
+def _unpickle(raw: bytearray, where: str) -> Any:
     try:
         for count, (opcode, argument, _) in enumerate(pickletools.genops(raw)):
+            if count == 0 and (opcode.name != "PROTO" or argument not in (2, 3, 4)):
+                raise DataError(f"{where} is not of a protocol from 2 to 4; write it with pickle.dump(..., protocol=2)")
             if opcode.name not in _OPCODES:
-                raise DataError(f"{where}: the pickle uses {opcode.name}, expected plain data and arrays")
-            # A memo slot far beyond the number of objects would make the unpickler allocate up to it.
-            if opcode.name in _PUTS and (argument is None or argument > count):
-                raise DataError(f"{where}: the pickle's memo index {argument} is out of range; fetch it again")
+                raise DataError(f"{where}: the pickle uses {opcode.name}, expected plain data and arrays of protocol 2")
         return _Restricted(io.BytesIO(raw), encoding="bytes").load()
     except DataError:
         raise
@@ -255,7 +261,7 @@ def _array_bytes(value: Any, where: str) -> tuple[tuple[int, ...], bytes]:
     return shape, content
 
 
-def _parse_pickled(raw: bytes, where: str) -> tuple[np.ndarray, np.ndarray]:
+def _parse_pickled(raw: bytearray, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = _unpickle(raw, where)
     if not isinstance(batch, dict):
         raise DataError(f"{where} holds a {type(batch).__name__}, expected a dictionary with data and labels")
@@ -297,8 +303,7 @@ def cifar10(
     """
     folder = as_path(root, "cifar10")
     sources = [folder / _BINARY, folder / "cifar-10-batches-bin", folder / _PICKLED, folder / "cifar-10-batches-py"]
-    with opening(folder):
-        source = first_existing(sources)
+    source = first_existing(sources)
     if source is None:
         raise DataError(
             f"{folder} has no {_BINARY} and no {_PICKLED}, expected one of them (or the folder it unpacks to)"
@@ -312,7 +317,7 @@ def cifar10(
         if verify:
             _check_sum(source)
         raw = _from_tarball(source, names)
-    parse: Callable[[bytes, str], tuple[np.ndarray, np.ndarray]] = _parse_binary if binary else _parse_pickled
+    parse: Callable[[bytearray, str], tuple[np.ndarray, np.ndarray]] = _parse_binary if binary else _parse_pickled
     batches = [parse(raw.pop(name), f"{source}: {name}") for name in names]
     train = torch.from_numpy(np.concatenate([images for images, _ in batches[:5]]))
     train_labels = torch.from_numpy(np.concatenate([labels for _, labels in batches[:5]]))

@@ -1,9 +1,7 @@
-"""Reading files that may be anything: sizes are checked before memory is spent, and every failure is a
-DataError."""
+"""Reading files that may be anything: sizes are checked before memory is spent, every failure is a DataError."""
 
 from __future__ import annotations
 
-import gzip
 import hashlib
 import os
 import zlib
@@ -13,27 +11,39 @@ from pathlib import Path
 
 from data.errors import DataError
 
-__all__ = ["as_path", "first_existing", "gunzip", "opening", "read_bytes", "sha256"]
+__all__ = ["Pieces", "as_path", "first_existing", "gunzip", "opening", "plain", "read_bytes", "sha256"]
 
 MAX_BYTES = 4 * 2**30
 """No reader of this package puts more than this into memory from one file."""
 
 _CHUNK = 2**20
+_PIECE = 2**16
+# bgzip begins a member every 64 kB; a file of nothing but beginnings would take for ever.
+_MAX_MEMBERS = 2**16
 
 
 def as_path(root: str | os.PathLike[str] | None, needed_for: str) -> Path:
     """`root` as a path; DataError where it is missing, since `needed_for` cannot be read from nowhere."""
     if root is None or str(root) == "":
         raise DataError(f"{needed_for} reads files, expected root= (--config.data.root) to say where they are")
-    path = Path(root).expanduser()
-    if "\0" in str(path):
-        raise DataError(f"root is {str(path)!r}, expected a path")
+    if not isinstance(root, (str, os.PathLike)):
+        raise DataError(f"root is {root!r}, expected the path of a file or folder")
+    try:
+        path = Path(root).expanduser()
+        if b"\0" in os.fsencode(path):
+            raise ValueError("it holds a zero byte")
+    except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: ~ of somebody who is not here
+        raise DataError(f"root is {str(root)!r}, expected a path ({error})") from error
     return path
 
 
 def first_existing(candidates: list[Path]) -> Path | None:
     """The first of the paths that exists, or None."""
-    return next((path for path in candidates if path.exists()), None)
+    for path in candidates:
+        with opening(path):
+            if path.exists():
+                return path
+    return None
 
 
 @contextmanager
@@ -45,8 +55,6 @@ def opening(path: Path) -> Iterator[None]:
         raise DataError(f"{path} does not exist, expected a file; check the root") from error
     except IsADirectoryError as error:
         raise DataError(f"{path} is a folder, expected a file") from error
-    except gzip.BadGzipFile as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -60,16 +68,63 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
         return path.read_bytes()
 
 
+def plain(path: Path) -> Iterator[bytes]:
+    """The contents in chunks."""
+    with opening(path), path.open("rb") as stream:
+        while chunk := stream.read(_CHUNK):
+            yield chunk
+
+
 def gunzip(path: Path, limit: int = MAX_BYTES) -> Iterator[bytes]:
-    """The decompressed contents in chunks, until the end or one chunk past `limit` bytes."""
-    total = 0
-    try:
-        with opening(path), gzip.open(path, "rb") as stream:
-            while total <= limit and (chunk := stream.read(_CHUNK)):
+    """The decompressed contents in chunks; no chunk is large, whatever the file expands to.
+
+    Raises:
+        DataError: not a whole gzip file, or one of more than `limit` bytes, after that many.
+    """
+    total, members, waiting, full = 0, 1, b"", False
+    # As gzip.open, but that looks through zeros behind the last member one by one.
+    member = zlib.decompressobj(31)
+    with opening(path), path.open("rb") as stream:
+        try:
+            while (waiting := waiting if waiting or full else stream.read(_PIECE)) or full:
+                if member.eof:
+                    full, waiting = False, waiting.lstrip(b"\0")
+                    if not waiting:
+                        continue
+                    member, members = zlib.decompressobj(31), members + 1
+                    if members > _MAX_MEMBERS:
+                        raise DataError(f"{path} has more than {_MAX_MEMBERS:,} members, expected one; fetch it again")
+                chunk = member.decompress(waiting, _CHUNK)
+                # A chunk of full length may have more behind it, whether or not there is input left.
+                full, waiting = len(chunk) == _CHUNK, member.unused_data if member.eof else member.unconsumed_tail
                 total += len(chunk)
-                yield chunk
-    except (EOFError, zlib.error) as error:
-        raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
+                if total > limit:
+                    raise DataError(f"{path} unpacks to more than {limit:,} bytes, expected at most that many")
+                if chunk:
+                    yield chunk
+        except zlib.error as error:
+            raise DataError(f"{path} is not a whole gzip file ({error}); fetch it again") from error
+    if not member.eof:
+        raise DataError(f"{path} is not a whole gzip file (it ends early); fetch it again")
+
+
+class Pieces:
+    """Exact numbers of bytes from chunks of any length."""
+
+    def __init__(self, chunks: Iterator[bytes]) -> None:
+        self._chunks, self._buffer = chunks, bytearray()
+
+    def read(self, count: int) -> bytearray:
+        """The next `count` bytes, fewer where the chunks end. Holds them and one chunk in memory."""
+        while len(self._buffer) < count and (chunk := next(self._chunks, None)) is not None:
+            self._buffer += chunk
+        found, self._buffer = self._buffer[:count], self._buffer[count:]
+        return found
+
+    def skip(self, count: int) -> None:
+        """Leave out `count` bytes, or what there is of them."""
+        while count > 0 and (passed := len(self.read(min(count, _CHUNK)))):
+            count -= passed
 
 
 def sha256(path: Path) -> str:

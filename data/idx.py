@@ -1,16 +1,14 @@
 """The idx format of MNIST, Fashion-MNIST and their relatives, plain or gzip-compressed.
 
-A file is a magic number (two zero bytes, a type code, the number of dimensions), the dimensions as big-endian
-32-bit integers, and the values, big-endian, the last dimension fastest (the format's only description is at
-the foot of the MNIST page of LeCun, Cortes and Burges). Here the header is read and believed only if the file
-has exactly the bytes it promises.
+A file is a magic number (two zero bytes, a type code, the number of dimensions), the dimensions as big-endian 32-bit
+integers, and the values, big-endian, the last dimension fastest (the format's only description is at the foot of the MNIST
+page of LeCun, Cortes and Burges). The header is believed only if the file has exactly the bytes that it promises.
 """
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -18,19 +16,13 @@ import torch
 
 from data.dataset import Dataset, Split
 from data.errors import DataError
-from data.files import MAX_BYTES, as_path, first_existing, gunzip, opening
+from data.files import MAX_BYTES, Pieces, as_path, first_existing, gunzip, plain
 
 __all__ = ["fashion_mnist", "mnist", "read_idx"]
 
 _TYPES = {0x08: "u1", 0x09: "i1", 0x0B: ">i2", 0x0C: ">i4", 0x0D: ">f4", 0x0E: ">f8"}
 _DEBIAN = Path("/usr/share/datasets/fashion-mnist")
 _CLOTHES = ("T-shirt", "trousers", "pullover", "dress", "coat", "sandal", "shirt", "sneaker", "bag", "ankle boot")
-
-
-def _plain(path: Path) -> Iterator[bytes]:
-    with opening(path), path.open("rb") as stream:
-        while chunk := stream.read(2**20):
-            yield chunk
 
 
 def read_idx(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> np.ndarray:
@@ -43,42 +35,35 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> np.ndar
     Raises:
         DataError: not an idx file, or its length is not what its header says.
     """
-    path = Path(path)
-    chunks = gunzip(path, limit + 1024) if path.suffix == ".gz" else _plain(path)
-    buffer = bytearray()
-
-    def fill(length: int) -> None:
-        """Read until `buffer` has `length` bytes or the file ends."""
-        while len(buffer) < length:
-            chunk = next(chunks, None)
-            if chunk is None:
-                return
-            buffer.extend(chunk)
-
-    fill(4)
-    if len(buffer) < 4 or buffer[:2] != b"\0\0" or buffer[2] not in _TYPES:
+    path = as_path(path, "read_idx")
+    pieces = Pieces(gunzip(path) if path.suffix == ".gz" else plain(path))
+    magic = pieces.read(4)
+    if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
         codes = ", ".join(f"{code:#04x}" for code in _TYPES)
         raise DataError(
-            f"{path} begins with {bytes(buffer[:4]).hex() or 'nothing'}, expected the idx magic 0000, a type "
+            f"{path} begins with {magic.hex() or 'nothing'}, expected the idx magic 0000, a type "
             f"({codes}) and a number of dimensions"
         )
-    dimensions = buffer[3]
+    dimensions = magic[3]
     if not 1 <= dimensions <= 4:
         raise DataError(f"{path} has {dimensions} dimensions, expected 1 to 4")
-    start = 4 + 4 * dimensions
-    fill(start)
-    if len(buffer) < start:
-        raise DataError(f"{path} ends inside its header of {start} bytes; fetch it again")
-    shape = tuple(int(n) for n in np.frombuffer(buffer, ">u4", dimensions, 4))
-    dtype = np.dtype(_TYPES[buffer[2]])
-    length = start + math.prod(shape) * dtype.itemsize
-    if length > limit:
-        raise DataError(f"{path} promises {length:,} bytes (shape {shape}), expected at most {limit:,}")
-    fill(length + 1)
-    if len(buffer) != length:
-        relation = "more than" if len(buffer) > length else f"{len(buffer):,} of"
-        raise DataError(f"{path} has {relation} the {length:,} bytes of its header's shape {shape}; fetch it again")
-    return np.frombuffer(buffer, dtype, math.prod(shape), start).reshape(shape)
+    sizes = pieces.read(4 * dimensions)
+    if len(sizes) < 4 * dimensions:
+        raise DataError(f"{path} ends inside its header of {4 + 4 * dimensions} bytes; fetch it again")
+    shape = tuple(int(n) for n in np.frombuffer(sizes, ">u4"))
+    dtype = np.dtype(_TYPES[magic[2]])
+    header, length = 4 + 4 * dimensions, math.prod(shape) * dtype.itemsize
+    if not 0 < length <= limit:
+        raise DataError(
+            f"{path} promises {length:,} bytes (shape {shape}), expected at least one and at most {limit:,}"
+        )
+    values = pieces.read(length)
+    if len(values) < length or pieces.read(1):
+        relation = f"{header + len(values):,} of" if len(values) < length else "more than"
+        raise DataError(
+            f"{path} has {relation} the {header + length:,} bytes of its header's shape {shape}; fetch it again"
+        )
+    return np.frombuffer(values, dtype).reshape(shape)
 
 
 def _find(folders: list[Path], stem: str, hint: str) -> Path:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import json
+import pickle
 import random
 import resource
 import time
@@ -139,16 +141,120 @@ def mutate(raw: bytes, rng: random.Random) -> bytes:
     return bytes(out)
 
 
+_NUMBERS = (0, 1, 2, 3, 4, 5, 255, 2**15, 2**16, 2**31 - 1, 2**31, 2**32 - 1)
+_ODD = (
+    *_NUMBERS,
+    -1,
+    True,
+    False,
+    2**40,
+    2**63 - 1,
+    2**63,
+    10**22,
+    10**400,
+    1.5,
+    float("nan"),
+    None,
+    "a",
+    "",
+    (),
+    [],
+    {},
+)
+
+
+def _odd_idx(rng: random.Random) -> bytes:
+    sizes = b"".join(rng.choice(_NUMBERS).to_bytes(4, "big") for _ in range(rng.randint(0, 4)))
+    code = rng.choice((0x08, 0x09, 0x0B, 0x0C, 0x0D, 0x0E))
+    return (
+        bytes([0, 0, code, rng.choice((len(sizes) // 4, rng.randrange(256)))]) + sizes + bytes(rng.choice((0, 60, 500)))
+    )
+
+
+def _odd_npy(rng: random.Random) -> bytes:
+    shape = tuple(rng.choice(_ODD) for _ in range(rng.choice((0, 1, 1, 2, 2, 3, 4, 9, 33, 65, 70))))
+    descr = rng.choice(("<f4", "<f4", "|u1", ">i8", "<f2", "<c8", "|b1", "<U3", "|O", "<M8[s]", "|V4", "", "3f4"))
+    return made.npy_header(rng.choice((shape, shape, rng.choice(_ODD))), descr) + bytes(rng.choice((0, 4, 12, 48, 150)))
+
+
+def _odd_npz(rng: random.Random) -> bytes:
+    raw = bytearray(made.npz_bytes({"x.npy": _IMAGES, "y.npy": _odd_npy(rng)}))
+    directory = raw.index(b"PK\x01\x02")
+    # Sum, packed size, unpacked size: of the member's own header and of the directory's.
+    for at in rng.sample((14, 18, 22, directory + 16, directory + 20, directory + 24), rng.randint(0, 3)):
+        raw[at : at + 4] = rng.choice(_NUMBERS).to_bytes(4, "little")
+    return bytes(raw)
+
+
+def _odd_tar(rng: random.Random) -> bytes:
+    """Headers with odd fields and the right sum."""
+    raw = bytearray(made.cifar_tar(binary=True))
+    for _ in range(rng.randint(1, 2)):
+        start = 512 * rng.choice([i for i in range(len(raw) // 512) if raw[512 * i + 257 : 512 * i + 262] == b"ustar"])
+        kind = rng.randrange(3)
+        if kind == 0:
+            raw[start + 124 : start + 136] = rng.choice(
+                (b"%011o\0" % rng.choice(_NUMBERS), b"-1".ljust(12), b"\x80" + b"\xff" * 11)
+            )
+        elif kind == 1:
+            raw[start + 156] = rng.choice(b"\0" + b"0123456789xgLKSVDM")
+        else:
+            raw[start : start + 100] = rng.choice((b"", b"/", b"../x", b"data_batch_1.bin", b"\xff" * 100)).ljust(
+                100, b"\0"
+            )
+        raw[start + 148 : start + 156] = b" " * 8
+        raw[start + 148 : start + 156] = b"%06o\0 " % sum(raw[start : start + 512])
+    return bytes(raw)
+
+
+def _odd_manifest(rng: random.Random) -> bytes:
+    manifest = json.loads(_mapped_file("manifest.json"))
+    inner = rng.choice((manifest, manifest["files"], manifest["files"]["train.x.npy"]))
+    inner[rng.choice(list(inner))] = rng.choice(_ODD)
+    if rng.random() < 0.3:
+        manifest["splits"] = rng.choice(
+            (["train"], ["train", "train"], ["train", "../m/train"], [5], [], ["fit", "train", "test"])
+        )
+    return json.dumps(manifest).encode()
+
+
+def _odd_pickle(rng: random.Random) -> bytes:
+    """A batch with odd values, and tuples of tuples for keys."""
+    value: object = rng.choice(_ODD)
+    for _ in range(rng.randint(0, 60)):
+        value = (value,) * rng.randint(1, 2)
+    batch: dict[object, object] = {b"data": rng.choice(_ODD), b"labels": [rng.choice(_ODD), 1]}
+    batch[rng.choice((b"data", b"labels", b"x"))] = value
+    raw = pickle.dumps(batch, protocol=rng.randint(0, 5))
+    return raw.replace(b"C\x04data", rng.choice((b"C\x04data", b"K\x01", b")", b"]", b"})h\x01\x86")))
+
+
+HEADERS: dict[str, tuple[Callable[[random.Random], bytes], str]] = {
+    "idx": (_odd_idx, "idx"),
+    "npy": (_odd_npy, "npy"),
+    "npz": (_odd_npz, "npz"),
+    "tar": (_odd_tar, "cifar binary, tar"),
+    "manifest": (_odd_manifest, "manifest"),
+    "pickle": (_odd_pickle, "cifar pickle"),
+}
+
+
 def _fuzz(folder: Path, name: str, count: int) -> tuple[int, int]:
     """How many of `count` mutated files were read, and how many refused."""
     make, read = FORMATS[name]
     whole = make()
     read(folder, whole)  # the unmutated file is read
+    return _read_or_refuse(folder, name, read, lambda rng: mutate(whole, rng), count)
+
+
+def _read_or_refuse(
+    folder: Path, name: str, read: Callable[[Path, bytes], object], make: Callable[[random.Random], bytes], count: int
+) -> tuple[int, int]:
     rng = random.Random(f"fuzz {name}")
     before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     accepted = 0
     for i in range(count):
-        raw = mutate(whole, rng)
+        raw = make(rng)
         start = time.process_time()
         try:
             with warnings.catch_warnings():
@@ -168,6 +274,22 @@ def _fuzz(folder: Path, name: str, count: int) -> tuple[int, int]:
 @pytest.mark.parametrize("name", FORMATS)
 def test_mutated_files_are_read_or_refused(tmp_path: Path, name: str) -> None:
     _, refused = _fuzz(tmp_path, name, 80)
+    assert refused > 0
+
+
+@pytest.mark.parametrize("name", HEADERS)
+def test_sound_files_that_say_odd_things_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    """Mutated bytes seldom make a header that parses; these always do."""
+    make, kind = HEADERS[name]
+    _, refused = _read_or_refuse(tmp_path, name, FORMATS[kind][1], make, 150)
+    assert refused > 0
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", HEADERS)
+def test_many_sound_files_that_say_odd_things_are_read_or_refused(tmp_path: Path, name: str) -> None:
+    make, kind = HEADERS[name]
+    _, refused = _read_or_refuse(tmp_path, f"{name}, many", FORMATS[kind][1], make, 2000)
     assert refused > 0
 
 
