@@ -37,6 +37,8 @@ __all__ = ["Dataset", "Split", "check_count", "from_tensor", "permutation"]
 # Up to this many bytes a fingerprint reads everything (about 0.1 s per 100 MB); above, evenly spaced rows.
 _FINGERPRINT_BYTES = 256 * 2**20
 _ROWS = 4096
+# Class numbers become rows of tables, so one that is an identifier would fill the memory.
+_MAX_CLASSES = 2**16
 
 
 def permutation(n: int, seed: int) -> np.ndarray:
@@ -44,7 +46,11 @@ def permutation(n: int, seed: int) -> np.ndarray:
 
     NumPy freezes the streams of its legacy `RandomState` for ever and says of the newer generators that they
     may change, and a split that moves with a version would leak test samples into training.
+
+    Raises:
+        DataError: a seed that is not an integer from 0 to 2^32 - 1.
     """
+    check_count("seed", seed, 0, 2**32 - 1)
     return np.random.RandomState(seed).permutation(n)
 
 
@@ -127,6 +133,7 @@ class Dataset:
                     f"{train.x.dtype} (N, {', '.join(map(str, train.x.shape[1:]))}) as in train"
                 )
             self._check_values(name, split)
+        check_count(f"{self.name}: seed", self.seed, 0, 2**32 - 1)
         check_count(f"{self.name}: validation", self.validation, 0, len(train) - 1)
         if self.validation and "validation" in self.splits:
             raise DataError(f"{self.name}: has its own validation split, expected validation=0")
@@ -147,13 +154,17 @@ class Dataset:
             transform = Rescale(levels=self.levels)
             if self.levels < 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
                 transform.check(split.x)
-        if split.labels is not None and int(split.labels.min()) < 0:
-            raise DataError(f"{self.name}: split {name} has a label {int(split.labels.min())}, expected 0 or more")
-        if split.labels is not None and self.classes and int(split.labels.max()) >= len(self.classes):
-            raise DataError(
-                f"{self.name}: split {name} has a label {int(split.labels.max())}, expected one of the "
-                f"{len(self.classes)} classes"
-            )
+        if split.labels is not None:
+            low, high = int(split.labels.min()), int(split.labels.max())
+            if low < 0 or high >= _MAX_CLASSES:
+                raise DataError(
+                    f"{self.name}: split {name} has a label {low if low < 0 else high}, expected class numbers from 0 "
+                    f"(below {_MAX_CLASSES:,}); number the classes"
+                )
+            if self.classes and high >= len(self.classes):
+                raise DataError(
+                    f"{self.name}: split {name} has a label {high}, expected one of the {len(self.classes)} classes"
+                )
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -167,11 +178,11 @@ class Dataset:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, 0 without labels."""
-        labels = self.splits["train"].labels
-        if labels is None:
+        """Number of classes, 0 without training labels."""
+        if self.splits["train"].labels is None:
             return 0
-        return len(self.classes) or int(labels.max()) + 1
+        highest = max(int(split.labels.max()) for split in self.splits.values() if split.labels is not None)
+        return len(self.classes) or highest + 1
 
     @property
     def split_names(self) -> tuple[str, ...]:
@@ -251,8 +262,13 @@ class Dataset:
 
 def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
     if isinstance(x, Tensor):
+        if x.layout != torch.strided or x.is_quantized or x.is_nested or x.is_meta:
+            raise DataError(f"{what} are a tensor of another kind than (strided) numbers; call to_dense() or the like")
         return x.detach()
-    array = np.asarray(x)
+    try:
+        array = np.asarray(x)
+    except ValueError as error:
+        raise DataError(f"{what} are no array ({error}), expected rows of equal length") from error
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"{what} have dtype {array.dtype}, expected numbers (uint8 for grey values, float for the rest)"
@@ -268,6 +284,10 @@ def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
 
 def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
     tensor = _as_tensor(x, f"{name}: data")
+    if tensor.ndim == 3 and (levels is not None or tensor.dtype == torch.uint8):
+        tensor = tensor.unsqueeze(1)
+    if levels is None and tensor.dtype == torch.uint8 and tensor.ndim == 4:
+        levels = 256
     if tensor.ndim < 2 or tensor.numel() == 0:
         raise DataError(
             f"{name}: data have shape {tuple(tensor.shape)}, expected (N, D), (N, C, L) or (N, C, H, W), "
@@ -277,6 +297,12 @@ def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
         if tensor.ndim != 4:
             raise DataError(
                 f"{name}: data have shape {tuple(tensor.shape)}, expected images (N, C, H, W); reshape them"
+            )
+        if tensor.shape[1] > 4 and tensor.shape[3] in (1, 3, 4):
+            first = "x[..., :3]" if tensor.shape[3] == 4 else "x"
+            raise DataError(
+                f"{name}: images have shape {tuple(tensor.shape)}, which reads as (N, H, W, C), expected (N, C, H, W) "
+                f"with C 1 or 3; give np.moveaxis({first}, 3, 1)"
             )
         Rescale(levels=levels).check(tensor)
         return tensor.to(torch.uint8)
@@ -309,7 +335,8 @@ def from_tensor(
     test_labels: Tensor | np.ndarray | None = None,
     levels: int | None = None,
     test_size: int | None = None,
-    validation: int | None = None,
+    validation: int | Tensor | np.ndarray | None = None,
+    validation_labels: Tensor | np.ndarray | None = None,
     classes: tuple[str, ...] = (),
     name: str = "data",
     seed: int = 0,
@@ -317,7 +344,7 @@ def from_tensor(
 ) -> Dataset:
     """A data set of a tensor or an array, in one line.
 
-    uint8 data (N, C, H, W) are images of 256 levels unless `levels` says otherwise; any other numbers are
+    uint8 data (N, C, H, W) or (N, H, W) are images, of 256 levels unless `levels` says otherwise; any other numbers are
     continuous.
 
     Args:
@@ -327,7 +354,9 @@ def from_tensor(
         test_labels: (M,) integers.
         levels: number of grey levels.
         test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
-        validation: how many training samples become the validation split (a tenth; 0 for none).
+        validation: how many training samples become the validation split (a tenth; 0 for none); or validation data of
+            their own (K, *).
+        validation_labels: (K,) integers.
         classes: names of the classes.
         name: of the data set.
         seed: of the splits.
@@ -336,12 +365,14 @@ def from_tensor(
     Raises:
         DataError: shape, type, range, or sizes that leave nothing to train on.
     """
-    if levels is None and (x.dtype in (torch.uint8, np.dtype(np.uint8))) and x.ndim == 4:
-        levels = 256
     data = _as_data(x, levels, name)
+    if levels is None and data.dtype == torch.uint8:
+        levels = 256
     targets = _as_labels(labels, len(data), name)
     ids = torch.arange(len(data))
     if test is None:
+        if test_labels is not None:
+            raise DataError(f"{name}: test_labels were given without test, expected both or none")
         count = max(1, len(data) // 10) if test_size is None else test_size
         check_count(f"{name}: test_size", count, 1, len(data) - 1)
         order = permutation(len(data), seed)
@@ -355,12 +386,28 @@ def from_tensor(
             raise DataError(f"{name}: both test data and test_size={test_size} were given, expected one of them")
         held_out = _as_data(test, levels, name)
         held_out_labels = _as_labels(test_labels, len(held_out), name)
+        if targets is not None and held_out_labels is not None and not classes:
+            known, highest = int(targets.max()) + 1, int(held_out_labels.max())
+            if highest >= known:
+                raise DataError(
+                    f"{name}: test data have a label {highest}, expected one of the {known} classes of the training data; "
+                    "name all of them with classes="
+                )
         splits = {
             "train": Split(data, targets, ids),
             "test": Split(held_out, held_out_labels, torch.arange(len(held_out)) + len(data)),
         }
     if validation is None:
         validation = len(splits["train"]) // 10
+    if isinstance(validation, (Tensor, np.ndarray, list)):
+        own = _as_data(validation, levels, name)
+        first = sum(len(split) for split in splits.values())
+        splits["validation"] = Split(
+            own, _as_labels(validation_labels, len(own), name), torch.arange(first, first + len(own))
+        )
+        validation = 0
+    elif validation_labels is not None:
+        raise DataError(f"{name}: validation_labels were given without validation data, expected both or none")
     return Dataset(
         name=name,
         splits=splits,

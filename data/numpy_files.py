@@ -13,7 +13,6 @@ import struct
 import tokenize
 import zipfile
 import zlib
-from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
@@ -26,13 +25,18 @@ from data.files import MAX_BYTES, as_path, opening
 
 __all__ = ["arrays", "read_npy", "read_npz"]
 
-# Names in use for the four parts: ours, Keras's, MedMNIST's.
+# Names in use for the parts: ours, Keras's, MedMNIST's.
 _PARTS = {
     "train": ("train", "x_train", "train_images", "x", "images", "data", "arr_0"),
     "train_labels": ("train_labels", "y_train", "labels", "y"),
     "test": ("test", "x_test", "test_images"),
     "test_labels": ("test_labels", "y_test"),
+    "validation": ("validation", "x_val", "val_images"),
+    "validation_labels": ("validation_labels", "y_val", "val_labels"),
 }
+# Torch has no more dimensions than 64, and nobody's samples have more than these.
+_MAX_DIMENSIONS = 8
+_PIECE = 2**20
 _BAD_HEADER = (
     ValueError,
     SyntaxError,
@@ -76,8 +80,8 @@ def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dty
         raise DataError(f"{where} has no sound npy header ({reason}); save it with numpy.save") from error
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
         raise DataError(f"{where} holds {str(dtype)[:60]}, expected numbers (pickled objects are never read)")
-    if any(n < 0 for n in shape):
-        raise DataError(f"{where} has shape {shape}, expected no negative dimension")
+    if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 < n < 2**48 for n in shape):
+        raise DataError(f"{where} has shape {shape}, expected at most {_MAX_DIMENSIONS} dimensions, none of them empty")
     return shape, fortran, dtype, stream.tell()
 
 
@@ -93,13 +97,11 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
     Raises:
         DataError: not a .npy file of numbers, or its length is not what its header says.
     """
-    path = Path(path)
+    path = as_path(path, "read_npy")
     with opening(path):
         with path.open("rb") as stream:
             shape, fortran, dtype, start = _header(stream, str(path))
             _check_length(str(path), shape, dtype, path.stat().st_size - start)
-        if math.prod(shape) == 0:
-            return np.zeros(shape, dtype)
         return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order="F" if fortran else "C")
 
 
@@ -113,7 +115,7 @@ def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[st
     Raises:
         DataError: not a .npz file of numbers, or damaged.
     """
-    path = Path(path)
+    path = as_path(path, "read_npz")
     found: dict[str, np.ndarray] = {}
     with opening(path):
         try:
@@ -127,11 +129,15 @@ def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[st
                     # The other methods can be told to allocate a dictionary of gigabytes.
                     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
                         raise DataError(f"{where} is compressed by method {member.compress_type}, expected deflate")
-                    raw = archive.read(member)
+                    # A bytearray, because tensors of read-only memory are not safe. In pieces, because all at once is
+                    # unpacked before it is cut to the size that the archive states.
+                    raw = bytearray()
+                    with archive.open(member) as stream:
+                        while piece := stream.read(_PIECE):
+                            raw += piece
                     shape, fortran, dtype, start = _header(io.BytesIO(raw), where)
                     _check_length(where, shape, dtype, len(raw) - start)
-                    # A bytearray, because tensors of read-only memory are not safe.
-                    values = np.frombuffer(bytearray(raw), dtype, math.prod(shape), start)
+                    values = np.frombuffer(raw, dtype, math.prod(shape), start)
                     found[member.filename[:-4]] = values.reshape(shape, order="F" if fortran else "C")
         except DataError:
             raise
@@ -151,9 +157,7 @@ def _select(found: dict[str, np.ndarray], part: str, key: str | None, where: str
 
 
 def _channels_first(x: np.ndarray, layout: str, where: str) -> np.ndarray:
-    """(N, H, W) and (N, H, W, C) bytes as (N, C, H, W)."""
-    if x.ndim == 3 and x.dtype == np.uint8:
-        return x[:, np.newaxis]
+    """(N, H, W, C) as (N, C, H, W)."""
     if x.ndim != 4:
         return x
     if layout == "auto":
@@ -180,9 +184,9 @@ def arrays(
 ) -> Dataset:
     """A data set from a .npz file, a .npy file, or a folder of .npy files (these are mapped, not read).
 
-    Arrays are found by name: train (or x_train, train_images, x, images, data), test, train_labels (or
-    y_train, labels, y), test_labels; other names can be given. uint8 arrays (N, H, W), (N, C, H, W) and (N,
-    H, W, C) are images; everything else is continuous.
+    Arrays are found by name: train (or x_train, train_images, x, images, data), test, validation (or x_val,
+    val_images), and train_labels (or y_train, labels, y), test_labels, validation_labels; other names can be given. uint8
+    arrays (N, H, W), (N, C, H, W) and (N, H, W, C) are images; everything else is continuous.
 
     Args:
         root: the file or folder.
@@ -194,7 +198,7 @@ def arrays(
             or 3).
         levels: grey levels, 256 for uint8 images.
         test_size: how many samples become the test split.
-        validation: how many training samples are set aside.
+        validation: how many training samples are set aside, where there is no array of that name.
         name: of the data set, the file's by default.
         seed: of the splits.
 
@@ -219,23 +223,30 @@ def arrays(
             f"{', '.join(_PARTS['train'])}; name it with x="
         )
     held_out = _select(found, "test", test, str(path))
+    own = _select(found, "validation", None, str(path))
+    if own is not None and validation is not None:
+        raise DataError(f"{path} has validation data, expected validation to be left out")
 
     def targets(part: str, key: str | None) -> Tensor | None:
         array = _select(found, part, key, str(path))
         if array is None:
             return None
-        if array.dtype.kind not in "iu" or array.size != len(array):
+        if array.dtype.kind not in "iu" or array.ndim == 0 or array.size != len(array):
             raise DataError(f"{path}: labels are {array.dtype} {array.shape}, expected integers (N,)")
         return torch.from_numpy(array.reshape(-1).astype(np.int64))
+
+    def images(array: np.ndarray | None) -> np.ndarray | None:
+        return None if array is None else _channels_first(array, layout, str(path))
 
     return from_tensor(
         _channels_first(data, layout, str(path)),
         targets("train_labels", labels),
-        test=None if held_out is None else _channels_first(held_out, layout, str(path)),
+        test=images(held_out),
         test_labels=None if held_out is None else targets("test_labels", test_labels),
         levels=levels,
         test_size=test_size,
-        validation=validation,
+        validation=validation if own is None else images(own),
+        validation_labels=None if own is None else targets("validation_labels", None),
         name=name or path.stem,
         seed=seed,
     )

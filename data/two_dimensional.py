@@ -9,9 +9,8 @@ from __future__ import annotations
 
 import torch
 
-from data.dataset import Dataset, Split
+from data.dataset import Dataset, Split, check_count
 from data.densities import Checkerboard, Density, Gaussians, Moons, Pinwheel, Rings, Spirals, SwissRoll
-from data.errors import DataError
 
 __all__ = ["checkerboard", "from_density", "gaussians", "moons", "pinwheel", "rings", "spirals", "swiss_roll"]
 
@@ -39,8 +38,8 @@ def from_density(
         DataError: a size is not positive, or validation leaves nothing to fit.
     """
     for what, size in (("train", train), ("test", test)):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise DataError(f"{name}: {what} is {size!r}, expected a positive number of points")
+        check_count(f"{name}: {what}", size, 1, 2**31 - 1)
+    check_count(f"{name}: seed", seed, 0, 2**32 - 1)
     generator = torch.Generator().manual_seed(seed)
     splits, first = {}, 0
     for what, size in (("train", train), ("test", test)):

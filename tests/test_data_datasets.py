@@ -129,6 +129,16 @@ def test_a_users_own_images() -> None:
     assert given.split("test").ids.tolist() == [20, 21, 22]
 
 
+def test_grey_images_and_lists_need_no_reshaping() -> None:
+    images = np.random.RandomState(0).randint(0, 256, (20, 5, 4)).astype(np.uint8)
+    dataset = data.from_tensor(images, validation=images[:2], test=images[:3], labels=[0, 1] * 10)
+    assert (dataset.levels, dataset.event_shape, dataset.num_classes) == (256, (1, 5, 4), 2)
+    assert torch.equal(dataset.split("validation").x[:, 0], torch.from_numpy(images[:2]))
+    assert len(dataset.split("fit")) == 20
+    points = data.from_tensor([[0.0, 1.0], [2.0, 3.0], [4.0, 5.0]])
+    assert points.event_shape == (2,)
+
+
 X = torch.zeros(10, 2)
 IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
 
@@ -144,11 +154,28 @@ IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
         (lambda: data.from_tensor(np.array([[object()]] * 10)), "numbers"),
         (lambda: data.from_tensor(IMAGES + 200, levels=17), "from 200 to 200"),
         (lambda: data.from_tensor(IMAGES.float(), levels=17), "float32"),
-        (lambda: data.from_tensor(IMAGES[:, 0], levels=17), r"\(N, C, H, W\)"),
+        (lambda: data.from_tensor(IMAGES[:, 0, 0], levels=17), r"\(N, C, H, W\)"),
         (lambda: data.from_tensor(X, labels=torch.zeros(9, dtype=torch.int64)), "one per sample"),
         (lambda: data.from_tensor(X, labels=torch.zeros(10)), "integers"),
         (lambda: data.from_tensor(X, labels=torch.full((10,), -1)), "label -1"),
         (lambda: data.from_tensor(X, labels=torch.arange(10), classes=("a", "b")), "2 classes"),
+        (lambda: data.from_tensor(X, labels=torch.full((10,), 10**12)), "label 1000000000000.*below 65,536"),
+        (
+            lambda: data.from_tensor(X, torch.zeros(10, dtype=int), test=X, test_labels=torch.arange(10)),
+            "label 9.*1 classes",
+        ),
+        (lambda: data.from_tensor(X, test_labels=torch.arange(10)), "without test"),
+        (lambda: data.from_tensor(X, validation_labels=torch.arange(10)), "without validation"),
+        (lambda: data.from_tensor(X, validation="a"), "validation is 'a'"),
+        (lambda: data.from_tensor([[1.0, 2.0], [3.0]]), "rows of equal length"),
+        (lambda: data.from_tensor(None), "expected numbers"),
+        (lambda: data.from_tensor(X.to_sparse()), "to_dense"),
+        (lambda: data.from_tensor(X.to("meta")), "another kind"),
+        (lambda: data.from_tensor(torch.zeros(100, 8, 8, 3, dtype=torch.uint8)), r"reads as \(N, H, W, C\)"),
+        (lambda: data.from_tensor(X, seed="a"), "seed is 'a'"),
+        (lambda: data.from_tensor(X, test=X, seed=-1), "seed is -1"),
+        (lambda: data.create("digits", seed=2**40), "seed is 1099511627776"),
+        (lambda: data.create("moons", seed="a"), "seed is 'a'"),
         (lambda: data.from_tensor(X, test_size=10), "test_size"),
         (lambda: data.from_tensor(X, test=X, test_size=2), "one of them"),
         (lambda: data.from_tensor(X, test=torch.zeros(4, 3)), "as in train"),
