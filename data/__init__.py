@@ -9,7 +9,7 @@ x = transform(split.x + u)                # u in [0, 1): dequantised, in [-1, 1]
 from __future__ import annotations
 
 from data.cache import mapped, save
-from data.catalogue import available, create
+from data.catalogue import available, create, options
 from data.cifar import cifar10
 from data.dataset import Dataset, Split, from_tensor
 from data.densities import Checkerboard, Density, Gaussians, Moons, Pinwheel, Rings, Spirals, SwissRoll
@@ -64,6 +64,7 @@ __all__ = [
     "mapped",
     "mnist",
     "moons",
+    "options",
     "pinwheel",
     "read_idx",
     "read_npy",

@@ -1,20 +1,21 @@
-"""Data sets in a folder of .npy files that are mapped into memory: for what does not fit it, or is slow to
-decode.
+"""Data sets in a folder of .npy files that are mapped into memory: for what does not fit it, or is slow to decode.
 
-    <folder>/manifest.json            name, levels, classes, sizes; written last, so a folder with it is whole
-    <folder>/train.x.npy              rows in a fixed random order, so that any slice is a fair sample of the
-    split <folder>/train.labels.npy         int64, where there are labels
+    <folder>/manifest.json            name, levels, classes, sizes and sums; written last, so a folder with it is whole
+    <folder>/train.x.npy              rows in a fixed random order, so that any slice is a fair sample of the split
+    <folder>/train.labels.npy         int64, where there are labels
     <folder>/train.ids.npy            int64: which sample of the source a row was
 
-A folder is written under another name and renamed when it is whole; a second process that writes the same one
-at the same time loses the race without harm.
+A folder is written under another name and renamed when it is whole; a second process that writes the same one at the same
+time loses the race without harm. What a killed process has left is removed by the next one that writes there.
 """
 
 from __future__ import annotations
 
+import glob
 import json
 import os
 import shutil
+import socket
 import tempfile
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
@@ -26,13 +27,16 @@ import torch
 
 from data.dataset import Dataset, Split, permutation
 from data.errors import DataError
-from data.files import as_path, opening, read_bytes
+from data.files import as_path, opening, read_bytes, sha256
 from data.numpy_files import read_npy
 
-__all__ = ["Rows", "mapped", "save", "write"]
+__all__ = ["Rows", "exists", "mapped", "save", "write"]
 
-_FORMAT = 1
+FORMAT = 2
+"""Of the files below; folders of another are not read."""
 _MANIFEST = "manifest.json"
+# Files up to this size are summed whenever they are mapped (about 0.2 s), larger ones where that is asked for.
+_SUMMED_BYTES = 256 * 2**20
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,8 +61,8 @@ def _write_header(stream: BinaryIO, shape: tuple[int, ...], dtype: np.dtype) -> 
     np.lib.format.write_array_header_1_0(stream, header)
 
 
-def _write_split(folder: Path, name: str, rows: Rows, order: np.ndarray) -> dict[str, int]:
-    sizes: dict[str, int] = {}
+def _write_split(folder: Path, name: str, rows: Rows, order: np.ndarray) -> dict[str, Any]:
+    files: dict[str, Any] = {}
     # Through a file object: a full disk is then an error here, where writing to a map would kill the process.
     with (folder / f"{name}.x.npy").open("wb") as stream:
         first = rows.row(int(order[0]))
@@ -76,8 +80,41 @@ def _write_split(folder: Path, name: str, rows: Rows, order: np.ndarray) -> dict
     for part in ("x", "labels", "ids"):
         path = folder / f"{name}.{part}.npy"
         if path.exists():
-            sizes[path.name] = path.stat().st_size
-    return sizes
+            files[path.name] = {"bytes": path.stat().st_size, "sha256": sha256(path)}
+    return files
+
+
+def exists(folder: Path) -> bool:
+    """Whether `folder` holds a whole data set of this format's files.
+
+    Raises:
+        DataError: there is something else.
+    """
+    if not folder.exists():
+        return False
+    if not (folder / _MANIFEST).exists() and any(folder.iterdir()):
+        raise DataError(f"{folder} holds no {_MANIFEST}, expected a whole data set or nothing; delete it")
+    return (folder / _MANIFEST).exists()
+
+
+def _scratch(target: Path) -> Path:
+    """A new folder beside `target`, named after this process; those of dead processes of this machine are removed."""
+    stem = f".{target.name}.{socket.gethostname()}."
+    for left in target.parent.glob(f"{glob.escape(stem)}*"):
+        pid = left.name.removeprefix(stem).partition(".")[0]
+        if pid.isdecimal() and not _alive(int(pid)):
+            shutil.rmtree(left, ignore_errors=True)
+    return Path(tempfile.mkdtemp(prefix=f"{stem}{os.getpid()}.", dir=target.parent))
+
+
+def _alive(pid: int) -> bool:
+    try:
+        os.kill(pid, 0)  # asks, and does nothing
+    except ProcessLookupError:
+        return False
+    except (OSError, OverflowError):
+        pass
+    return True
 
 
 def write(
@@ -93,25 +130,25 @@ def write(
     """Write splits, row by row, to a new folder.
 
     Args:
-        folder: does not exist yet (where it appears meanwhile, it is kept and this copy dropped).
+        folder: does not exist yet, or is empty (where it appears meanwhile, it is kept and this copy dropped).
         splits: by name, at least train and test.
         name, levels, classes, validation, seed: of the `Dataset`; the seed also fixes the order of the rows.
 
     Raises:
         DataError: the folder exists, or cannot be written.
     """
-    target = Path(folder)
-    if target.exists():
+    target = as_path(folder, "write")
+    if exists(target):
         raise DataError(f"{target} exists already, expected a new folder; delete it or choose another")
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
-        scratch = Path(tempfile.mkdtemp(prefix=f".{target.name}.", dir=target.parent))
-        files: dict[str, int] = {}
+        scratch = _scratch(target)
+        files: dict[str, Any] = {}
         for split, rows in splits.items():
             files |= _write_split(scratch, split, rows, permutation(rows.count, seed))
         manifest = {
-            "format": _FORMAT,
+            "format": FORMAT,
             "name": name,
             "levels": levels,
             "classes": list(classes),
@@ -121,8 +158,7 @@ def write(
             "files": files,
         }
         (scratch / _MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
-        if not target.exists():
-            scratch.rename(target)
+        scratch.rename(target)
     except OSError as error:
         if not (target / _MANIFEST).exists():
             raise DataError(f"{target} cannot be written: {error.strerror or error}") from error
@@ -132,8 +168,8 @@ def write(
 
 
 def save(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
-    """Write a data set to a new folder and return it mapped from there. `ids` keep saying which sample a row
-    was; the validation split is drawn anew."""
+    """Write a data set to a new folder and return it mapped from there. `ids` keep saying which sample a row was; the
+    validation split is drawn anew."""
     splits = {}
     for name, split in dataset.splits.items():
         splits[name] = Rows(
@@ -171,16 +207,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
         wrong.append("levels")
     if not all(isinstance(entry, str) for key in ("classes", "splits") if key not in wrong for entry in manifest[key]):
         wrong.append("names")
-    if wrong or manifest["format"] != _FORMAT:
+    if wrong or manifest["format"] != FORMAT:
         raise DataError(
             f"{path} lacks or mistypes {', '.join(wrong) or 'its format'}; delete {folder} and write it again"
         )
     return manifest
 
 
-def mapped(root: str | os.PathLike[str] | None = None) -> Dataset:
-    """The data set of a folder that `save` or `write` made. Samples are read from the file when they are
-    used.
+def mapped(root: str | os.PathLike[str] | None = None, *, verify: bool = False) -> Dataset:
+    """The data set of a folder that `save` or `write` made. Samples are read from the file when they are used.
+
+    Args:
+        root: the folder.
+        verify: check the SHA-256 of files above 256 MB too.
 
     Raises:
         DataError: no such folder, or its files are not those of its manifest.
@@ -197,10 +236,11 @@ def mapped(root: str | os.PathLike[str] | None = None) -> Dataset:
             path = folder / file
             with opening(path):
                 size = path.stat().st_size
-            if size != manifest["files"][file]:
-                raise DataError(
-                    f"{path} has {size:,} bytes, expected {manifest['files'][file]}; delete {folder} and write it again"
-                )
+            stated = manifest["files"][file]
+            if not isinstance(stated, dict) or size != stated.get("bytes"):
+                raise DataError(f"{path} has {size:,} bytes, unlike its manifest; delete {folder} and write it again")
+            if (verify or size <= _SUMMED_BYTES) and sha256(path) != stated.get("sha256"):
+                raise DataError(f"{path} has another SHA-256 than its manifest; delete {folder} and write it again")
             array = read_npy(path)
             if part != "x" and array.dtype != np.int64:
                 raise DataError(f"{path} holds {array.dtype}, expected int64; delete {folder} and write it again")

@@ -18,7 +18,7 @@ from data.sklearn_digits import digits
 from data.third_party import hugging_face, torchvision_dataset
 from data.two_dimensional import checkerboard, gaussians, moons, pinwheel, rings, spirals, swiss_roll
 
-__all__ = ["available", "create"]
+__all__ = ["available", "create", "options"]
 
 _DATASETS: dict[str, Callable[..., Dataset]] = {
     "digits": digits,
@@ -45,29 +45,40 @@ def available() -> tuple[str, ...]:
     return tuple(_DATASETS)
 
 
-def create(name: str, root: str | Path | None = None, **options: Any) -> Dataset:
+def options(name: str) -> dict[str, bool]:
+    """The options that `create(name, ...)` takes beside root, and whether they must be given.
+
+    Raises:
+        DataError: an unknown name.
+    """
+    if name not in _DATASETS:
+        raise DataError(f"data set {name!r} is unknown, expected one of {', '.join(_DATASETS)}")
+    parameters = inspect.signature(_DATASETS[name]).parameters.values()
+    return {p.name: p.default is p.empty for p in parameters if p.name != "root"}
+
+
+def create(name: str, root: str | Path | None = None, **given: Any) -> Dataset:
     """The data set of that name.
 
     Args:
         name: one of `available()`.
         root: where the files are, for data sets that read files (the others have nothing to look for and
             ignore it).
-        options: of the data set's own function.
+        given: options of the data set's own function.
 
     Raises:
         DataError: an unknown name or option, or files that are missing or wrong.
     """
-    if name not in _DATASETS:
-        raise DataError(f"data set {name!r} is unknown, expected one of {', '.join(_DATASETS)}")
+    known = options(name)
+    for option in given:
+        if option not in known:
+            raise DataError(
+                f"data set {name!r} has no option {option!r}, expected some of: {', '.join(known) or 'none'}"
+            )
+    for option, required in known.items():
+        if required and option not in given:
+            raise DataError(f"data set {name!r} needs the option {option!r}, expected a value for it")
     function = _DATASETS[name]
-    known = inspect.signature(function).parameters
-    for option in options:
-        if option not in known or option == "root":
-            names = ", ".join(parameter for parameter in known if parameter != "root") or "none"
-            raise DataError(f"data set {name!r} has no option {option!r}, expected some of: {names}")
-    for parameter in known.values():
-        if parameter.default is parameter.empty and parameter.name not in options:
-            raise DataError(f"data set {name!r} needs the option {parameter.name!r}, expected a value for it")
-    if "root" in known:
-        options["root"] = root or None
-    return function(**options)
+    if "root" in inspect.signature(function).parameters:
+        given["root"] = root or None
+    return function(**given)

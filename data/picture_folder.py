@@ -2,8 +2,7 @@
 
 root/*.png                          no labels, a test split is drawn
 root/<class>/*.png                  labels, a test split is drawn
-root/train/..., root/test/...       either of these, with a test split of its own (val or validation
-likewise)
+root/train/..., root/test/...       either of these, with a test split of its own (and root/val/... or root/validation/...)
 """
 
 from __future__ import annotations
@@ -53,10 +52,15 @@ def _list(folder: Path) -> _Listing:
         raise DataError(f"{folder} has pictures both in itself and in subfolders, expected one of the two")
     if loose:
         return _Listing(loose, [""] * len(loose))
+    empty = [child for child in classes if child.name not in folders]
+    if files and empty:
+        raise DataError(f"{empty[0]} has no pictures, expected some in every class's folder; fill it or move it away")
     return _Listing(files, folders)
 
 
 def _splits(root: Path) -> dict[str, _Listing]:
+    if all((root / child).is_dir() for child in ("val", "validation")):
+        raise DataError(f"{root} has a folder val and a folder validation, expected one of them; put them together")
     named = {name: root / child for child, name in _SPLITS.items() if (root / child).is_dir()}
     if "train" in named and "test" in named:
         return {name: _list(folder) for name, folder in named.items()}
@@ -115,7 +119,7 @@ def image_folder(
         for part, listing in listings.items():
             if not listing.files:
                 raise DataError(f"{folder} has no pictures for {part} (endings {' '.join(sorted(_ENDINGS))})")
-        key = _key(listings, f"{decoder} {test_size} {validation} {seed}")
+        key = _key(listings, f"{cached.FORMAT} {decoder} {test_size} {validation} {seed}")
     title = name or folder.resolve().name
     classes = tuple(sorted({c for listing in listings.values() for c in listing.folders} - {""}))
     number = {c: i for i, c in enumerate(classes)}
@@ -142,8 +146,8 @@ def image_folder(
         return decoder.open(path, str(path))
 
     if cache is not None:
-        place = Path(cache).expanduser() / f"{title}-{key}"
-        if not place.exists():
+        place = as_path(cache, "cache") / f"{title}-{key}"
+        if not cached.exists(place):
             rows = {
                 part: cached.Rows(
                     count=len(index),

@@ -3,13 +3,20 @@ executed."""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import os
 import pickle
+import socket
+import subprocess
+import sys
 import tarfile
+import time
+import tracemalloc
 import warnings
 import zipfile
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -65,7 +72,8 @@ IDX = made.idx_bytes(np.arange(24, dtype=np.uint8).reshape(2, 3, 4))
         (IDX[:10], "inside its header"),
         (IDX[:-1], "39 of the 40 bytes"),
         (IDX + b"x", "more than the 40 bytes"),
-        (IDX[:4] + b"\xff\xff\xff\xff" * 3 + IDX[16:], "expected at most"),
+        (IDX[:4] + b"\xff\xff\xff\xff" * 3 + IDX[16:], "promises"),
+        (IDX[:4] + b"\0\0\0\0" + b"\xff\xff\xff\xff" * 2, "promises 0 bytes"),
     ],
 )
 def test_bad_idx(tmp_path: Path, raw: bytes, match: str) -> None:
@@ -92,6 +100,67 @@ def test_gzip_bomb_and_damage(tmp_path: Path) -> None:
         data.read_idx(path)
     with pytest.raises(DataError, match="does not exist"):
         data.read_idx(tmp_path / "none.gz")
+
+
+def test_what_lies_behind_a_gzip_member(tmp_path: Path) -> None:
+    path = tmp_path / "a.gz"
+    whole = gzip.compress(IDX)
+    path.write_bytes(whole + bytes(40 * 2**20))  # padding is allowed, and passed over at once
+    start = time.process_time()
+    assert data.read_idx(path).shape == (2, 3, 4)
+    assert time.process_time() - start < 1
+    path.write_bytes(gzip.compress(IDX[:20]) + gzip.compress(IDX[20:]))
+    assert data.read_idx(path).tolist() == np.arange(24).reshape(2, 3, 4).tolist()
+    path.write_bytes(whole + b"more")
+    with pytest.raises(DataError, match="whole gzip file"):
+        data.read_idx(path)
+    path.write_bytes(whole + gzip.compress(b"") * 70_000)
+    with pytest.raises(DataError, match="65,536 members"):
+        data.read_idx(path)
+
+
+@contextlib.contextmanager
+def _memory_at_most(megabytes: float) -> Iterator[None]:
+    tracemalloc.start()
+    try:
+        yield
+        peak = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert peak < megabytes * 2**20, f"{peak / 2**20:.0f} MB"
+
+
+def test_archives_that_lie_about_their_size_take_no_memory(tmp_path: Path) -> None:
+    """A .npz whose member is said to have 100 bytes and has 100 MB; a tarball whose extended header has 100 MB."""
+    raw = bytearray(made.npz_bytes({"x.npy": made.npy_header((25,)) + bytes(100 * 2**20)}))
+    real = int.from_bytes(raw[22:26], "little")
+    assert raw.count(real.to_bytes(4, "little")) == 2  # at the beginning, and in the directory
+    path = tmp_path / "a.npz"
+    path.write_bytes(raw.replace(real.to_bytes(4, "little"), (100).to_bytes(4, "little")))
+    with _memory_at_most(8), pytest.raises(DataError):
+        data.read_npz(path, limit=1000)
+    path = tmp_path / "cifar-10-binary.tar.gz"
+    extended = tarfile.TarInfo("pax")
+    extended.type, extended.size = tarfile.XHDTYPE, 100 * 2**20
+    path.write_bytes(gzip.compress(extended.tobuf(tarfile.USTAR_FORMAT) + bytes(100 * 2**20), 1))
+    with _memory_at_most(8), pytest.raises(DataError, match="has no data_batch_1.bin"):
+        data.create("cifar10", root=tmp_path, verify=False)
+
+
+@pytest.mark.parametrize("name", ["mnist", "fashion_mnist", "cifar10", "arrays", "image_folder", "mapped"])
+@pytest.mark.parametrize("root", [5, b"x", "x" * 5000, "a\0b", "\ud800", "~nobody_of_that_name/x", "a\nb"])
+def test_odd_roots_are_refused_in_one_line(name: str, root: object) -> None:
+    with pytest.raises(DataError) as caught:
+        data.create(name, root=root, **({"size": 4} if name == "image_folder" else {}))
+    assert "\n" not in str(caught.value)
+    assert len(str(caught.value)) <= 1010
+
+
+def test_a_line_break_in_a_files_name_does_not_break_the_message(tmp_path: Path) -> None:
+    (tmp_path / "a\n\x1b[1mb.png").write_bytes(b"no picture")
+    (tmp_path / "c.png").write_bytes(made.picture("PNG"))
+    with pytest.raises(DataError, match=r"a\\n\\x1b\[1mb.png is not a readable picture"):
+        data.create("image_folder", root=tmp_path, size=4)
 
 
 def test_mnist_parts_must_fit_together(tmp_path: Path) -> None:
@@ -167,6 +236,11 @@ class _Evil:
         return os.mkdir, ("executed",)
 
 
+def _nested(depth: int) -> bytes:
+    """A dictionary whose key is a pair of the same pair of the same pair ...: its hash takes 2^depth steps, or the stack."""
+    return b"\x80\x02})q\x01" + b"h\x01\x86q\x01" * depth + b"K\x00s."
+
+
 def _pickles() -> list[tuple[bytes, str]]:
     images, labels = made.cifar_batches()["test_batch"]
     good = {b"data": images, b"labels": labels.tolist()}
@@ -177,9 +251,12 @@ def _pickles() -> list[tuple[bytes, str]]:
     return [
         (pickle.dumps(_Evil(), protocol=2), "it names posix.mkdir|it names nt.mkdir"),
         (dump(data=_Evil()), "it names"),
-        (pickle.dumps(_Evil(), protocol=0), "the pickle uses"),
-        (b"\x80\x02r\xff\xff\xff\x7f}q\x00.", "memo index|not a plain"),
-        (b"\x80\x02]r\xff\xff\xff\x7f.", "memo index"),
+        (pickle.dumps(_Evil(), protocol=0), r"protocol=2\)"),
+        (pickle.dumps([1], protocol=5), r"protocol from 2 to 4"),
+        (_nested(40), "a key of a dictionary is a tuple"),
+        (_nested(300_000), "a key of a dictionary is a tuple"),
+        (b"\x80\x02r\xff\xff\xff\x7f}q\x00.", "not a plain"),
+        (b"\x80\x02]r\xff\xff\xff\x7f.", "holds a list"),
         (b"\x80\x04\x8e\xff\xff\xff\xff\xff\xff\xff\x7fx.", "BINBYTES8|not a plain"),
         (b"", "not a plain"),
         (pickle.dumps([1], protocol=2), "holds a list"),
@@ -214,9 +291,11 @@ def test_bad_tarballs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
     whole = gzip.compress(made.cifar_tar(binary=True), 1)
     for raw, match in (
-        (b"", "not a whole tar.gz"),
-        (b"not a tarball", "not a whole tar.gz"),
-        (whole[: len(whole) // 2], "not a whole tar.gz"),
+        (b"", "ends early"),
+        (b"not a tarball", "not a whole gzip file"),
+        (whole[: len(whole) // 2], "not a whole gzip file"),
+        (gzip.compress(made.cifar_tar(binary=True)[:4000], 1), "data_batch_1.bin ends early"),
+        (gzip.compress(made.cifar_tar(binary=True)[1:], 1), "a header's sum is wrong|size is"),
         (gzip.compress(made.tarball({"data_batch_1.bin": bytes(3073)}, "x"), 1), "has no data_batch_2.bin"),
         (gzip.compress(made.tarball({"data_batch_1.bin": b""}, "x"), 1), "not a plain file"),
         (gzip.compress(made.tarball({f"{i}": b"" for i in range(70)}, "x"), 1), "more than 64 members"),
@@ -247,6 +326,37 @@ def test_npz_of_keras_and_medmnist_names(tmp_path: Path) -> None:
     dataset = data.create("arrays", root=tmp_path / "b.npz", test_size=2)
     assert dataset.event_shape == (3, 5, 4)
     assert len(dataset.split("test")) == 2
+
+
+def test_npz_with_validation_data_of_its_own(tmp_path: Path) -> None:
+    images = np.arange(15, dtype=np.uint8)[:, np.newaxis, np.newaxis].repeat(4, 1).repeat(4, 2)
+    parts = {"train": slice(9), "val": slice(9, 12), "test": slice(12, 15)}
+    named = {f"{part}_images": images[rows] for part, rows in parts.items()}
+    np.savez(tmp_path / "m.npz", **named, **{f"{part}_labels": np.arange(15)[rows] % 3 for part, rows in parts.items()})
+    dataset = data.create("arrays", root=tmp_path / "m.npz")
+    assert dataset.split("validation").x[:, 0, 0, 0].tolist() == [9, 10, 11]
+    assert dataset.split("validation").labels.tolist() == [0, 1, 2]
+    assert len(dataset.split("fit")) == len(dataset.split("train")) == 9
+    assert (
+        len(
+            torch.cat(
+                [dataset.split(name).ids for name in parts if name != "val"] + [dataset.split("validation").ids]
+            ).unique()
+        )
+        == 15
+    )
+    with pytest.raises(DataError, match="has validation data"):
+        data.create("arrays", root=tmp_path / "m.npz", validation=2)
+
+
+def test_arrays_that_would_be_misread_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.npz"
+    np.savez(path, x=np.zeros((9, 8, 8, 4), np.uint8))
+    with pytest.raises(DataError, match=r"reads as \(N, H, W, C\).*x\[..., :3\]"):
+        data.create("arrays", root=path)
+    np.savez(path, x=np.zeros((9, 8, 8), np.uint8), y=np.int64(3))
+    with pytest.raises(DataError, match=r"labels are int64 \(\)"):
+        data.create("arrays", root=path)
 
 
 def test_npy_is_mapped_and_writes_do_not_reach_the_file(tmp_path: Path) -> None:
@@ -281,11 +391,15 @@ NPY = made.npy_bytes(np.arange(12, dtype=np.float32).reshape(6, 2))
         (b"\x93NUMPY\x09\x00" + NPY[8:], "version"),
         (NPY[:-1], "expected 48"),
         (NPY + b"x", "49 bytes of values"),
-        (NPY.replace(b"(6, 2)", b"(6,-2)"), "no negative"),
+        (NPY.replace(b"(6, 2)", b"(6,-2)"), "none of them empty"),
         (NPY.replace(b"'<f4'", b"'|O8'"), "never read"),
         (NPY.replace(b"'<f4'", b"'<M8'"), "expected numbers|no sound"),
         (NPY.replace(b"(6, 2), ", b"(10**9,)"), "no sound"),
         (made.npy_bytes(np.array(["a"])), "expected numbers"),
+        (made.npy_header((0, 10**22)), "none of them empty"),
+        (made.npy_header((True, 3)) + bytes(12), "none of them empty"),
+        (made.npy_header((1,) * 70) + bytes(4), "at most 8 dimensions"),
+        (made.npy_header((2**40, 2**40)) + bytes(4), "expected 4,835"),
     ],
 )
 def test_bad_npy(tmp_path: Path, raw: bytes, match: str) -> None:
@@ -448,6 +562,17 @@ def test_bad_image_folders(tmp_path: Path) -> None:
             read(**options)
 
 
+def test_folders_that_would_be_left_out_are_named(tmp_path: Path) -> None:
+    for part in ("train", "test", "val", "validation"):
+        _save(tmp_path / "two" / part / "a.png", np.zeros((4, 4), np.uint8))
+    with pytest.raises(DataError, match="val and a folder validation"):
+        data.create("image_folder", root=tmp_path / "two", size=4)
+    _save(tmp_path / "one" / "cat" / "a.png", np.zeros((4, 4), np.uint8))
+    (tmp_path / "one" / "dog").mkdir()
+    with pytest.raises(DataError, match="dog has no pictures"):
+        data.create("image_folder", root=tmp_path / "one", size=4)
+
+
 def test_picture_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (5_000, 5_000)).save(path)
@@ -511,6 +636,49 @@ def test_continuous_data_are_mapped_too(tmp_path: Path) -> None:
     assert mapped.transform().shift == pytest.approx(moons.transform().shift, abs=1e-6)
 
 
+def test_what_a_killed_writer_leaves_is_removed(tmp_path: Path) -> None:
+    moons = data.create("moons", train=20, test=5, validation=2)
+    dead = subprocess.run([sys.executable, "-c", "import os; print(os.getpid())"], capture_output=True, text=True)
+    left = tmp_path / f".m.{socket.gethostname()}.{dead.stdout.strip()}.abc"
+    alive = tmp_path / f".m.{socket.gethostname()}.{os.getppid()}.abc"
+    other = tmp_path / f".mm.{socket.gethostname()}.{dead.stdout.strip()}.abc"
+    for folder in (left, alive, other):
+        folder.mkdir()
+        (folder / "train.x.npy").write_bytes(b"half")
+    data.save(moons, tmp_path / "m")
+    assert not left.exists()
+    assert alive.exists() and other.exists()
+
+
+def test_a_cache_without_its_manifest(tmp_path: Path) -> None:
+    """An empty folder is filled; one with other things in it is named, not overwritten."""
+    for i in range(4):
+        _save(tmp_path / "in" / f"{i}.png", np.full((4, 4), 10 * i, np.uint8))
+    options = {"root": tmp_path / "in", "size": 4, "cache": tmp_path / "cache"}
+    first = data.create("image_folder", **options)
+    (place,) = (tmp_path / "cache").iterdir()
+    (place / "manifest.json").unlink()
+    with pytest.raises(DataError, match="holds no manifest.json.*delete it"):
+        data.create("image_folder", **options)
+    for file in place.iterdir():
+        file.unlink()
+    assert data.create("image_folder", **options).fingerprint == first.fingerprint
+
+
+def test_changed_bytes_of_a_cache_are_noticed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    data.save(data.create("moons", train=20, test=5, validation=2), tmp_path / "m")
+    file = tmp_path / "m" / "train.x.npy"
+    raw = bytearray(file.read_bytes())
+    raw[-1] ^= 1
+    file.write_bytes(raw)
+    with pytest.raises(DataError, match="another SHA-256"):
+        data.mapped(tmp_path / "m")
+    monkeypatch.setattr("data.cache._SUMMED_BYTES", 10)  # as if it were large
+    data.mapped(tmp_path / "m")
+    with pytest.raises(DataError, match="another SHA-256"):
+        data.mapped(tmp_path / "m", verify=True)
+
+
 def test_bad_caches(tmp_path: Path) -> None:
     moons = data.create("moons", train=20, test=5, validation=2)
     folder = tmp_path / "m"
@@ -527,7 +695,7 @@ def test_bad_caches(tmp_path: Path) -> None:
         ("{", "not JSON"),
         ("[]", "holds a list"),
         ("{}", "lacks or mistypes"),
-        (manifest.replace('"format": 1', '"format": 2'), "format"),
+        (manifest.replace('"format": 2', '"format": 1'), "format"),
         (manifest.replace('"validation": 2', '"validation": 99'), "validation is 99"),
         (json.dumps({**json.loads(manifest), "splits": ["../m/train"]}), "has no ../m/train"),
         (json.dumps({**json.loads(manifest), "levels": 300}), "float32|uint8"),
