@@ -14,7 +14,7 @@ from evaluation.frechet import Moments, frechet_distance, frechet_distance_of_mo
 from evaluation.inception import Inception, load_inception
 from evaluation.inception_score import class_score
 from evaluation.kernel import kernel_distance, mmd
-from evaluation.neighbours import Manifold, manifold, nearest
+from evaluation.neighbours import Manifold, Memorisation, manifold, memorisation, nearest
 from evaluation.pictures import make_grid, save_gif, save_grid, save_scatter
 from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
 from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
@@ -31,6 +31,7 @@ __all__ = [
     "Inception",
     "Manifold",
     "Measure",
+    "Memorisation",
     "Moments",
     "Pixels",
     "RandomConvolutions",
@@ -46,6 +47,7 @@ __all__ = [
     "load_inception",
     "make_grid",
     "manifold",
+    "memorisation",
     "mmd",
     "nearest",
     "save_gif",

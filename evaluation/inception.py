@@ -1,10 +1,9 @@
 """Inception features from a local file, the only ones whose Fréchet distance is called FID.
 
-The file is the TorchScript export of the original FID network that StyleGAN3's authors publish
-(`inception-2015-12-05.pt`): it takes uint8 images (N, 3, H, W), resizes them as the original TensorFlow graph
-does, and with `return_features=True` gives the 2,048 pooled features; without, the class probabilities.
-Nothing is downloaded. TorchScript runs in its own interpreter, but it is a
-program: use a file you trust; its hash is in the score's name.
+The file is the TorchScript export of the original FID network that StyleGAN3's authors publish (`inception-2015-12-05.pt`): it
+takes uint8 images (N, 3, H, W), resizes them as the original TensorFlow graph does, and with `return_features=True` gives the
+2,048 pooled features; without, the class probabilities. Nothing is downloaded. TorchScript runs in its own interpreter, but it
+is a program: use a file you trust; its hash is in the score's name.
 """
 
 from __future__ import annotations

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from evaluation.estimate import Estimate, check_features
+from evaluation.estimate import Estimate, check_alike, check_features
 
 __all__ = ["kernel_distance", "mmd"]
 
@@ -64,9 +64,7 @@ def _between(x: Tensor, y: Tensor, x_weights: Tensor, y_weights: Tensor, kernel:
 
 
 def _discrepancy(x: Tensor, y: Tensor, kernel: Kernel, resamples: int, seed: int) -> Estimate:
-    x, y = check_features(x, "samples"), check_features(y, "reference")
-    if x.shape[1] != y.shape[1]:
-        raise DataError(f"samples have {x.shape[1]} features and the reference {y.shape[1]}, expected the same")
+    x, y = check_alike(x, y)
     if resamples < 2:
         raise DataError(f"resamples is {resamples}, expected at least 2 for an interval")
     generator = torch.Generator().manual_seed(seed)

@@ -15,23 +15,25 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from data import DataError, Dataset
-from data.dataset import permutation
+from data.dataset import check_count, permutation
 from evaluation.classifier import train_classifier
-from evaluation.estimate import Estimate
+from evaluation.estimate import Estimate, check_features
 from evaluation.features import Coordinates, Extracted, Features, Pixels
 from evaluation.frechet import frechet_distance
 from evaluation.inception_score import class_score
 from evaluation.kernel import kernel_distance, mmd
-from evaluation.neighbours import manifold, nearest
+from evaluation.neighbours import Memorisation, manifold, memorisation
 from evaluation.sliced import sliced_wasserstein
 
 __all__ = ["EvaluationReport", "Measure", "default_features", "evaluate_samples"]
 
-_LEAST = 10
+LEAST = 10
+"""Samples that can be compared at all."""
 _MAX_GROUPS = 10
 
 
@@ -75,10 +77,12 @@ class EvaluationReport:
         fingerprint: of the data set.
         features: name of the features.
         samples: number of samples.
-        held_out: number of held-out data, of the test split.
+        split: which held-out data.
+        held_out: number of held-out data.
         reference: number of training data compared with.
         group: number of samples that a single comparison had.
         measures: in a fixed order.
+        memorisation: how near to training data the samples and the held-out data come, in the features.
         warnings: what makes a number doubtful, one line each.
         seconds: wall time.
     """
@@ -87,10 +91,12 @@ class EvaluationReport:
     fingerprint: str
     features: str
     samples: int
+    split: str
     held_out: int
     reference: int
     group: int
     measures: tuple[Measure, ...]
+    memorisation: Memorisation
     warnings: tuple[str, ...]
     seconds: float
 
@@ -104,55 +110,39 @@ class EvaluationReport:
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON (NaN as None)."""
 
-        def plain(value: float) -> float | None:
-            return value if math.isfinite(value) else None
-
-        def estimate(e: Estimate) -> dict[str, Any]:
-            found: dict[str, Any] = {"value": plain(e.value), "stderr": plain(e.stderr)}
-            if e.interval is not None:
-                found["interval"] = [plain(bound) for bound in e.interval]
-            return found
-
         return {
             "dataset": self.dataset,
             "fingerprint": self.fingerprint,
             "features": self.features,
             "samples": self.samples,
+            "split": self.split,
             "held_out": self.held_out,
             "reference": self.reference,
             "group": self.group,
             "measures": {
-                m.name: {"score": estimate(m.score), "floor": estimate(m.floor), "higher_is_better": m.higher_is_better}
+                m.name: {"score": m.score.to_dict(), "floor": m.floor.to_dict(), "higher_is_better": m.higher_is_better}
                 for m in self.measures
             },
+            "memorisation": self.memorisation.to_dict(),
             "warnings": list(self.warnings),
             "seconds": self.seconds,
         }
 
     def __str__(self) -> str:
-        width = max(len(measure.name) for measure in self.measures)
+        rows = [("", "samples", "held-out data", "worse by (standard errors)")]
+        for m in self.measures:
+            better = "   higher is better" if m.higher_is_better else ""
+            rows.append((m.name, str(m.score), str(m.floor), f"{m.errors_from_floor:6.1f}{better}"))
+        name, score, floor = (max(len(row[i]) for row in rows) for i in range(3))
         lines = [
             f"{self.samples:,} samples against {self.reference:,} training data of {self.dataset}, in groups of "
-            f"{self.group:,}; held out: {self.held_out:,}",
-            f"{'':{width}}   {'samples':>20}   {'held-out data':>20}   worse by (standard errors)",
+            f"{self.group:,}; held out: {self.held_out:,} ({self.split})",
+            *(f"{row[0]:{name}}   {row[1]:>{score}}   {row[2]:>{floor}}   {row[3]}" for row in rows),
         ]
-        for measure in self.measures:
-            better = "higher is better" if measure.higher_is_better else ""
-            lines.append(
-                f"{measure.name:{width}}   {_shown(measure.score):>20}   {_shown(measure.floor):>20}   "
-                f"{measure.errors_from_floor:6.1f}   {better}".rstrip()
-            )
+        if any(m.score.interval for m in self.measures):
+            lines.append("(in brackets: 95 % bootstrap intervals)")
         lines += [f"note: {warning}" for warning in self.warnings]
         return "\n".join(lines)
-
-
-def _shown(estimate: Estimate) -> str:
-    """The value to the digit that its error reaches, as in 1.23 ± 0.04."""
-    value, error = estimate.value, estimate.stderr
-    if not math.isfinite(error) or error <= 0:
-        return f"{value:.4g}"
-    digits = min(12, max(0, 1 - math.floor(math.log10(error))))
-    return f"{value:.{digits}f} ± {error:.{digits}f}"
 
 
 def default_features(dataset: Dataset, **options: Any) -> Features:
@@ -170,7 +160,12 @@ def default_features(dataset: Dataset, **options: Any) -> Features:
     return Pixels(levels=dataset.levels)
 
 
-def _check_samples(samples: Tensor, dataset: Dataset) -> None:
+def _as_samples(samples: Tensor, dataset: Dataset) -> Tensor:
+    """The samples on the CPU, checked."""
+    if isinstance(samples, np.ndarray) and samples.dtype.kind in "biuf":
+        samples = torch.from_numpy(np.ascontiguousarray(samples))
+    if not isinstance(samples, Tensor):
+        raise DataError(f"samples are a {type(samples).__name__}, expected a tensor or an array of numbers (N, *)")
     expected = dataset.split("train").x
     images = dataset.levels is not None
     wanted = f"{'uint8' if images else 'floating-point'} (N, {', '.join(map(str, dataset.event_shape))})"
@@ -185,15 +180,16 @@ def _check_samples(samples: Tensor, dataset: Dataset) -> None:
         )
     if images and samples.dtype != torch.uint8:
         raise DataError(f"samples are {samples.dtype}, expected {wanted}")
-    if len(samples) < _LEAST:
+    if len(samples) < LEAST:
         raise DataError(
-            f"there are {len(samples)} samples, expected at least {_LEAST}, and for numbers that mean "
+            f"there are {len(samples)} samples, expected at least {LEAST}, and for numbers that mean "
             "something as many as held-out data"
         )
     if dataset.levels is not None and int(samples.max()) >= dataset.levels:
         raise DataError(f"samples have a grey value {int(samples.max())}, expected 0..{dataset.levels - 1}")
     if not images and not bool(torch.isfinite(samples).all()):
         raise DataError("samples hold NaN or infinity, expected finite numbers: the sampler or the network diverged")
+    return samples.detach().cpu()
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:
@@ -201,9 +197,19 @@ def _mean(estimates: list[Estimate]) -> Estimate:
     count = len(estimates)
     if count == 1:
         return estimates[0]
+
+    def spread(deviations: list[float]) -> float:
+        return math.sqrt(math.fsum(deviation**2 for deviation in deviations)) / count
+
+    value = math.fsum(e.value for e in estimates) / count
+    sides = [(e.value - e.interval[0], e.interval[1] - e.value) for e in estimates if e.interval is not None]
     return Estimate(
-        value=math.fsum(e.value for e in estimates) / count,
-        stderr=math.sqrt(math.fsum(e.stderr**2 for e in estimates)) / count,
+        value=value,
+        stderr=spread([e.stderr for e in estimates]),
+        # Each side's widths add up as standard errors do.
+        interval=(value - spread([low for low, _ in sides]), value + spread([high for _, high in sides]))
+        if len(sides) == count
+        else None,
     )
 
 
@@ -218,21 +224,49 @@ _INCEPTION_NAMES = {"FD": "FID", "KD": "KID", "CS": "IS"}
 AVAILABLE = (*_MEASURES, *_MANIFOLD, "CS")
 
 
-def _measure(group: Extracted, reference: Extracted, keys: tuple[str, ...]) -> dict[str, Estimate]:
-    found = {key: _MEASURES[key][0](group.values, reference.values) for key in keys if key in _MEASURES}
-    if any(key in _MANIFOLD for key in keys):
-        # Distances to nearest neighbours depend on how many there are: as many data as samples.
-        size = min(len(group.values), len(reference.values))
-        four = manifold(group.values[:size], reference.values[:size])
-        found |= {key: getattr(four, key) for key in _MANIFOLD if key in keys}
-    if "CS" in keys and group.log_probs is not None:
-        found["CS"] = class_score(group.log_probs)
+_UNKNOWN = Estimate(value=math.nan, stderr=math.nan)
+
+
+def _measure(
+    group: Extracted, reference: Extracted, keys: tuple[str, ...], failed: dict[str, str]
+) -> dict[str, Estimate]:
+    """The measures of these keys; one that has no value here is NaN, and `failed` says why."""
+    # Distances to nearest neighbours depend on how many there are: as many data as samples.
+    size = min(len(group.values), len(reference.values))
+    found = dict.fromkeys(keys, _UNKNOWN)
+    for key in keys:
+        try:
+            if key in _MEASURES:
+                found[key] = _MEASURES[key][0](group.values, reference.values)
+            elif key == "CS" and group.log_probs is not None:
+                found[key] = class_score(group.log_probs)
+            elif key in _MANIFOLD and found[key] is _UNKNOWN:
+                four = manifold(group.values[:size], reference.values[:size])
+                found |= {name: getattr(four, name) for name in _MANIFOLD if name in keys}
+        except DataError as error:
+            failed[key] = str(error)
     return found
 
 
 def _rows(x: Tensor, most: int) -> Tensor:
     """At most that many rows, chosen at random in a fixed way (files may be sorted by class)."""
     return x[torch.from_numpy(permutation(len(x), seed=0)[:most].copy())]
+
+
+def _extract(features: Features, x: Tensor, what: str) -> Extracted:
+    found = features.extract(x)
+    return Extracted(check_features(found.values, what), found.log_probs)
+
+
+def _check_keys(measures: tuple[str, ...] | None) -> tuple[str, ...]:
+    if measures is None:
+        return AVAILABLE
+    if isinstance(measures, str) or len(measures) == 0:
+        raise DataError(f"measures is {measures!r}, expected some of {', '.join(AVAILABLE)}, as in ('FD',)")
+    unknown = [key for key in measures if key not in AVAILABLE]
+    if unknown:
+        raise DataError(f"measure {unknown[0]!r} is unknown, expected some of {', '.join(AVAILABLE)}")
+    return tuple(measures)
 
 
 def _part(extracted: Extracted, rows: slice) -> Extracted:
@@ -245,6 +279,7 @@ def evaluate_samples(
     *,
     features: Features | None = None,
     measures: tuple[str, ...] | None = None,
+    split: str = "test",
     max_reference: int = 10_000,
 ) -> EvaluationReport:
     """Compare samples with a data set by every measure.
@@ -252,44 +287,48 @@ def evaluate_samples(
     Args:
         samples: (N, *) in data units: uint8 for images (`transform.to_data` of a sampler's x), any real
             numbers for continuous data. In random order: they are cut into groups.
-        dataset: its train split is the reference and its test split the held-out data.
+        dataset: its train split is the reference.
         features: what to compare in; `default_features(dataset)` where None.
         measures: keys of those wanted, all where None: FD, KD, MMD, SW, precision, recall, density, coverage,
             CS.
+        split: of the held-out data; where that is cut out of train, the rest of train is the reference.
         max_reference: at most this many training and held-out data are used.
 
     Returns:
         An `EvaluationReport`; `print` it.
 
     Raises:
-        DataError: samples of the wrong kind, too few, out of range or not finite; features that are NaN.
+        DataError: samples of the wrong kind, too few, out of range or not finite; features that are NaN; an unknown
+            measure or split. A single measure that has no value is NaN, with a warning.
     """
     start = time.perf_counter()
-    _check_samples(samples, dataset)
-    keys = AVAILABLE if measures is None else tuple(measures)
-    unknown = [key for key in keys if key not in AVAILABLE]
-    if unknown:
-        raise DataError(f"measure {unknown[0]!r} is unknown, expected some of {', '.join(AVAILABLE)}")
-    if max_reference < _LEAST:
-        raise DataError(f"max_reference is {max_reference}, expected at least {_LEAST}")
+    samples = _as_samples(samples, dataset)
+    keys = _check_keys(measures)
+    check_count("max_reference", max_reference, LEAST, 2**31 - 1)
+    if split in ("train", "fit"):
+        raise DataError(f"split is {split!r}, which is what is learned from, expected held-out data such as 'test'")
+    held_out = _rows(dataset.split(split).x, max_reference)
+    train = _rows(dataset.split("train" if split in dataset.splits else "fit").x, max_reference)
     if features is None:
         features = default_features(dataset)
-    samples = samples.detach().cpu()
-    held_out = _rows(dataset.split("test").x, max_reference)
-    train = _rows(dataset.split("train").x, max_reference)
-    if min(len(held_out), len(train)) < _LEAST:
+    if min(len(held_out), len(train)) < LEAST:
         raise DataError(
             f"{dataset.name} has {len(held_out)} held-out and {len(train)} training data, expected at least "
-            f"{_LEAST} of each"
+            f"{LEAST} of each"
         )
     size = min(len(samples), len(held_out), len(train))
     groups = min(_MAX_GROUPS, len(samples) // size)
-    of_samples, of_held_out, of_train = (features.extract(x) for x in (samples[: groups * size], held_out, train))
+    of_samples = _extract(features, samples[: groups * size], "samples")
+    of_held_out, of_train = _extract(features, held_out, "held-out"), _extract(features, train, "training")
     if of_samples.log_probs is None:
         keys = tuple(key for key in keys if key != "CS")
 
-    per_group = [_measure(_part(of_samples, slice(i * size, (i + 1) * size)), of_train, keys) for i in range(groups)]
-    floors = _measure(_part(of_held_out, slice(size)), of_train, keys)
+    failed: dict[str, str] = {}
+    per_group = [
+        _measure(_part(of_samples, slice(i * size, (i + 1) * size)), of_train, keys, failed) for i in range(groups)
+    ]
+    floors = _measure(_part(of_held_out, slice(size)), of_train, keys, failed)
+    memorised = memorisation(of_samples.values, of_held_out.values, of_train.values)
     found = []
     for key in keys:
         short = _INCEPTION_NAMES.get(key, key) if features.inception else key
@@ -307,14 +346,17 @@ def evaluate_samples(
         fingerprint=dataset.fingerprint,
         features=features.name,
         samples=len(samples),
+        split=split,
         held_out=len(held_out),
         reference=len(train),
         group=size,
         measures=tuple(found),
+        memorisation=memorised,
         warnings=(
+            *(f"{key} has no value: {reason}" for key, reason in failed.items()),
             *_warnings(samples, of_samples, size, groups),
             *_class_shares(of_samples, of_train, dataset),
-            *_memorised(of_samples, of_held_out, of_train),
+            *((str(memorised).splitlines()[-1],) if memorised.suspicious else ()),
         ),
         seconds=time.perf_counter() - start,
     )
@@ -353,19 +395,4 @@ def _class_shares(samples: Extracted, reference: Extracted, dataset: Dataset) ->
         f"{100 * float(q[:, k].mean()):.1f} % of the data ({float(away[k]):+.0f} standard errors)"
         for k in range(p.shape[1])
         if abs(float(away[k])) > 5
-    )
-
-
-def _memorised(samples: Extracted, held_out: Extracted, reference: Extracted) -> tuple[str, ...]:
-    """A line where too many samples are nearer to a training sample than nearly all held-out data are. (Distances
-    between laws do not see that: copies of the training data follow its law.)"""
-    near, _ = nearest(samples.values, reference.values)
-    usual, _ = nearest(held_out.values, reference.values)
-    share = float((near < torch.quantile(usual, 0.05)).double().mean())
-    error = math.sqrt(0.05 * 0.95 * (1 / len(near) + 1 / len(usual)))
-    if share < 0.05 + 5 * error:
-        return ()
-    return (
-        f"{100 * share:.0f} % of the samples are nearer to a training sample than 95 % of held-out data are: "
-        "look for memorised ones",
     )

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from evaluation.estimate import Estimate, check_features, jackknife
+from evaluation.estimate import Estimate, check_alike, jackknife
 
 __all__ = ["sliced_wasserstein"]
 
@@ -48,11 +48,7 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, *, directions: int = 
     Raises:
         DataError: fewer than 2 rows, different F, NaN or infinity.
     """
-    samples, reference = check_features(samples, "samples"), check_features(reference, "reference")
-    if samples.shape[1] != reference.shape[1]:
-        raise DataError(
-            f"samples have {samples.shape[1]} features and the reference {reference.shape[1]}, expected the same"
-        )
+    samples, reference = check_alike(samples, reference)
     if directions < 1:
         raise DataError(f"directions is {directions}, expected at least 1")
     size = samples.shape[1]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 
 import numpy as np
 import pytest
@@ -11,11 +12,11 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from evaluation.estimate import Estimate, jackknife
+from evaluation.estimate import Estimate, check_alike, jackknife
 from evaluation.frechet import Moments, frechet_distance, frechet_distance_of_moments
 from evaluation.inception_score import class_score
 from evaluation.kernel import kernel_distance, mmd
-from evaluation.neighbours import manifold, nearest
+from evaluation.neighbours import manifold, memorisation, nearest
 from evaluation.sliced import sliced_wasserstein
 
 
@@ -62,6 +63,45 @@ def test_frechet_distance_of_fewer_samples_than_features_is_the_nuclear_norm_for
     root = torch.linalg.svdvals(u @ v.T).sum()
     expected = float((x.mean(dim=0) - y.mean(dim=0)).square().sum() + u.square().sum() + v.square().sum() - 2 * root)
     assert frechet_distance(x, y).value == pytest.approx(expected, rel=1e-10)
+
+
+def test_frechet_distance_of_large_colour_images_is_cheap() -> None:
+    """64x64 pixels of three channels: no matrix has the features' size."""
+    x, y = normal(30, 12_288, 0), normal(40, 12_288, 1, scale=1.1)
+    start = time.process_time()
+    result = frechet_distance(x, y)
+    assert time.process_time() - start < 5
+    # Independent directions: tr S1 + tr S2 up to the small overlap of random subspaces.
+    assert result.value == pytest.approx(12_288 * (1 / 30 + 1.21 / 40) + 12_288 * (1 + 1.21), rel=0.1)
+    wide = torch.zeros(4200, 4200, dtype=torch.float64)
+    with pytest.raises(DataError, match="4,200 samples of 4,200 features.*max_reference"):
+        frechet_distance(wide, wide)
+
+
+def test_frechet_distance_keeps_its_digits_when_variances_differ_by_many_orders() -> None:
+    generator = torch.Generator().manual_seed(0)
+    v1, v2 = (6 * torch.randn((2, 500), generator=generator, dtype=torch.float64)).exp()
+    mean = torch.zeros(500, dtype=torch.float64)
+    expected = float((v1.sqrt() - v2.sqrt()).square().sum())
+    assert frechet_distance_of_moments(Moments(mean, v1.diag()), Moments(mean, v2.diag())) == pytest.approx(
+        expected, rel=1e-12
+    )
+    # Of features, whose covariance has lost what lies below its rounding: against exact arithmetic in the features.
+    x, y = normal(40, 3, 0) * torch.tensor([1.0, 1e-6, 1e-9]), normal(50, 3, 1) * torch.tensor([1.0, 1e-6, 1e-9])
+    a, b = (z - z.mean(dim=0) for z in (x[:, 2:], y[:, 2:]))
+    last = float((x[:, 2].mean() - y[:, 2].mean()) ** 2 + (a.std() - b.std()) ** 2)
+    assert frechet_distance(x[:, 2:], y[:, 2:]).value == pytest.approx(last, rel=1e-9)
+
+
+def test_frechet_distance_refuses_what_is_no_covariance() -> None:
+    mean, good = torch.zeros(2), torch.eye(2)
+    for bad, match in (
+        (torch.tensor([[1.0, 0.5], [0.0, 1.0]]), "symmetric"),
+        (torch.tensor([[1.0, 2.0], [2.0, 1.0]]), "eigenvalue -1"),
+    ):
+        for pair in ((Moments(mean, bad), Moments(mean, good)), (Moments(mean, good), Moments(mean, bad))):
+            with pytest.raises(DataError, match=match):
+                frechet_distance_of_moments(*pair)
 
 
 def test_frechet_distance_of_constant_samples_is_the_closed_form() -> None:
@@ -199,6 +239,44 @@ def test_manifold_of_copies_and_of_constants() -> None:
     assert collapsed.recall.value == pytest.approx(1 / 30)
 
 
+def test_shares_of_nothing_and_of_all_are_known_with_an_error() -> None:
+    """At n = 200 a share that was not seen may well be 1 / n."""
+    x = normal(200, 3, 0)
+    far = manifold(x + 1000, x)
+    assert (far.precision.value, far.recall.value) == (0.0, 0.0)
+    for share in (far.precision, far.recall, far.coverage, manifold(x, x).precision):
+        assert share.stderr == pytest.approx(1 / 400, rel=0.01)
+    assert far.density.stderr == pytest.approx(1 / 400 / 5, rel=0.01)
+
+
+def test_nearest_looks_at_bytes_a_few_rows_at_a_time(monkeypatch: pytest.MonkeyPatch) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x, y = (torch.randint(0, 256, (n, 6), generator=generator, dtype=torch.uint8) for n in (9, 50))
+    whole = nearest(x.double(), y.double())
+    rows = []
+
+    def counting(samples: Tensor, reference: Tensor, least: int) -> tuple[Tensor, Tensor]:
+        rows.append(len(reference))
+        return check_alike(samples, reference, least)
+
+    monkeypatch.setattr("evaluation.neighbours._ROWS", 7)
+    monkeypatch.setattr("evaluation.neighbours.check_alike", counting)
+    parts = nearest(x, y)
+    assert torch.equal(whole[0], parts[0]) and torch.equal(whole[1], parts[1])
+    assert max(rows) == 7 and sum(rows) == 50
+
+
+def test_memorisation_of_copies_and_of_independent_data() -> None:
+    training, fresh, held_out = normal(500, 4, 0), normal(300, 4, 1), normal(300, 4, 2)
+    clean = memorisation(fresh, held_out, training)
+    assert not clean.suspicious
+    assert abs(clean.share.value - 0.05) < 3 * clean.share.stderr
+    some = memorisation(torch.cat([training[:60] + 1e-3, fresh[60:]]), held_out, training)
+    assert some.suspicious
+    assert some.samples[1] < 3e-3 < some.held_out[0]
+    assert "look for memorised" in str(some)
+
+
 def test_nearest_finds_copies() -> None:
     reference = normal(2000, 8, 0, shift=50.0)
     distance, index = nearest(reference[[5, 1999]], reference)
@@ -251,6 +329,9 @@ def test_bad_features_are_refused(measure) -> None:
         (good[0], good, r"expected \(N, F\)"),
         (good[:0], good, "has 0 samples"),
         (good, good[:, :2], "expected the same"),
+        (good * 1e200, good, "reach .*scale them"),
+        (good.to(torch.complex128), good, "complex128, expected a tensor of real numbers"),
+        (good.numpy(), good, "ndarray, expected a tensor"),
     ):
         with pytest.raises(DataError, match=match):
             measure(x, y)

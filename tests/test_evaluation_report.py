@@ -94,6 +94,38 @@ def test_sanity_table(digits: data.Dataset, classifier: evaluation.Classifier) -
     assert seen < (table["without 3"].mean() / floor.mean() - 1) / 3
 
 
+def test_the_ordinary_report_sees_light_noise_and_every_missing_class(
+    digits: data.Dataset, classifier: evaluation.Classifier
+) -> None:
+    """With more than three of the standard errors that the report itself states."""
+    test = digits.split("test")
+
+    def errors(samples: Tensor) -> float:
+        report = evaluation.evaluate_samples(samples, digits, features=classifier, measures=("FD",))
+        return report["FD"].errors_from_floor
+
+    assert errors(noisy(test.x, 0.05)) > 3
+    seen = [errors(test.x[test.labels != k]) for k in range(10)]
+    assert min(seen) > 3, seen
+
+
+def test_groups_have_a_common_interval(digits: data.Dataset) -> None:
+    """Of equal groups: as wide as one's by the root of their number; and it is printed."""
+    pixels = evaluation.Pixels(levels=17)
+    x = digits.split("test").x
+    one = evaluation.evaluate_samples(noisy(x, 0.1), digits, features=pixels, measures=("KD", "SW"))
+    four = evaluation.evaluate_samples(noisy(x, 0.1).repeat(4, 1, 1, 1), digits, features=pixels, measures=("KD", "SW"))
+    assert four.group == 297
+    low, high = one["KD"].score.interval
+    middle = one["KD"].score.value
+    assert four["KD"].score.value == pytest.approx(middle)
+    assert four["KD"].score.interval == pytest.approx(((middle + low) / 2, (middle + high) / 2))
+    assert four["SW"].score.interval is None
+    (line,) = (line for line in str(four).splitlines() if line.startswith("KD"))
+    assert line.count("[") == line.count("]") == 3  # the features' name, and two intervals
+    assert "± nan" not in str(four)
+
+
 def test_classifier_is_seeded_cached_and_named_by_its_weights(
     digits: data.Dataset, cache: Path, classifier: evaluation.Classifier, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -128,8 +160,9 @@ def test_features_are_standardised_on_the_training_data(
     assert values.mean(dim=0).abs().max() < 1e-4
     std = values.std(dim=0)
     assert (std <= 1 + 1e-3).all()
-    assert std[:32].median() == pytest.approx(0.5, abs=1e-3)
-    assert std[32:].median() == pytest.approx(1.0, abs=1e-3)
+    assert std[:32].median() == pytest.approx(0.7, abs=1e-3)
+    assert std[32:64].median() == pytest.approx(0.5, abs=1e-3)
+    assert std[64:].median() == pytest.approx(1.0, abs=1e-3)
 
 
 def test_damaged_cached_classifier_is_refused(digits: data.Dataset, tmp_path: Path) -> None:
@@ -196,12 +229,17 @@ def test_memorised_samples_are_flagged(digits: data.Dataset) -> None:
     copies = train[torch.from_numpy(data.dataset.permutation(1500, seed=4)[:300].copy())]
     pixels = evaluation.Pixels(levels=17)
     report = evaluation.evaluate_samples(copies, digits, features=pixels, measures=("SW",))
-    assert any(note.startswith("100 % of the samples are nearer") for note in report.warnings)
+    assert any("100.0 ± " in note and "look for memorised ones" in note for note in report.warnings)
+    assert report.memorisation.samples == (0.0,) * 5
+    assert min(report.memorisation.held_out) > 0
+    assert report.to_dict()["memorisation"]["share"]["value"] == 1.0
     some = torch.cat([copies[:60], digits.split("test").x[60:]])
     report = evaluation.evaluate_samples(some, digits, features=pixels, measures=("SW",))
     assert any("look for memorised ones" in note for note in report.warnings)
     clean = evaluation.evaluate_samples(digits.split("test").x, digits, features=pixels, measures=("SW",))
     assert clean.warnings == ()
+    assert clean.memorisation.samples == clean.memorisation.held_out
+    assert clean.memorisation.share.value == pytest.approx(0.05, abs=0.004)
     distance, index = evaluation.nearest(train[:5].flatten(1), train.flatten(1))
     assert distance.tolist() == [0.0] * 5
     assert index.tolist() == [0, 1, 2, 3, 4]
@@ -253,8 +291,18 @@ def test_other_refusals(digits: data.Dataset) -> None:
         evaluation.evaluate_samples(x, digits, features=_Broken())
     with pytest.raises(DataError, match="measure 'FID' is unknown"):
         evaluation.evaluate_samples(x, digits, measures=("FID",))
-    with pytest.raises(DataError, match="max_reference"):
-        evaluation.evaluate_samples(x, digits, max_reference=1)
+    for most in (1, 1e4):
+        with pytest.raises(DataError, match="max_reference"):
+            evaluation.evaluate_samples(x, digits, max_reference=most)
+    for measures in ((), "FD"):
+        with pytest.raises(DataError, match=r"expected some of FD.*\('FD',\)"):
+            evaluation.evaluate_samples(x, digits, measures=measures)
+    with pytest.raises(DataError, match="samples are a list"):
+        evaluation.evaluate_samples(x.tolist(), digits)
+    with pytest.raises(DataError, match="what is learned from"):
+        evaluation.evaluate_samples(x, digits, split="train")
+    with pytest.raises(DataError, match="no split 'tset'"):
+        evaluation.evaluate_samples(x, digits, split="tset")
     moons = data.create("moons", train=50, test=20, validation=0)
     with pytest.raises(DataError, match="diverged"):
         evaluation.evaluate_samples(torch.full((20, 2), math.nan), moons)
@@ -262,6 +310,26 @@ def test_other_refusals(digits: data.Dataset) -> None:
         evaluation.train_classifier(moons)
     with pytest.raises(DataError, match="width is 0"):
         evaluation.RandomConvolutions(width=0)
+
+
+def test_arrays_and_other_splits_are_evaluated_too(digits: data.Dataset) -> None:
+    x, pixels = digits.split("validation").x, evaluation.Pixels(levels=17)
+    report = evaluation.evaluate_samples(x.numpy(), digits, features=pixels, measures=("SW",), split="validation")
+    assert (report.split, report.held_out, report.reference) == ("validation", 200, 1300)  # the rest of train
+    assert report["SW"].errors_from_floor == 0
+
+
+def test_a_measure_without_a_value_does_not_take_the_others_along() -> None:
+    """A constant training set has no median distance, which MMD needs for its widths."""
+    images = torch.full((40, 1, 4, 4), 7, dtype=torch.uint8)
+    moving = torch.randint(0, 256, (20, 1, 4, 4), dtype=torch.uint8)
+    constant = data.from_tensor(images, test=moving, validation=0)
+    report = evaluation.evaluate_samples(moving, constant)
+    assert math.isnan(report["MMD"].score.value)
+    assert all(math.isfinite(m.score.value) for m in report.measures if m.key != "MMD")
+    assert [note for note in report.warnings if note.startswith("MMD has no value: half of the reference")]
+    json.dumps(report.to_dict(), allow_nan=False)
+    str(report)
 
 
 def test_points_are_compared_in_their_coordinates() -> None:
