@@ -36,6 +36,10 @@ def create(name: str, **options: object) -> SDE:
     """
     if name not in _NAMES:
         raise ValueError(f"got the SDE {name!r}; expected one of {', '.join(_NAMES)}")
+    known = [f.name for f in fields(_NAMES[name]) if f.init]  # type: ignore[arg-type]
+    unknown = [option for option in options if option not in known]
+    if unknown:
+        raise ValueError(f"got {', '.join(unknown)} for the SDE {name!r}; expected some of {', '.join(known)}")
     try:
         return _NAMES[name](**options)
     except TypeError as error:

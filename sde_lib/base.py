@@ -21,6 +21,7 @@ them once, where they meet a state.
 from __future__ import annotations
 
 import math
+import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -52,6 +53,9 @@ class SDE(ABC):
     t_end: float
 
     # -- the coefficients -------------------------------------------------------------------------------------------
+
+    # They are defined for t in [0, T] and look at no value of t: solvers ask a little beyond, and a look would make the host
+    # wait for the device.
 
     @abstractmethod
     def alpha(self, t: Time) -> Tensor:
@@ -86,15 +90,27 @@ class SDE(ABC):
         return (low + high) / 2
 
     # -- what follows from them -------------------------------------------------------------------------------------
+    #
+    # A time that comes as a number must lie in [0, T]; the values of a tensor are not looked at, as above.
 
     @property
     def prior_std(self) -> float:
         """The standard deviation of the prior N(0, prior_std^2 I), which stands for the law of x_T."""
         return float(self.sigma(self.T))
 
+    def _batch_time(self, t: Time, x: Tensor) -> Tensor:
+        """`t` as `(B,)`, float64.
+
+        Raises:
+            ValueError: for a number outside [0, T], or a shape that is neither `()` nor `(B,)`.
+        """
+        if not isinstance(t, Tensor) and not 0 <= t <= self.T:
+            raise ValueError(f"got t={t}; expected a time in [0, {self.T}]: 0 is data, {self.T} is noise")
+        return batch_time(t, x)
+
     def drift(self, x: Tensor, t: Time) -> Tensor:
         """f(t) x of (1), `(B, *)`."""
-        return expand_as(self.f(batch_time(t, x)), x) * x
+        return expand_as(self.f(self._batch_time(t, x)), x) * x
 
     def diffusion(self, t: Time) -> Tensor:
         """g(t) of (1), the shape of `t`."""
@@ -102,7 +118,7 @@ class SDE(ABC):
 
     def marginal(self, x_0: Tensor, t: Time) -> tuple[Tensor, Tensor]:
         """Mean `(B, *)` and standard deviation `(B, 1, ..., 1)` of x_t given x_0, (2)."""
-        t = batch_time(t, x_0)
+        t = self._batch_time(t, x_0)
         return expand_as(self.alpha(t), x_0) * x_0, expand_as(self.sigma(t), x_0)
 
     def perturb(self, x_0: Tensor, t: Time, eps: Tensor) -> Tensor:
@@ -112,7 +128,7 @@ class SDE(ABC):
 
     def transition(self, x_s: Tensor, s: Time, t: Time) -> tuple[Tensor, Tensor]:
         """Mean `(B, *)` and standard deviation `(B, 1, ..., 1)` of x_t given x_s, s <= t, (4)."""
-        s, t = batch_time(s, x_s), batch_time(t, x_s)
+        s, t = self._batch_time(s, x_s), self._batch_time(t, x_s)
         return expand_as(self.alpha(t) / self.alpha(s), x_s) * x_s, expand_as(self.transition_std(s, t), x_s)
 
     def transition_std(self, s: Time, t: Time) -> Tensor:
@@ -126,12 +142,12 @@ class SDE(ABC):
 
     def reverse_drift(self, score: Score, x: Tensor, t: Time) -> Tensor:
         """The drift of (5), `(B, *)`; the time in it runs from T down to 0, so a step is minus dt times this."""
-        t = batch_time(t, x)
+        t = self._batch_time(t, x)
         return self.drift(x, t) - expand_as(self.g(t).square(), x) * score(x, t)
 
     def flow(self, score: Score, x: Tensor, t: Time) -> Tensor:
         """The velocity dx/dt of (6), `(B, *)`."""
-        t = batch_time(t, x)
+        t = self._batch_time(t, x)
         return self.drift(x, t) - expand_as(self.g(t).square() / 2, x) * score(x, t)
 
     def prior_sample(
@@ -152,8 +168,16 @@ class SDE(ABC):
         return -0.5 * (z / std).square().sum(dim=1) - z.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
 
+def check_numbers(**values: float) -> None:
+    """Refuses what is not a finite number, by name."""
+    for name, value in values.items():
+        if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
+            raise ValueError(f"got {name}={value!r}; expected a finite number")
+
+
 def check_times(T: float, t_min: float, t_end: float) -> None:
     """Refuses what is not 0 <= t_min, t_end < T."""
+    check_numbers(T=T, t_min=t_min, t_end=t_end)
     if not (0 <= t_min < T and 0 <= t_end < T):
         raise ValueError(f"got T={T}, t_min={t_min}, t_end={t_end}; expected 0 <= t_min < T and 0 <= t_end < T")
 

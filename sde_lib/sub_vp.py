@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from numerics import as_time
-from sde_lib.base import SDE, Time, check_times
+from sde_lib.base import SDE, Time, check_numbers, check_times
 from sde_lib.beta import LinearBeta
 
 
@@ -30,6 +30,7 @@ class SubVPSDE(SDE):
 
     def __post_init__(self) -> None:
         check_times(self.T, self.t_min, self.t_end)
+        check_numbers(beta_min=self.beta_min, beta_max=self.beta_max)
         object.__setattr__(self, "beta", LinearBeta(beta_min=self.beta_min, beta_max=self.beta_max, T=self.T))
 
     def alpha(self, t: Time) -> Tensor:

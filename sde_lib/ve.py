@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from numerics import as_time
-from sde_lib.base import SDE, Time, check_times
+from sde_lib.base import SDE, Time, check_numbers, check_times
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,6 +36,7 @@ class VESDE(SDE):
 
     def __post_init__(self) -> None:
         check_times(self.T, self.t_min, self.t_end)
+        check_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
             raise ValueError(
                 f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"

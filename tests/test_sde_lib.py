@@ -168,8 +168,10 @@ def test_create_and_describe_are_inverse():
         assert sde_lib.create(**described) == SDES[name]
     with pytest.raises(ValueError, match=r"got the SDE 'vpp'; expected one of vp, ve"):
         sde_lib.create("vpp")
-    with pytest.raises(ValueError, match="beta_mim"):
+    with pytest.raises(ValueError, match="got beta_mim for the SDE 'vp'; expected some of beta_min, beta_max, T"):
         sde_lib.create("vp", beta_mim=1.0)
+    with pytest.raises(ValueError, match="betas"):
+        sde_lib.create("table_vp")
     with pytest.raises(ValueError, match="cannot be written down"):
         sde_lib.describe(SDES["cosine"])
 
@@ -178,7 +180,13 @@ def test_create_and_describe_are_inverse():
     "make",
     [
         lambda: VPSDE(beta_min=3.0, beta_max=1.0),
+        lambda: VPSDE(beta_min="a"),
+        lambda: SubVPSDE(beta_max=math.inf),
         lambda: VESDE(sigma_min=0.0),
+        lambda: VESDE(sigma_min="a"),
+        lambda: VESDE(sigma_max=math.inf),
+        lambda: VESDE(T=math.nan),
+        lambda: VPSDE(t_min=None),
         lambda: VPSDE(t_min=2.0),
         lambda: TableVPSDE(betas=[0.1, 1.5]),
         lambda: TableVESDE(sigmas=[1.0, 1.0]),
@@ -188,6 +196,26 @@ def test_create_and_describe_are_inverse():
 def test_impossible_sdes_are_refused(make):
     with pytest.raises(ValueError, match=r"^got .*expected"):
         make()
+
+
+@each_sde
+@pytest.mark.parametrize("t", [-0.1, 1.01, math.nan], ids=str)
+def test_a_number_that_is_no_time_is_refused(sde, t):
+    """In each method that takes a state; the values of a tensor are not looked at, which would make a GPU's host wait."""
+    x, t = torch.zeros(3, 2), t * sde.T
+    score = lambda x, t: -x
+    for use in (
+        lambda: sde.drift(x, t),
+        lambda: sde.marginal(x, t),
+        lambda: sde.perturb(x, t, x),
+        lambda: sde.transition(x, 0.5, t),
+        lambda: sde.transition(x, t, sde.T),
+        lambda: sde.reverse_drift(score, x, t),
+        lambda: sde.flow(score, x, t),
+    ):
+        with pytest.raises(ValueError, match=r"got t=.*; expected a time in \[0, "):
+            use()
+    assert sde.marginal(x, 0)[0].shape == sde.marginal(x, sde.T)[0].shape == x.shape
 
 
 def oracles(shape=(2,)):
