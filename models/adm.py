@@ -19,7 +19,7 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding
 from models.initialization import conv3x3
 from models.ncsnpp import level_resolutions
-from models.network import ListOf, Network
+from models.network import ListOf, Network, check_dropout, check_images, check_sizes
 from models.normalization import GroupNorm
 from models.resampling import Double, Halve, size_of
 from models.residual import ResidualBlock
@@ -68,6 +68,8 @@ class ADM(Network):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(locals())
+        check_sizes(in_channels=in_channels, image_size=image_size, channels=channels, blocks=blocks, heads=heads)
+        check_dropout(dropout)
         resolutions = level_resolutions(image_size, len(multipliers))
         for resolution in attention_resolutions:
             if resolution not in resolutions:
@@ -75,7 +77,7 @@ class ADM(Network):
                     f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
                     f"at image_size={image_size} the levels have {resolutions}"
                 )
-        self.num_classes, self.learned_variance = num_classes, learned_variance
+        self.num_classes, self.learned_variance, self.in_channels = num_classes, learned_variance, in_channels
         self.checkpoint_activations = checkpoint_activations
         width = 4 * channels
         norm: dict[str, Any] = {"groups": groups, "eps": 1e-5}
@@ -124,6 +126,7 @@ class ADM(Network):
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
+        check_images(x, self.in_channels)
         if label is None:
             raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
         embedding = self.embedding(label, class_label)

@@ -17,7 +17,7 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding, SmoothEmbedding
 from models.initialization import initialized, linear
-from models.network import Network, check_choice
+from models.network import Network, check_choice, check_images, check_sizes
 from models.resampling import Size, crop, size_of
 
 
@@ -90,9 +90,10 @@ class DiT(Network):
     ) -> None:
         super().__init__(locals())
         check_choice("embedding", embedding, ("positional", "smooth"))
+        check_sizes(in_channels=in_channels, image_size=image_size, patch=patch, width=width, depth=depth, heads=heads)
         if width % heads or width % 4:
             raise ValueError(f"width={width}, heads={heads}: expected a width that both the heads and 4 divide")
-        self.num_classes, self.learned_variance = num_classes, learned_variance
+        self.num_classes, self.learned_variance, self.in_channels = num_classes, learned_variance, in_channels
         self.checkpoint_activations = checkpoint_activations
         self.patch, self.width = patch, width
         self.out_channels = in_channels * (2 if learned_variance else 1)
@@ -111,6 +112,7 @@ class DiT(Network):
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
+        check_images(x, self.in_channels)
         if label is None:
             raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
         embedding = self.embedding(label, class_label)

@@ -21,7 +21,7 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import conv1x1, conv3x3
 from models.input_features import FourierFeatures
-from models.network import ListOf, Network, check_choice
+from models.network import ListOf, Network, check_choice, check_dropout, check_images, check_sizes
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
@@ -100,7 +100,7 @@ class NCSNpp(Network):
         checkpoint_activations: recompute activations in the backward pass: less memory, a third more time.
 
     Raises:
-        ValueError: unknown switches, or attention at a resolution that no level has.
+        ValueError: unknown switches, sizes that are not integers >= 1, or attention at a resolution that no level has.
     """
 
     sigmas: Tensor | None
@@ -139,6 +139,9 @@ class NCSNpp(Network):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(locals())
+        check_sizes(in_channels=in_channels, image_size=image_size, channels=channels, multipliers=tuple(multipliers))
+        check_sizes(blocks=blocks, heads=heads)
+        check_dropout(dropout)
         check_choice("residual_block", residual_block, ("biggan", "ddpm"))
         check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
         check_choice("progressive_output", progressive_output, ("none", "output_skip", "residual"))
@@ -159,7 +162,7 @@ class NCSNpp(Network):
                 "scale_by_sigma needs a label that is sigma (embedding='fourier') or sigmas=(…) to look it up in"
             )
 
-        self.num_classes = num_classes
+        self.num_classes, self.in_channels = num_classes, in_channels
         self.checkpoint_activations = checkpoint_activations
         self.conditional, self.centered, self.scale_by_sigma = conditional, centered, scale_by_sigma
         self.progressive_output, self.combine = progressive_output, combine
@@ -253,6 +256,7 @@ class NCSNpp(Network):
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`."""
+        check_images(x, self.in_channels)
         embedding = None
         if self.embedding is not None:
             if label is None:

@@ -22,7 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.network import ListOf, Network, check_choice
+from models.network import ListOf, Network, check_choice, check_images, check_sizes
 from models.resampling import Halve
 from numerics import expand_as
 
@@ -246,6 +246,7 @@ class RefineNet(Network):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(locals())
+        check_sizes(in_channels=in_channels, channels=channels)
         check_choice("size", size, tuple(_STAGES))
         check_choice("activation", activation, tuple(_ACTIVATIONS))
         values = tuple(float(sigma) for sigma in sigmas)
@@ -256,7 +257,7 @@ class RefineNet(Network):
         self.options["sigmas"] = values
         table = torch.tensor(values, dtype=torch.float64)
         self.checkpoint_activations = checkpoint_activations
-        self.conditional, self.centered = conditional, centered
+        self.conditional, self.centered, self.in_channels = conditional, centered, in_channels
         self.register_buffer("sigmas", table, persistent=False)
         act = _ACTIVATIONS[activation]
         levels = len(table) if conditional else None
@@ -289,6 +290,7 @@ class RefineNet(Network):
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)` -> `(B, C, H, W)`."""
+        check_images(x, self.in_channels)
         if label is None:
             raise ValueError("this network needs the index of the noise level: call it as net(x, label), label (B,)")
         index = label.long()

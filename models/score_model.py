@@ -9,7 +9,7 @@ in the dtype of `x` (an ODE's state is float64). There is one cast on the way in
 from __future__ import annotations
 
 import os
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
 import torch
@@ -47,8 +47,10 @@ class ScoreModel(nn.Module):
             parametrisation's if it has one.
         data_range: smallest and largest value of the data that the model was trained on.
 
-    Everything that it was made from stays readable under these names. All methods raise `ValueError` when the
-    shape of `t` is neither `()` nor `(B,)`.
+    Everything that it was made from stays readable under these names.
+
+    Raises:
+        ValueError: an `sde` or `parametrization` that is none. All methods: a `t` of a shape that is neither `()` nor `(B,)`.
     """
 
     def __init__(
@@ -62,6 +64,12 @@ class ScoreModel(nn.Module):
         data_range: tuple[float, float] = (-1.0, 1.0),
     ) -> None:
         super().__init__()
+        for name, value, kind, example in (
+            ("sde", sde, SDE, "VPSDE()"),
+            ("parametrization", parametrization, Parametrization, "NOISE or Preconditioned(data_std=0.5)"),
+        ):
+            if not isinstance(value, kind):
+                raise ValueError(f"got {name}={value!r}; expected an object such as {example}")
         self.net = net
         self.sde = sde
         self.parametrization = parametrization
@@ -134,8 +142,12 @@ class ScoreModel(nn.Module):
         """
         return self.evaluate(x, t, class_label).output
 
-    def condition(self, labels: Tensor | int | None) -> ConditionedScore:
-        """The score given class labels: `(B,)` integers, one integer for all, or None (no class)."""
+    def condition(self, labels: Tensor | Sequence[int] | int | None) -> ConditionedScore:
+        """The score given class labels: `(B,)` integers, one integer for all, or None (no class).
+
+        Raises:
+            ValueError: labels that are none of these, or none of the network's.
+        """
         return ConditionedScore(self, labels)
 
     def under(self, sde: SDE) -> UnderAnotherSDE:
@@ -162,12 +174,15 @@ class ScoreModel(nn.Module):
 class ConditionedScore:
     """A class-conditional model with its labels filled in: a score that carries per-sample state."""
 
-    def __init__(self, model: ScoreModel, labels: Tensor | int | None) -> None:
+    def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)
         if num_classes is None and labels is not None:
             raise ValueError("condition(labels): this network has no classes; expected one made with num_classes=…")
         self.model = model
-        self.labels = torch.as_tensor(labels) if isinstance(labels, int) else labels
+        try:
+            self.labels = None if labels is None else torch.as_tensor(labels)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise ValueError(f"condition(labels): got {labels!r}, expected integers of shape () or (B,)") from error
         if self.labels is not None and (self.labels.ndim > 1 or self.labels.is_floating_point()):
             raise ValueError(
                 f"condition(labels): got shape {tuple(self.labels.shape)} of {self.labels.dtype}, "

@@ -332,6 +332,16 @@ def test_a_tiny_unet_has_the_advertised_size():
         (lambda: DiT(width=30, heads=4), "width=30"),
         (lambda: NCSNv2(sigmas=(1.0, 2.0)), "strictly falling"),
         (lambda: NCSNv2(size="512"), "size='512'"),
+        (lambda: UNet(channels=0), "channels=0: expected integers >= 1"),
+        (lambda: UNet(multipliers=()), r"multipliers=\(\): expected integers >= 1"),
+        (lambda: UNet(multipliers=(1, 1.5)), r"multipliers=\(1, 1.5\)"),
+        (lambda: UNet(in_channels="a"), "in_channels='a'"),
+        (lambda: UNet(image_size=0), "image_size=0"),
+        (lambda: UNet(heads=0), "heads=0"),
+        (lambda: UNet(dropout=2.0), r"dropout=2.0: expected a number in \[0, 1\)"),
+        (lambda: ADM(channels=0), "channels=0"),
+        (lambda: DiT(patch=0), "patch=0"),
+        (lambda: NCSN(channels=0), "channels=0"),
         (lambda: MLP(0), "dim=0"),
         (lambda: models.create("vit"), "got the network 'vit'; expected one of mlp"),
         (lambda: models.create("mlp", dim=2, widht=3), "for the network 'mlp'"),
@@ -342,6 +352,14 @@ def test_impossible_networks_are_refused_in_one_line(make, message):
     with pytest.raises(ValueError, match=message) as error:
         make()
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("name", [n for n in NETWORKS if n != "mlp"])
+def test_what_is_no_batch_of_images_is_refused(name):
+    net, x = build(name)
+    for wrong in (x[:, 0], x.flatten(1), torch.cat([x, x], dim=1)):
+        with pytest.raises(ValueError, match=r"got x of shape \(4, .*; expected images \(B, [13], H, W\)"):
+            net(wrong, LABEL)
 
 
 @every_network

@@ -128,6 +128,13 @@ def test_what_it_was_made_from_is_readable():
     assert "SubVPSDE" in repr(model)
 
 
+def test_what_is_no_sde_or_parametrization_is_refused():
+    with pytest.raises(ValueError, match="got parametrization='noise'; expected an object such as NOISE"):
+        ScoreModel(MLP(2), VPSDE(), "noise")
+    with pytest.raises(ValueError, match="got sde='vp'; expected an object such as VPSDE()"):
+        ScoreModel(MLP(2), "vp")
+
+
 def test_classes_are_carried_and_taken(x):
     model = ScoreModel(randomised(MLP(4, num_classes=5)), VPSDE())
     labels = torch.tensor([0, 3, 4])
@@ -135,6 +142,7 @@ def test_classes_are_carried_and_taken(x):
     torch.testing.assert_close(score(x, T), model(x, T, labels))
     keep = torch.tensor([2, 0])
     torch.testing.assert_close(score.take(keep)(x[keep], T[keep]), score(x, T)[keep])
+    torch.testing.assert_close(model.condition([0, 3, 4])(x, T), score(x, T))
     torch.testing.assert_close(model.condition(3)(x, T), model(x, T, torch.tensor([3, 3, 3])))
     assert model.condition(3).take(keep)(x[keep], T[keep]).shape == (2, 4)
     torch.testing.assert_close(model.condition(None)(x, T), model(x, T))
@@ -149,6 +157,9 @@ def test_wrong_classes_are_refused(x):
     model = ScoreModel(MLP(4, num_classes=5), VPSDE())
     with pytest.raises(ValueError, match="integers"):
         model.condition(torch.tensor([0.5, 1.0, 2.0]))
+    for wrong in ("cat", [0.5, 1.0, 2.0], [[0], [1, 2]]):
+        with pytest.raises(ValueError, match=r"condition\(labels\): got .*expected integers"):
+            model.condition(wrong)
     with pytest.raises(ValueError, match=r"expected integers of shape \(3,\)"):
         model.condition(torch.tensor([0, 1]))(x, T)
 
