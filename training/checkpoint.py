@@ -10,8 +10,8 @@ is fsynced and old checkpoints are removed. The manifest comes last, so it says 
 that dies at any point leaves the previous checkpoint as it was.
 
 *Reading.* The newest manifest first: size, hash, then `torch.load(weights_only=True)` with an empty allow-list, then the
-step inside. Whatever is wrong is a warning that names the file and the reason, and the next older is tried; if none is
-left, an error names them all. A run never starts from scratch where there are checkpoints.
+step inside. Where something is wrong the next older is tried: a warning names the file and the reason, or, if none is left,
+an error names them all. A run never starts from scratch where there are checkpoints.
 
 *Strangers.* Nothing in a file is executed. Compressed archives (a zip bomb unfolds to a thousand times its size), archives
 whose members overlap, and tensors larger than the bytes they stand on are refused.
@@ -137,9 +137,9 @@ class CheckpointFolder:
                 checkpoint = self._read(candidate)
             except CheckpointError as error:
                 problems.append(str(error))
-                if step is None:
-                    warnings.warn(f"{error}; trying an older checkpoint", stacklevel=2)
                 continue
+            for problem in problems:
+                warnings.warn(f"{problem}; the checkpoint of step {candidate} is used", stacklevel=2)
             return checkpoint
         if step is None:
             for candidate in self._files("pt"):  # a save that died between the file and its manifest
