@@ -39,8 +39,14 @@ def check_same(old: Mapping[str, Any], new: Mapping[str, Any], allow: Sequence[s
         if not any(name == a or name.startswith(f"{a}.") for a in allow)
     }
     if refused:
-        listed = ", ".join(f"{name}: {was!r} -> {now!r}" for name, (was, now) in refused.items())
+        listed = "; ".join(_change(name, *values) for name, values in refused.items())
         raise UsageError(
-            f"got a configuration that differs from the run's ({listed}); expected the same: undo the change, or allow it by "
-            f"name ({','.join(refused)})"
+            f"got a configuration that differs from the run's ({listed}); expected the same: undo the change, or add "
+            f"--allow_change={','.join(refused)} where it is meant"
         )
+
+
+def _change(name: str, was: object, now: object) -> str:
+    if now is None:
+        return f"no {name}, which was {was!r}"
+    return f"{name}={now!r}, which was {'not there' if was is None else repr(was)}"

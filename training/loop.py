@@ -123,14 +123,6 @@ def train(
     group = current_group()
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_global_rng())
-        if folder is not None:
-            error: Exception | None = None
-            if group.is_main:
-                try:
-                    stack.enter_context(RunLock(folder))
-                except DiskError as locked:
-                    error = locked
-            group.broadcast_error(error)
         run = _Run(
             model,
             Batches(
@@ -153,6 +145,14 @@ def train(
             data_fingerprint,
             stage,
         )
+        if folder is not None:
+            error: Exception | None = None
+            if group.is_main:
+                try:
+                    stack.enter_context(RunLock(folder))
+                except DiskError as locked:
+                    error = locked
+            group.broadcast_error(error)
         run.start(resume, tuple(allow_change))
         interruption = stack.enter_context(Interruption())
         was_training = model.training
@@ -260,6 +260,14 @@ class _Run:
                 tensorboard=self.options.tensorboard,
             )
             self.state.writer = self.reporter.writer
+            try:
+                for callback in self.callbacks:
+                    callback.on_start(self.state)
+            except (DiskError, ValueError) as problem:
+                error = problem
+            except OSError as problem:
+                error = DiskError(f"{self.folder}: cannot be written ({problem.strerror}); make room or write access")
+        self.group.broadcast_error(error)
 
     def close(self) -> None:
         if self.reporter is not None:

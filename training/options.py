@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import numbers
 from dataclasses import asdict, dataclass
 from typing import Any
 
@@ -92,24 +93,23 @@ class TrainingOptions:
         object.__setattr__(self, "power_ema", _tuple(self.power_ema))
         object.__setattr__(self, "betas", _tuple(self.betas))
         for name in ("steps", "batch_size", "accumulate", "log_every", "keep"):
-            self._check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 1, "an integer >= 1")
+            self._check(name, _is_count(getattr(self, name)) and getattr(self, name) >= 1, "an integer >= 1")
         for name in ("warmup", "eval_every", "checkpoint_every", "keep_every", "max_skips"):
-            self._check(name, isinstance(getattr(self, name), int) and getattr(self, name) >= 0, "an integer >= 0")
+            self._check(name, _is_count(getattr(self, name)), "an integer >= 0")
         for name in ("learning_rate", "adam_eps"):
             value = getattr(self, name)
-            self._check(name, value > 0 and math.isfinite(value), "a finite number > 0")
+            self._check(name, _is_number(value) and 0 < value < math.inf, "a finite number > 0")
         for name in ("final_rate", "label_dropout"):
-            self._check(name, 0 <= getattr(self, name) <= 1, "a number in [0, 1]")
-        self._check("weight_decay", self.weight_decay >= 0, "a number >= 0")
-        self._check("betas", len(self.betas) == 2 and all(0 <= b < 1 for b in self.betas), "two numbers in [0, 1)")
-        self._check("clip", self.clip is None or self.clip > 0, "a number > 0, or None")
-        self._check("max_seconds", self.max_seconds is None or self.max_seconds > 0, "a number > 0, or None")
-        self._check(
-            "ema",
-            all(0 <= d < 1 for d in self.ema) and len(set(self.ema)) == len(self.ema),
-            "different numbers in [0, 1)",
-        )
-        self._check("power_ema", all(0 < s < 0.28 for s in self.power_ema), "numbers in (0, 0.28)")
+            value = getattr(self, name)
+            self._check(name, _is_number(value) and 0 <= value <= 1, "a number in [0, 1]")
+        self._check("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "a number >= 0")
+        self._check("betas", len(self.betas) == 2 and all(map(_is_decay, self.betas)), "two numbers in [0, 1)")
+        for name in ("clip", "max_seconds"):
+            value = getattr(self, name)
+            self._check(name, value is None or (_is_number(value) and value > 0), "a number > 0, or None")
+        different = all(map(_is_decay, self.ema)) and len(set(self.ema)) == len(self.ema)
+        self._check("ema", different, "different numbers in [0, 1)")
+        self._check("power_ema", all(_is_number(s) and 0 < s < 0.28 for s in self.power_ema), "numbers in (0, 0.28)")
         self._check("accumulate", self.accumulate <= self.batch_size, f"at most batch_size={self.batch_size}")
         for name, choices in (
             ("optimizer", OPTIMIZERS),
@@ -139,6 +139,18 @@ class TrainingOptions:
     def as_dict(self) -> dict[str, Any]:
         """Plain types, for run folders."""
         return asdict(self)
+
+
+def _is_count(value: object) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and value >= 0
+
+
+def _is_number(value: object) -> bool:
+    return isinstance(value, numbers.Real) and not isinstance(value, bool)
+
+
+def _is_decay(value: Any) -> bool:
+    return _is_number(value) and 0 <= value < 1
 
 
 def _tuple(value: object) -> tuple[Any, ...]:
