@@ -2,16 +2,17 @@
 
 Two kinds: the experiments (`vp.py`, ...) take every value of their configuration as a flag `--config.a.b=...` through
 ml_collections; the tools on a finished run (`sample.py`, `nll.py`, ...) take plain options. Both refuse what they do not
-know with one line that says what was got, what was expected and what to do, and leave with a documented exit code:
-
-    0 done   2 usage   3 data   4 a value that is not finite   5 disk or checkpoint   130 SIGINT   143 SIGTERM
+know with one line that says what was got, what was expected and what to do, and leave with the exit code that `--help` lists.
+A warning is one line, too.
 """
 
 from __future__ import annotations
 
 import argparse
 import re
+import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -24,14 +25,21 @@ from ml_collections.config_flags import config_flags
 from data import DataError
 from experiments.presets import PRESETS
 from samplers import SamplingError
-from training.errors import TrainingError
+from training.errors import DATA, NON_FINITE, USAGE, TrainingError
 
-USAGE, DATA, NONFINITE = 2, 3, 4
+EXIT_CODES = (
+    "exit codes: 0 done; 2 usage: an option, a value or a run folder that does not fit; 3 data that are missing, damaged or do "
+    "not fit; 4 a value that is not finite; 5 the disk, or a checkpoint to go on from that is damaged; 130 stopped by Ctrl-C, "
+    "143 by SIGTERM"
+)
 
 
 def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
     """Calls `main(arguments)` and leaves with its exit code; an error of the project's becomes one line on stderr."""
     name = sys.argv[0].rsplit("/", 1)[-1]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # while the scripts were imported; see the package
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.showwarning = lambda message, *where, **more: _say(f"{name}: warning: {message}")
     try:
         code = main(sys.argv[1:] if argv is None else argv) or 0
     except TrainingError as error:
@@ -39,7 +47,7 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
     except DataError as error:
         code = _complain(name, error, DATA)
     except SamplingError as error:
-        code = _complain(name, error, NONFINITE)
+        code = _complain(name, error, NON_FINITE)
     except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         code = _complain(name, error, USAGE)
     except KeyboardInterrupt:
@@ -48,15 +56,33 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
 
 
 def _complain(name: str, error: object, code: int) -> int:
-    print(f"{name}: {' '.join(str(error).split())}", file=sys.stderr)
+    _say(f"{name}: {error}")
     return code
 
 
+def _say(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def path(text: str) -> Path:
+    """A path that was named.
+
+    Raises:
+        argparse.ArgumentTypeError: for the empty one, which `Path` takes for the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty path; expected a name, or . for the current folder")
+    return Path(text)
+
+
 class Parser(argparse.ArgumentParser):
-    """argparse whose complaint is one line and whose help shows every default."""
+    """argparse whose complaint is one line, whose help shows every default, and whose paths are not empty."""
 
     def __init__(self, **kwargs: Any) -> None:
-        super().__init__(formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, **kwargs)
+        super().__init__(
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, epilog=EXIT_CODES, **kwargs
+        )
+        self.register("type", Path, path)
 
     def error(self, message: str) -> NoReturn:
         raise ValueError(f"{message} (try --help)")
@@ -111,8 +137,9 @@ def parse_experiment(config: ConfigDict, arguments: list[str], description: str)
             f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
             "(a boolean takes =True or =False)"
         )
-    if values.init_from == "":
-        raise ValueError("got --init_from without a value; expected a run folder, a checkpoint or a pretrained folder")
+    for flag in ("workdir", "init_from"):
+        if values[flag].value is not None and not values[flag].value.strip():
+            raise ValueError(f"got --{flag} without a value; expected a path, or . for the current folder")
     return Request(
         config=values.config,
         workdir=Path(values.workdir),
@@ -198,7 +225,7 @@ def _help(config: ConfigDict, description: str) -> str:
         "  --dry_run=False  go through every stage in seconds, in a folder that is then removed (in --workdir, where that",
         "      is given), and print what the run would take: memory, disk, time",
         "",
-        "values of the configuration, with their defaults:",
+        "values of the configuration, with their defaults (sampling.steps, second_steps: 0 leaves them to the sampler):",
         "",
     ]
-    return "\n".join(lines + [f"  --{name}={value}" for name, value in _leaves(config)])
+    return "\n".join([*lines, *(f"  --{name}={value}" for name, value in _leaves(config)), "", EXIT_CODES])
