@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+import math
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +18,7 @@ import data
 import models
 import samplers
 import sde_lib
-from data import Dataset, Split
+from data import DataError, Dataset, Split
 from data.transforms import Transform
 from experiments import chains
 from models import Conditioning, Parametrization, ScoreModel
@@ -37,6 +40,27 @@ from training import (
 )
 
 
+@contextlib.contextmanager
+def values_of(part: str) -> Iterator[None]:
+    """Around what is made of `config.part`: whatever its values cannot make is refused in one line that names the part.
+
+    Raises:
+        ValueError: a value out of its range, of the wrong type, or missing. Errors of the data stay what they are.
+    """
+    try:
+        yield
+    except DataError:
+        raise
+    except ValueError as error:
+        if "config." in str(error):
+            raise
+        raise ValueError(f"config.{part}: {error}") from error
+    except (TypeError, AttributeError, KeyError, RuntimeError) as error:
+        raise ValueError(
+            f"got a config.{part} that nothing can be made of ({error}); expected values of the kinds that --help shows"
+        ) from error
+
+
 def device(name: str) -> torch.device:
     """The device of that name; "auto" is the GPU where there is one."""
     if name != "auto":
@@ -53,11 +77,24 @@ def device(name: str) -> torch.device:
     return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
+@values_of("data")
 def dataset(config: ConfigDict) -> Dataset:
     name = config.data.name
     if name not in data.available():
         raise ValueError(f"got config.data.name={name!r}; expected one of {', '.join(data.available())}")
-    return data.create(name, root=config.data.root or None)
+    takes = data.options(name)
+    given = {key: config.data.get(key) for key in _DATA_OPTIONS if config.data.get(key)}
+    for key, value in given.items():
+        if key not in takes:
+            raise ValueError(f"got config.data.{key}={value!r} for the data set {name}, which has no {key}; leave it out")
+    for key, required in takes.items():
+        if required and key not in given:
+            raise ValueError(f"got the data set {name} without config.data.{key}; add --config.data.{key}=...")
+    return data.create(name, root=config.data.root or None, **given)
+
+
+# what a data set may take; 0 and "" leave it out. Runs from before they were there do not have them
+_DATA_OPTIONS = ("dataset", "size", "channels", "cache")
 
 
 def split(dataset: Dataset, name: str) -> Split:
@@ -67,10 +104,15 @@ def split(dataset: Dataset, name: str) -> Split:
     return dataset.split(name)
 
 
+@values_of("data")
 def transform(config: ConfigDict, dataset: Dataset) -> Transform:
-    return dataset.transform(config.data.low, config.data.high)
+    low, high = config.data.low, config.data.high
+    if not (all(isinstance(v, int | float) and math.isfinite(v) for v in (low, high)) and low < high):
+        raise ValueError(f"got config.data.low={low!r}, high={high!r}; expected finite numbers, low < high")
+    return dataset.transform(low, high)
 
 
+@values_of("sde")
 def sde(config: ConfigDict) -> SDE:
     chain = chains.of(config)
     if chain is not None:
@@ -93,6 +135,9 @@ _CONDITIONINGS: dict[str, Conditioning] = {
     "log_sigma": models.LogSigma(),
     "sigma": models.Sigma(),
 }
+
+# how a network takes the label: 999 t by sines, sigma by random Fourier features of its logarithm, as published
+_EMBEDDINGS = {"time": "positional", "sigma": "fourier"}
 
 
 def parametrization(config: ConfigDict, std: float) -> Parametrization:
@@ -138,9 +183,11 @@ def network(config: ConfigDict, dataset: Dataset, std: float) -> torch.nn.Module
         dropout=m.dropout,
         num_classes=classes,
         fourier_features=features,
+        embedding=_EMBEDDINGS.get(m.conditioning, "smooth"),
     )
 
 
+@values_of("model")
 def model(config: ConfigDict, dataset: Dataset) -> ScoreModel:
     """The score model with fresh weights, from the configuration's seed."""
     std = data_std(config, dataset)
@@ -149,10 +196,7 @@ def model(config: ConfigDict, dataset: Dataset) -> ScoreModel:
         raise ValueError(f"got config.model.conditioning={conditioning!r}; expected one of {', '.join(_CONDITIONINGS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
-        try:
-            net = network(config, dataset, std)
-        except (TypeError, ZeroDivisionError, RuntimeError) as error:
-            raise ValueError(f"got a config.model that makes no network ({error}); expected sizes >= 1") from error
+        net = network(config, dataset, std)
     return ScoreModel(
         net,
         sde(config),
@@ -163,6 +207,7 @@ def model(config: ConfigDict, dataset: Dataset) -> ScoreModel:
     )
 
 
+@values_of("training")
 def options(config: ConfigDict) -> TrainingOptions:
     """How to train."""
     names = ("steps", "batch_size", "learning_rate", "warmup", "schedule", "betas", "clip", "ema", "precision")
@@ -185,6 +230,7 @@ def options(config: ConfigDict) -> TrainingOptions:
     return TrainingOptions(seed=config.seed, progress=True, label_dropout=dropout, **values)
 
 
+@values_of("training")
 def objective(config: ConfigDict) -> Objective:
     """What is minimised: which noise levels count how much, and at which times it is looked at."""
     chain = chains.of(config)
@@ -203,6 +249,7 @@ def objective(config: ConfigDict) -> Objective:
     return DSM(weighting=weightings[c.weighting](), times=times[c.times]())
 
 
+@values_of("sampling")
 def sampler(config: ConfigDict, name: str, steps: int) -> Sampler:
     """The sampler of that name; a chain's own walks its table. 0 steps: the sampler's own number, or none."""
     chain = chains.of(config)
@@ -280,7 +327,7 @@ def config_of(folder: Path) -> ConfigDict:
     """The configuration that a run folder was made with.
 
     Raises:
-        ValueError: where there is none.
+        ValueError: where there is none, or none of a run.
     """
     file = folder / "config.json"
     if not file.is_file():
@@ -290,9 +337,18 @@ def config_of(folder: Path) -> ConfigDict:
         )
     try:
         values = json.loads(file.read_text())
-    except json.JSONDecodeError as error:
+    except (ValueError, RecursionError) as error:
         raise ValueError(f"got {file}, which is not JSON ({error}); expected what an experiment wrote") from error
+    missing = [p for p in _PARTS if not isinstance(values, dict) or not isinstance(values.get(p), dict)]
+    missing += [n for n in ("name", "seed") if not isinstance(values, dict) or n not in values]
+    if missing:
+        raise ValueError(
+            f"got {file}, which is not a run's: it has no {', '.join(missing)}; expected what an experiment wrote"
+        )
     return ConfigDict(_tuples(values))
+
+
+_PARTS = ("data", "sde", "model", "training", "sampling", "likelihood")
 
 
 def _tuples(value: Any) -> Any:

@@ -9,7 +9,6 @@ from __future__ import annotations
 import contextlib
 import copy
 import io
-import shutil
 import tempfile
 import time
 from collections.abc import Callable, Iterator
@@ -51,7 +50,7 @@ def rehearse(
     with process_group() as group, contextlib.ExitStack() as stack:
         if group.world > 1:
             raise UsageError(f"got --dry_run in {group.world} processes; expected one: start it without torchrun")
-        if keep and (workdir / "config.json").exists():
+        if keep and stages.holds_run(workdir):
             raise UsageError(
                 f"got --dry_run with the run folder {workdir}, which holds a run; expected another --workdir, or none"
             )
@@ -88,7 +87,7 @@ def rehearse(
         pilot = _pilot_seconds(folder)
     kept = f"what was written is in {folder}" if keep else "nothing is kept"
     print(f"every stage went through, in {time.perf_counter() - started:.0f} s; {kept}")
-    print(_text(cost, _expected(config, small, dataset, cost, results, seconds, pilot), _free(workdir)))
+    print(_text(cost, _expected(config, small, dataset, cost, results, seconds, pilot), stages.free_bytes(workdir)))
 
 
 def shrink(config: ConfigDict, dataset: Dataset) -> ConfigDict:
@@ -169,14 +168,6 @@ def _text(cost: Plan, expected: dict[str, float], free: int) -> str:
         f"  disk    checkpoints of {cost.checkpoint / 2**20:.1f} MiB, at most {cost.disk / 2**20:.1f} MiB; "
         f"{free / 2**30:.1f} GiB are free"
     )
-
-
-def _free(folder: Path) -> int:
-    """Bytes on the disk where `folder` is, or would be."""
-    there = folder.absolute()
-    while not there.exists():
-        there = there.parent
-    return shutil.disk_usage(there).free
 
 
 @contextlib.contextmanager

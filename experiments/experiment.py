@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -22,6 +23,7 @@ from experiments import build, command_line, dry_run, presets, report, stages
 from experiments.baselines import bits_per_dim_of_baselines
 from experiments.results import read_results, update_results
 from training import process_group
+from training.signals import stopped_at_once
 
 Then = Callable[[ConfigDict], Callable[[Path], None]]
 """Checks a configuration; what it returns is done with the run folder in the end."""
@@ -44,8 +46,9 @@ def main(get_config: Callable[[], ConfigDict], arguments: list[str], description
         init_from=asked.init_from,
     )
     if finish is not None and results:
-        finish(asked.workdir)
-        report.tidy(asked.workdir)
+        with _after_training(asked.workdir):
+            finish(asked.workdir)
+            report.tidy(asked.workdir)
     return 0
 
 
@@ -68,6 +71,16 @@ def run(
         is_main = group.is_main
     if not is_main:
         return {}
+    with _after_training(folder):
+        return _look(config, folder, started)
+
+
+def _after_training(folder: Path) -> AbstractContextManager[None]:
+    return stopped_at_once(f"the training is saved in {folder}; the same command with --resume goes on")
+
+
+def _look(config: ConfigDict, folder: Path, started: float) -> dict[str, Any]:
+    """Samples and scores what was trained, and reports it; returns what results.json holds."""
     before = read_results(folder)
     averaged = build.load_run(folder, build.device(config.device))  # the averaged weights, as any tool will read them
     stages.draw(averaged, config)

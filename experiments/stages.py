@@ -28,10 +28,8 @@ from samplers import Sampler
 from training import (
     Callback,
     CheckpointFolder,
-    DiskError,
     Estimate,
     Group,
-    TrainingError,
     TrainingResult,
     TrainState,
     UsageError,
@@ -40,7 +38,6 @@ from training import (
     initialize_from,
     train,
 )
-from training.configuration import check_same
 
 
 def set_threads(config: ConfigDict) -> None:
@@ -67,17 +64,17 @@ def fit(
     data, held_out, seen = splits(config, dataset)
     _, second, _ = plan(config, dataset)
     origin = _begin(model, config, folder, init_from, resume, group)
-    plain = config.to_dict()
     problem: Exception | None = None
-    if group.is_main:
-        try:
-            _prepare(folder, plain, resume, allow_change)
-        except (TrainingError, ValueError) as error:
-            problem = error
+    if group.is_main and not resume and holds_run(folder):
+        problem = UsageError(
+            f"got the run folder {folder}, which holds a run; expected a new one: add --resume to go on with it, "
+            "or give another --workdir"
+        )
     group.broadcast_error(problem)
+    plain = config.to_dict()
     parameters = sum(p.numel() for p in model.net.parameters())
-    callbacks: list[Callback] = [_Pictures(second, transform, dataset, config.seed, folder)]
     started: dict[str, Any] = {"seed": config.seed, **({} if origin is None else {"init_from": origin})}
+    callbacks: list[Callback] = [_Pictures(second, transform, dataset, config.seed, folder)]
     if config.training.validation:
         validation = Validation(
             held_out,
@@ -89,7 +86,7 @@ def fit(
         )
         callbacks.insert(0, validation)
         started["validation"] = {"images": len(validation.split), "seen": seen}
-    callbacks.append(_Began(folder, started))
+    callbacks.append(_Began(folder, plain, started))
     if group.is_main and not quiet:
         processes = f", {group.world} processes" if group.world > 1 else ""
         cost = estimate(model, data, transform, options, objective=objective, processes=group.world)
@@ -222,6 +219,7 @@ def plan(config: ConfigDict, dataset: Dataset) -> tuple[Sampler, Sampler, Protoc
     return first, second, _protocol(config)
 
 
+@build.values_of("likelihood")
 def _protocol(config: ConfigDict) -> Protocol:
     c = config.likelihood
     return Protocol(
@@ -260,7 +258,7 @@ def _begin(
 
 def _cost(cost: Estimate, folder: Path) -> str:
     """What the run will take of memory and disk."""
-    free = shutil.disk_usage(folder).free
+    free = free_bytes(folder)
     warning = (
         ""
         if free > cost.disk
@@ -272,22 +270,17 @@ def _cost(cost: Estimate, folder: Path) -> str:
     )
 
 
-def _prepare(folder: Path, config: dict[str, Any], resume: bool, allow_change: tuple[str, ...]) -> None:
-    """Writes config.json, or compares with the one that is there; overwrites nothing unasked."""
-    if (folder / "config.json").exists():
-        if not resume:
-            raise UsageError(
-                f"got the run folder {folder}, which holds a run; expected a new one: add --resume to go on with it, "
-                "or give another --workdir"
-            )
-        check_same(build.config_of(folder).to_dict(), config, _allowed(allow_change))
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder / "config.json", config)
-    except OSError as error:
-        raise DiskError(
-            f"got the run folder {folder}, which cannot be written ({error.strerror}): give another --workdir"
-        ) from error
+def free_bytes(folder: Path) -> int:
+    """What the disk has left where `folder` is, or would be."""
+    there = folder.absolute()
+    while not there.exists():
+        there = there.parent
+    return shutil.disk_usage(there).free
+
+
+def holds_run(folder: Path) -> bool:
+    """Whether there is work in `folder`; where a session came to no checkpoint, there is none."""
+    return CheckpointFolder(folder / "checkpoints").exists() or "training" in read_results(folder)
 
 
 def _allowed(names: tuple[str, ...]) -> tuple[str, ...]:
@@ -301,20 +294,16 @@ def _allowed(names: tuple[str, ...]) -> tuple[str, ...]:
 
 
 class _Began(Callback):
-    """Notes in results.json how a session began, once the run folder is this process's own."""
+    """Writes config.json, and in results.json how a session began, once the run has accepted both."""
 
-    def __init__(self, folder: Path, values: dict[str, Any]) -> None:
-        self.folder, self.values, self.noted = folder, values, False
+    def __init__(self, folder: Path, config: dict[str, Any], values: dict[str, Any]) -> None:
+        self.folder, self.config, self.values = folder, config, values
 
-    def on_step(self, state: TrainState) -> None:
-        if not self.noted:
-            commands = read_results(self.folder).get("commands", [])
-            command = shlex.join(["python", *sys.argv])
-            update_results(self.folder, {**self.values, "commands": [*(c for c in commands if c != command), command]})
-            self.noted = True
-
-    def on_end(self, state: TrainState, result: TrainingResult) -> None:
-        self.on_step(state)  # of a run that had no step to do
+    def on_start(self, state: TrainState) -> None:
+        commands = read_results(self.folder).get("commands", [])
+        command = shlex.join(["python", *sys.argv])
+        write_json(self.folder / "config.json", self.config)
+        update_results(self.folder, {**self.values, "commands": [*(c for c in commands if c != command), command]})
 
 
 class _Pictures(Callback):
