@@ -18,6 +18,7 @@ from likelihood.latent import (
     round_trip,
     sample_with_log_prob,
 )
+from likelihood.methods import Method, accurate, fast
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
 
@@ -59,18 +60,21 @@ __all__ = [
     "Hutchinson",
     "Interpolation",
     "Likelihood",
+    "Method",
     "RoundTrip",
     "SampledLikelihood",
     "Transported",
     "TruncatedNormal",
     "Uniform",
+    "accurate",
     "available",
     "bits_per_dim",
     "companion_error",
-    "decode",
     "create",
+    "decode",
     "elbo",
     "encode",
+    "fast",
     "interpolate",
     "log_likelihood",
     "pilot_grid",

@@ -74,6 +74,13 @@ def _forward(function: Function, x: Tensor, create_graph: bool) -> tuple[Tensor,
         x = x.detach().requires_grad_()
     with torch.enable_grad():
         value = function(x)
+    if value.shape != x.shape:
+        raise ValueError(f"got a score of shape {tuple(value.shape)} for x {tuple(x.shape)}; expected the same shape")
+    if not value.requires_grad:
+        raise ValueError(
+            "got a score that autograd cannot follow, so it has no trace; expected one that depends on x by "
+            "differentiable operations: remove detach() and no_grad() from it"
+        )
     return x, value
 
 

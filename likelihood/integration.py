@@ -16,7 +16,10 @@ from likelihood.divergence import Divergence, Hutchinson
 from numerics import Dopri5, Generator, Solver, Status, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
-_SAFETY = 20.0  # between what an adaptive solver estimates and what is stated
+Prior = Callable[[Tensor], Tensor]
+"""z `(B, *)` -> log-density `(B,)` in nats."""
+
+_SAFETY = 20.0  # between what an adaptive solver estimates for the trace and what is stated
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -31,8 +34,10 @@ class Likelihood:
         estimates: `(B, K)` nats, log_prob by each independent estimate of the trace.
         probe_stderr: `(B,)` nats, the standard error of log_prob from the trace's probes: NaN below two independent
             estimates, 0 for `Exact`.
-        solver_error: `(B,)` nats: twenty times the solver's own estimate for the trace from an adaptive solver (see above),
-            that estimate from others; NaN from a solver that makes none.
+        solver_error: `(B,)` nats, from the solver's own estimates: twenty times the trace's (`likelihood.probability_flow`
+            says why) from an adaptive solver, once from others; and what the state's error does to the prior's
+            log-density. NaN from a solver that makes none, and where fresh probes would drown it: then
+            `likelihood.companion_error` makes one.
         status: `(B,)`, see `numerics.Status`.
         failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.
         nfe: forward evaluations of the score, calls whatever the batch; nbe: vector-Jacobian products, likewise.
@@ -75,6 +80,7 @@ class AugmentedField:
         self.times, self.score, self.divergence = times, score, divergence
         self.probes, self.draw, self.counts = probes, draw, counts
         self.dtype, self.create_graph = dtype, create_graph
+        self.weight = times.flow.weight
 
     def take(self, index: Tensor) -> AugmentedField:
         return AugmentedField(
@@ -116,7 +122,7 @@ def integrate(
     flow: Flow | None,
     grid: TimeGrid | None,
     t_min: float | None,
-    prior: Callable[[Tensor], Tensor] | None = None,
+    prior: Prior | None = None,
     generator: Generator = None,
     create_graph: bool = False,
 ) -> tuple[Tensor, Likelihood]:
@@ -126,6 +132,11 @@ def integrate(
     """
     divergence = Hutchinson() if divergence is None else divergence
     solver = Dopri5() if solver is None else solver
+    if not isinstance(solver, Solver):
+        raise ValueError(
+            f"got solver={solver!r}; expected a solver of numerics, such as Dopri5() or Adams(steps=64), or the options of "
+            "likelihood.fast or likelihood.accurate: log_likelihood(sde, score, x, **accurate())"
+        )
     flow = WhitenedFlow() if flow is None else flow
     t_min = sde.t_min if t_min is None else t_min
     check_state(sde, x, t_min)
@@ -160,11 +171,18 @@ def integrate(
         z = x if down else end
         change = -found.y[1] if down else found.y[1]
         D = x[0].numel()
-        log_prior = (sde.prior_log_prob if prior is None else prior)(z).to(torch.float64)
+        log_prior = _prior(sde.prior_log_prob if prior is None else prior, z)
         done = found.status == int(Status.DONE)
         estimates = (log_prior + D * (c_T.log() - c_0.log())).unsqueeze(1) + D * change
         estimates = torch.where(done.unsqueeze(1), estimates, math.nan)
         log_prob = estimates.mean(dim=1)
+    error = (_SAFETY if solver.adaptive else 1.0) * D * found.error[1]
+    if fresh and not divergence.exact:
+        error = torch.full_like(error, math.nan)  # the difference of two quadratures of the probes' noise
+    elif not down:  # down, it is the sample that is off, and its log-density is its own
+        error = error + c_T * math.sqrt(D) * found.error[0] * _steepness(
+            sde.prior_log_prob if prior is None else prior, z
+        )
     K = estimates.shape[1]
     if divergence.exact:
         stderr = torch.zeros_like(log_prob).detach()
@@ -177,13 +195,35 @@ def integrate(
         latent=z.to(x.dtype),
         estimates=estimates,
         probe_stderr=stderr,
-        solver_error=(_SAFETY if solver.adaptive else 1.0) * D * found.error[1],
+        solver_error=error,
         status=found.status,
         failed_at=torch.where(done, math.nan, times.time(found.u)),
         nfe=counted.nfe,
         nbe=counts[0],
         evaluations=found.evaluations,
     )
+
+
+def _prior(prior: Prior, z: Tensor) -> Tensor:
+    """The log-density of the prior at `z`, `(B,)` nats, float64."""
+    found = prior(z)
+    if not isinstance(found, Tensor) or found.shape != z.shape[:1]:
+        raise ValueError(
+            f"got from prior {tuple(found.shape) if isinstance(found, Tensor) else found!r} for z of shape "
+            f"{tuple(z.shape)}; expected a log-density for each sample, ({z.shape[0]},)"
+        )
+    return found.to(torch.float64)
+
+
+def _steepness(prior: Prior, z: Tensor) -> Tensor:
+    """The norm of the prior's gradient at `z`, `(B,)`: nats for a unit error of the state."""
+    z = z.detach().requires_grad_()
+    with torch.enable_grad():
+        value = prior(z).sum()
+        if not value.requires_grad:  # a constant
+            return z.new_zeros(z.shape[0])
+        (slope,) = torch.autograd.grad(value, z)
+    return slope.flatten(1).norm(dim=1)
 
 
 def place(times: FlowTimes, grid: TimeGrid, solver: Solver, *, down: bool) -> Tensor:

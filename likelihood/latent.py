@@ -110,6 +110,7 @@ class _Field:
 
     def __init__(self, times: FlowTimes, score: Score, dtype: torch.dtype) -> None:
         self.times, self.score, self.dtype = times, score, dtype
+        self.weight = times.flow.weight
 
     def take(self, index: Tensor) -> _Field:
         return _Field(self.times, take(self.score, index), self.dtype)  # type: ignore[arg-type]

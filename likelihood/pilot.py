@@ -1,8 +1,10 @@
 r"""Placing a grid by a pilot run.
 
 An adaptive solver finds out where a network's flow is hard. Run it on a few samples, note its step sizes h over the clock,
-and let the density of a fixed grid's steps be proportional to the mean of 1/h: a grid of any number of steps that fits this
-network and this SDE, with nothing to tune. The samples of the pilot should not be those that are scored, or the grid has
+and let the density of a fixed grid's steps be proportional to the mean of 1/h, to the power 3/4: a grid of any number of
+steps that fits this network and this SDE, with nothing to tune. (The power makes up for what the pilot does not know, that a
+multistep method integrates the slopes' falling off exactly and dislikes a jump in its steps; of 1/2, 3/4 and 1 it was the
+best on training images of Fashion-MNIST.) The samples of the pilot should not be those that are scored, or the grid has
 seen them.
 """
 
@@ -94,4 +96,4 @@ def pilot_grid(
         ends = path.unique()  # rejected attempts end where they began
         i = torch.searchsorted(ends, middle).clamp(1, len(ends) - 1)
         density += 1 / (ends[i] - ends[i - 1])
-    return StepDensity(knots=tuple(edges.tolist()), density=tuple((density / levels.shape[1]).tolist()))
+    return StepDensity(knots=tuple(edges.tolist()), density=tuple((density / levels.shape[1]).pow(0.75).tolist()))

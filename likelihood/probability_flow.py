@@ -12,18 +12,16 @@ D^-1 times (1), so that a tolerance means the same for every image size.
 The error an adaptive solver estimates step by step holds for a field that is smooth at the scale of its steps, and a trained
 network is not quite: on digits (float32) the true error of an image's value was up to 4 times the sum of the estimates at
 tolerance 1e-5 and 15 times at 1e-4, and splitting a batch, which moves the network's last digits and with them the steps, moved
-values by up to 3 times that sum. So twenty times the sum is what is stated. (What an error of the state costs by way of the
-score, c s . dw, was tried as an addition: it is a twentieth of the trace's part there, and explains none of it.)
+values by up to 3 times that sum. So twenty times the sum is what is stated. The state's own error counts where the prior is
+steep, and is added as |grad log p_T| |dx_T|: nothing for typical samples, and everything for a far outlier.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-
 from torch import Tensor
 
 from likelihood.divergence import Divergence
-from likelihood.integration import Likelihood, integrate
+from likelihood.integration import Likelihood, Prior, integrate
 from numerics import Generator, Solver
 from sde_lib import SDE, Flow, Score, TimeGrid
 
@@ -38,7 +36,7 @@ def log_likelihood(
     flow: Flow | None = None,
     grid: TimeGrid | None = None,
     t_min: float | None = None,
-    prior: Callable[[Tensor], Tensor] | None = None,
+    prior: Prior | None = None,
     generator: Generator = None,
     create_graph: bool = False,
 ) -> Likelihood:

@@ -7,24 +7,39 @@ With slopes k_j = F(u_j, y_j) known at the last nodes, integrate the polynomial 
     correct    y_{n+1}  = y_n + integral of the polynomial through k_{n+1}, k_n, ..., k_{n-q+2}
 
 (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", III.1 and III.5 for unequal steps). With
-p = q - 1 this mode, PEC, has order q. Orders 2 and 3 start with the points that there are, whose errors are just small
-enough; orders 4 and 5 take their first q - 2 steps by the classical Runge-Kutta method, at three more evaluations each.
+p = q - 1 this mode, PEC, has order q.
+
+Where all slopes share a factor g(u) that is known and varies faster than the rest, the field names it as
+`field.weight`: the polynomial then goes through k_j / g(u_j), and g times it is integrated, which only changes the
+weights of the k_j. (Exponential multistep methods do so for a linear part: Hochbruck and Ostermann 2010, "Exponential
+integrators", Acta Numerica 19.)
+
+The first steps have no past. Either the first q - 3 are taken by the classical Runge-Kutta method at three more evaluations
+each, and the order is q; or the points just rise one by one ("rising"), which costs nothing, is formally of third order, and
+as good where g is small at the start: there the first steps move nothing, and at either end of a probability flow they do not.
 
 The difference of the corrected values with q and with q - 1 points estimates the latter's error of a step. The sum of its
 magnitudes over the steps is returned as the error, which is a rough scale rather than a bound; noise in the slopes adds to it.
-
 """
 
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import torch
 from torch import Tensor
 
 from numerics.ode import Callback, Field, FiniteWatch, Solution, Solver, State, check_steps, combine, grid_nodes, rms
+
+Weight = Callable[[Tensor], Tensor]
+"""The slopes' known factor g > 0, elementwise in the clock, float64."""
+
+# Gauss-Legendre: exact for polynomials up to degree 31, and for an analytic weight to rounding on any reasonable step
+_ABSCISSAE, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,20 +49,24 @@ class Adams(Solver):
     Args:
         steps: of equal length in the clock, where no nodes are given.
         points: q, the corrector's points, 2 to 5, which is the order; the predictor uses q - 1.
+        start: "runge_kutta", or "rising"; see the module's text.
     """
 
     steps: int = 50
     points: int = 3
+    start: str = "runge_kutta"
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         check_steps(self.steps)
         if self.points not in (2, 3, 4, 5):
             raise ValueError(f"got points={self.points}; expected 2, 3, 4 or 5")
+        if self.start not in ("runge_kutta", "rising"):
+            raise ValueError(f"got start={self.start!r}; expected 'runge_kutta' or 'rising'")
 
     @property
     def order(self) -> int:  # type: ignore[override]
-        return self.points
+        return min(self.points, 3) if self.start == "rising" else self.points
 
     def __call__(
         self,
@@ -70,7 +89,8 @@ class Adams(Solver):
         difference = [torch.zeros(batch, dtype=torch.float64, device=device) for _ in y]
         slopes: deque[State] = deque(maxlen=self.points)
         slopes.appendleft(field(nodes[0].expand(batch), y))
-        start = min(self.points - 2, len(grid) - 1) if self.points > 3 else 0
+        weight: Weight | None = getattr(field, "weight", None)
+        start = min(max(0, self.points - 3), len(grid) - 1) if self.start == "runge_kutta" else 0
         for n in range(start):
             y = _runge_kutta(field, nodes[n].expand(batch), nodes[n + 1] - nodes[n], y, slopes[0])
             slopes.appendleft(field(nodes[n + 1].expand(batch), y))
@@ -82,12 +102,12 @@ class Adams(Solver):
             interval = (grid[n], grid[n + 1])
             known = len(slopes)
             p = min(self.points - 1, known)
-            guess = _advance(y, slopes, integration_weights(past[:p], interval))
+            guess = _advance(y, slopes, integration_weights(past[:p], interval, weight))
             slopes.appendleft(field(nodes[n + 1].expand(batch), guess))
             at = [grid[n + 1], *past]
             q = min(self.points, known + 1)
-            y_new = _advance(y, slopes, integration_weights(at[:q], interval))
-            lower = _advance(y, slopes, integration_weights(at[: q - 1], interval))
+            y_new = _advance(y, slopes, integration_weights(at[:q], interval, weight))
+            lower = _advance(y, slopes, integration_weights(at[: q - 1], interval, weight))
             for total, a, b in zip(difference, y_new, lower, strict=True):
                 total += rms((a - b).detach())
             y = y_new
@@ -120,24 +140,24 @@ def _advance(y: State, slopes: deque[State], weights: list[float]) -> State:
     return tuple(part + sum(w * k[i] for w, k in zip(weights, slopes, strict=False)) for i, part in enumerate(y))
 
 
-def integration_weights(at: list[float], interval: tuple[float, float]) -> list[float]:
-    """Weights w_j with integral of p over `interval` = sum of w_j p(at_j) for every polynomial p of degree < len(at).
+def integration_weights(
+    at: Sequence[float], interval: tuple[float, float], weight: Weight | None = None
+) -> list[float]:
+    """Weights w_j with integral of g p over `interval` = sum of w_j g(at_j) p(at_j) for all polynomials p of degree < len(at).
 
-    From the Newton form: the j-th Lagrange polynomial is expanded in powers of (u - a) / h, which keeps the numbers of
-    order one however small the step.
+    g is `weight`, or 1. Gaussian quadrature of the Lagrange polynomials, in units of the interval, which keeps the numbers
+    of order one however small the step.
     """
-    a, b = interval
-    h = b - a
-    nodes = [(u - a) / h for u in at]
-    weights = []
-    for j, node in enumerate(nodes):
-        polynomial = [1.0]  # coefficients, lowest power first
-        for m, other in enumerate(nodes):
-            if m != j:
-                scale = 1.0 / (node - other)
-                shifted = [0.0, *polynomial]
-                polynomial = [
-                    scale * (s - other * (polynomial[i] if i < len(polynomial) else 0.0)) for i, s in enumerate(shifted)
-                ]
-        weights.append(h * sum(c / (i + 1) for i, c in enumerate(polynomial)))
-    return weights
+    (a, b), nodes = interval, np.asarray(at, dtype=np.float64)
+    half, middle = (b - a) / 2, (a + b) / 2
+    # (quadrature points, nodes, nodes): the factors of each Lagrange polynomial, with 1 in place of its own node's
+    scaled = (nodes - middle) / half
+    numerator = _ABSCISSAE[:, None, None] - scaled
+    denominator = scaled[:, None] - scaled
+    own = np.eye(len(nodes), dtype=bool)
+    lagrange = np.where(own, 1.0, numerator / np.where(own, 1.0, denominator)).prod(axis=2)
+    quadrature = half * _GAUSS_WEIGHTS
+    if weight is None:
+        return (quadrature @ lagrange).tolist()
+    inside = weight(torch.from_numpy(middle + half * _ABSCISSAE)).numpy()
+    return (((quadrature * inside) @ lagrange) / weight(torch.from_numpy(nodes)).numpy()).tolist()

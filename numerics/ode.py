@@ -6,7 +6,8 @@ does not depend on its batch mates.
 
 - A *state* is a tuple of tensors `(B, *)`, for instance `(x, log p)`.
 - A *field* is called as `field(u, state) -> state` with `u` of shape `(B,)`, float64. One that holds per-sample data
-  has `field.take(index) -> field` for the samples that remain.
+  has `field.take(index) -> field` for the samples that remain. One whose slopes share a known factor of the clock has
+  `field.weight(u) -> Tensor`, elementwise, which multistep methods integrate exactly (`numerics.multistep`).
 - A *solver* is called as `solver(field, state, u_0, u_1) -> Solution`, forwards (u_1 > u_0) or backwards. It has
   `order`, its order of convergence.
 
@@ -272,13 +273,17 @@ class Dopri5(Solver):
 
     rtol: float = 1e-5
     atol: float = 1e-5
-    max_steps: int = 10_000
+    max_steps: int = 2_000
     order: ClassVar[int] = 5
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
             raise ValueError(f"got rtol={self.rtol}, atol={self.atol}; expected numbers >= 0, one of them > 0")
+        if max(self.rtol, self.atol) < 1e-14:
+            raise ValueError(
+                f"got rtol={self.rtol}, atol={self.atol}; expected one of them >= 1e-14: float64 has no more digits"
+            )
         check_steps(self.max_steps)
 
     def __call__(

@@ -14,14 +14,21 @@ w = x / (alpha r) has unit scale at all times and
     (3)  d log p_w / du = -div_w (dw / du) = -sigma div_x eps + D (kappa / r)^2
     (4)  log p_x = log p_w - D log(alpha r)
 
-For data that are N(0, s^2 I) the right side of (2) is 0 and one step is exact, under every SDE. `PlainFlow` is the
-textbook form: the state x, the clock t.
+For data that are N(0, s^2 I) the right side of (2) is 0 and one step is exact, under every SDE. Writing
+eps = (kappa w + s F) / r, where F is what a network adds to that guess (F_theta of Karras et al. 2022, equation (7), up
+to its sign), (2) is
+
+    (5)  dw / du = g(u) F,    g = kappa s / r^2 = 1 / (2 cosh(u - log s))
+
+and (3) likewise: F is smooth and of order one, while the weight g falls off exponentially on both sides. A multistep method
+that integrates g exactly is an exponential one. `PlainFlow` is the textbook form: the state x, the clock t.
 """
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +61,11 @@ class Flow(ABC):
     def coefficients(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
         """a and b at `t`, of its shape."""
 
+    @property
+    def weight(self) -> Callable[[Tensor], Tensor] | None:
+        """The factor of the slopes that is known, elementwise in the clock, (5); None where there is none."""
+        return None
+
 
 @dataclass(frozen=True, kw_only=True)
 class WhitenedFlow(Flow):
@@ -77,6 +89,11 @@ class WhitenedFlow(Flow):
     def coefficients(self, sde: SDE, t: Time) -> tuple[Tensor, Tensor]:
         ratio = sde.sigma(t) / self.scale(sde, t)  # kappa / r
         return -ratio.square(), ratio
+
+    @property
+    def weight(self) -> Callable[[Tensor], Tensor]:
+        centre = math.log(self.data_std)
+        return lambda u: 0.5 / torch.cosh(u - centre)
 
 
 @dataclass(frozen=True, kw_only=True)
