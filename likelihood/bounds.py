@@ -35,6 +35,8 @@ import torch
 from torch import Tensor
 
 from data.transforms import Transform
+from likelihood.bits_per_dim import check_levels
+from likelihood.integration import check_state
 from numerics import Generator, expand_as, normal, uniform
 from sde_lib import SDE, Score
 
@@ -45,6 +47,13 @@ class Decoder(ABC):
     needs_score: ClassVar[bool] = True
     length_weight: ClassVar[float] = 0.0
     """How much of |eps - eps-hat|^2 at t_min is in -log_prob."""
+
+    def check(self, data: Tensor, x_0: Tensor) -> None:
+        """Refuses data that cannot be scored, with a ValueError."""
+        if data.shape != x_0.shape:
+            raise ValueError(
+                f"got data of shape {tuple(data.shape)} for x_0 {tuple(x_0.shape)}; expected the same shape"
+            )
 
     @abstractmethod
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
@@ -77,6 +86,10 @@ class Bins(Decoder):
     transform: Transform
     needs_score: ClassVar[bool] = False
 
+    def check(self, data: Tensor, x_0: Tensor) -> None:
+        super().check(data, x_0)
+        _check_grey_values(data, self.transform)
+
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
         levels = torch.arange(self.transform.levels or 0, dtype=torch.float64, device=x.device)
         centres = self.transform(levels + 0.5)
@@ -90,6 +103,10 @@ class DiscretizedGaussian(Decoder):
     """The mass that N(x_0-hat, s^2) puts into the grey value's bin, the outermost bins open; s = sigma/alpha at t_min."""
 
     transform: Transform
+
+    def check(self, data: Tensor, x_0: Tensor) -> None:
+        super().check(data, x_0)
+        _check_grey_values(data, self.transform)
 
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
         s, half = sigma / alpha, math.exp(self.transform.log_det) / 2
@@ -175,7 +192,8 @@ def elbo(
         data_std: s, the data's standard deviation in model units, for less variance; None for none of it.
 
     Raises:
-        ValueError: for fewer than one draw or step, or a data_std that is not positive.
+        ValueError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
+            a t_min outside (0, T), or grey values outside their range.
     """
     if min(draws, reconstructions, 1 if steps is None else steps) < 1:
         raise ValueError(f"got draws={draws}, reconstructions={reconstructions}, steps={steps}; expected integers >= 1")
@@ -183,6 +201,8 @@ def elbo(
         raise ValueError(f"got data_std={data_std}; expected a finite number > 0, or None")
     decoder = Gaussian() if decoder is None else decoder
     t_min = sde.t_min if t_min is None else t_min
+    check_state(sde, x_0, t_min)
+    decoder.check(x_0 if data is None else data, x_0)
     B, device = x_0.shape[0], x_0.device
 
     def eps_hat(x: Tensor, t: Tensor) -> Tensor:
@@ -245,6 +265,12 @@ def elbo(
         diffusion_stderr=_stratified_stderr(stack, steps),
         nfe=nfe,
     )
+
+
+def _check_grey_values(data: Tensor, transform: Transform) -> None:
+    if transform.levels is None:
+        raise ValueError("got a transform without levels for a decoder of grey values; expected one that has them")
+    check_levels(data, transform)
 
 
 def _kl_to_prior(sde: SDE, x_0: Tensor) -> Tensor:

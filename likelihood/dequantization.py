@@ -79,6 +79,12 @@ class Uniform(Dequantizer):
 class TruncatedNormal(Dequantizer):
     """u normal of the noise's own standard deviation at t_min, cut off at the bin's edges."""
 
+    @staticmethod
+    def t_min(sde: SDE, transform: Transform, fraction: float = 0.25) -> float:
+        """The time at which sigma/alpha is `fraction` of a bin's width; `sde.t_min` where it is more even there."""
+        log_snr = -2 * math.log(fraction * math.exp(transform.log_det))
+        return float(sde.time_of_log_snr(min(float(sde.log_snr(sde.t_min)), log_snr)).clamp(min=sde.t_min))
+
     def __call__(
         self,
         images: Tensor,
@@ -94,7 +100,9 @@ class TruncatedNormal(Dequantizer):
         edge = half / s
         # by inversion of the normal law between -edge and edge, in float64
         inside = math.erf(edge / math.sqrt(2))
-        p = 0.5 + inside * (uniform(images.shape, generator, device=images.device, dtype=torch.float64) - 0.5)
+        u = uniform(images.shape, generator, device=images.device, dtype=torch.float64)
+        # a stream's uniform numbers are multiples of 2^-24: taken in the middle of their cells, none is the edge itself
+        p = 0.5 + inside * ((u + 2**-25).clamp(max=1 - 2**-25) - 0.5)
         z = torch.special.ndtri(p).clamp(-edge, edge)
         log_q = -0.5 * z.square() - math.log(s * math.sqrt(2 * math.pi) * inside)
         D = images[0].numel()

@@ -1,12 +1,25 @@
 """Log-densities and bits/dim against closed forms."""
 
 import math
+import warnings
 
 import pytest
 import torch
 
 from data.transforms import Rescale
-from likelihood import Coloured, Exact, Hutchinson, bits_per_dim, companion_error, log_likelihood, pilot_grid
+from likelihood import (
+    BitsPerDim,
+    Coloured,
+    Exact,
+    Hutchinson,
+    Uniform,
+    accurate,
+    bits_per_dim,
+    companion_error,
+    fast,
+    log_likelihood,
+    pilot_grid,
+)
 from numerics import RK4, Adams, Dopri5, SampleStreams, SciPy, Status, TorchDiffEq
 from sde_lib import VESDE, VPSDE, CountedScore, PlainFlow, SubVPSDE, WhitenedFlow
 from sde_lib.analytic import Gaussian, GaussianMixture
@@ -331,6 +344,7 @@ class TestBitsPerDim:
         stated = torch.tensor([r.dequantization_stderr for r in exact]).square().mean().sqrt()
         assert float(spread / stated) == pytest.approx(1, abs=4 / math.sqrt(2 * 20))
         assert math.isnan(score_set(0, draws=1).dequantization_stderr) and math.isnan(score_set(0).probe_stderr)
+        assert math.isnan(score_set(0, draws=3).dequantization_stderr)  # one random estimate a draw
         assert str(runs[0]).count("±") == 1 and "12 images; 17+51 evaluations" in str(runs[0])
 
     def test_an_image_is_scored_alike_in_any_batch(self):
@@ -358,14 +372,223 @@ class TestBitsPerDim:
         ("images", "message"),
         [
             (torch.zeros(2, 1, 4, 4), r"got images of type torch.float32; expected integers 0 ... 16"),
-            (torch.full((2, 1, 4, 4), 17, dtype=torch.uint8), r"got grey values from 17 to 17; expected 0 ... 16"),
+            (
+                torch.full((2, 1, 4, 4), 17, dtype=torch.uint8),
+                r"got grey values from 17 to 17, .* 2 images .*expected 0 ... 16",
+            ),
             (torch.full((2, 1, 4, 4), -1, dtype=torch.int32), r"got grey values from -1"),
+            (torch.tensor([3, 16, 99, -2]).reshape(4, 1, 1, 1).expand(4, 1, 4, 4), r"in 2 images \(the first: 2, 3\)"),
+            (torch.zeros(0, 1, 4, 4, dtype=torch.uint8), r"expected a batch \(B, \*\) of one or more"),
         ],
     )
     def test_images_that_do_not_fit_are_refused(self, images, message):
         law = Gaussian(torch.zeros(1, 4, 4), torch.ones(16))
         with pytest.raises(ValueError, match=message):
             bits_per_dim(VPSDE(), law.score(VPSDE()), images, Rescale(levels=17))
+
+    def test_more_levels_than_the_data_hold_is_said(self):
+        law = Gaussian(torch.zeros(1, 2, 2), torch.ones(4))
+        images = torch.full((2, 1, 2, 2), 16, dtype=torch.uint8)
+        options = dict(solver=Adams(steps=4), companions=0)
+        with pytest.warns(UserWarning, match="at most 16 for a transform of 256 levels"):
+            bits_per_dim(VPSDE(), law.score(VPSDE()), images, Rescale(levels=256), **options)
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            bits_per_dim(VPSDE(), law.score(VPSDE()), images, Rescale(levels=17), **options)
+
+    def test_a_failing_network_is_named_and_the_other_images_kept(self):
+        sde, transform = VPSDE(), Rescale(levels=17)
+        law = Gaussian(torch.zeros(1, 2, 2), 0.3 * torch.ones(4))
+        images = torch.randint(0, 17, (6, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+        images[4:, 0, 0, 0] = 16  # only these reach the hole
+        score = law.score(sde)
+
+        def broken(x, t):
+            hole = (x[:, :1, :1, :1] > 0.85) & (t > 0.2).reshape(-1, 1, 1, 1) & (images_at(x) == 1)
+            return torch.where(hole, math.nan, score(x, t))
+
+        def images_at(x):  # the corner of the last two images stays the largest along the flow
+            return (x[:, :1, :1, :1] == x[:, :1].amax(dim=(2, 3), keepdim=True)).to(torch.int64)
+
+        options = dict(solver=Dopri5(), generator=None, divergence=Exact(), dtype=torch.float64)
+        streams = lambda: {**options, "generator": SampleStreams(0, torch.arange(6))}
+        whole = bits_per_dim(sde, score, images, transform, draws=2, **streams())
+        found = bits_per_dim(sde, broken, images, transform, draws=2, **streams())
+        lost = ~found.converged
+        assert 0 < int(lost.sum()) < 6
+        assert torch.allclose(found.per_image[~lost], whole.per_image[~lost], rtol=1e-9)
+        assert bool(found.per_image[lost].isnan().any())
+        assert found.mean == pytest.approx(float(whole.per_image[~lost].mean()), rel=1e-9)
+        assert (found.failed_at[lost] - 0.2).abs().max() < 0.15 and bool(found.failed_at[~lost].isnan().all())
+        assert f"{int(lost.sum())} images failed at t = 0.2" in str(found) and "not finite" in str(found)
+        assert f"{6 - int(lost.sum())} images;" in str(found)
+
+    def test_companions_count_what_they_cost_and_state_the_error_of_the_first_images(self):
+        sde, transform = VPSDE(), Rescale(levels=17)
+        law = Gaussian(torch.zeros(1, 2, 2), 0.3 * torch.ones(4))
+        images = torch.randint(0, 17, (5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+        counted = CountedScore(law.score(sde))
+        found = bits_per_dim(sde, counted, images, transform, draws=2, solver=Adams(steps=16), companions=3)
+        assert counted.nfe == 2 * found.nfe + found.companion_nfe and found.companion_nfe > found.nfe
+        assert found.solver_error.isfinite().tolist() == [True] * 3 + [False] * 2
+
+    def test_an_own_prior_is_used(self):
+        sde, transform = VESDE(sigma_max=5.0), Rescale(levels=17)
+        law = Gaussian(torch.full((1, 2, 2), 0.9), 0.3 * torch.ones(4))
+        images = torch.randint(0, 17, (5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+        prior = lambda z: law.log_prob(sde, z, sde.T)
+        options = dict(solver=TIGHT, divergence=Exact(), dtype=torch.float64)
+        x, _ = Uniform()(images, transform, sde, sde.t_min, generator=SampleStreams(0), dtype=torch.float64)
+        expected = -(law.log_prob(sde, x, sde.t_min) + 4 * transform.log_det) / (4 * math.log(2))
+        streams = lambda: SampleStreams(0)
+        ours = bits_per_dim(sde, law.score(sde), images, transform, prior=prior, generator=streams(), **options)
+        theirs = bits_per_dim(sde, law.score(sde), images, transform, generator=streams(), **options)
+        assert (ours.per_image - expected).abs().max() < 1e-5
+        assert (theirs.per_image - expected).abs().max() > 1e-3
+
+
+class TestErrorBudget:
+    """The parts of the standard error, from numbers that are known beforehand."""
+
+    def result(self, estimates, **changes):
+        n = len(estimates)
+        options = dict(
+            estimates=torch.as_tensor(estimates, dtype=torch.float64),
+            solver_error=torch.full((n,), 1e-4, dtype=torch.float64),
+            exact=False,
+            noisy=True,
+            dimensions=4,
+            nfe=33,
+            nbe=66,
+            companion_nfe=0,
+            status=torch.zeros(n, dtype=torch.int64),
+            failed_at=torch.full((n,), math.nan, dtype=torch.float64),
+        )
+        return BitsPerDim(**{**options, **changes})
+
+    def random(self, n, m, K, data, noise, probe, seed=0):
+        g = torch.Generator().manual_seed(seed)
+        draw = lambda *shape: torch.randn(*shape, generator=g, dtype=torch.float64)
+        return 3 + data * draw(n, 1, 1) + noise * draw(n, m, 1) + probe * draw(n, m, K)
+
+    def test_total_and_parts_are_what_was_put_in(self):
+        n, m, K, data, noise, probe = 4000, 3, 2, 0.5, 0.3, 0.2
+        found = self.result(self.random(n, m, K, data, noise, probe))
+        total = math.sqrt((data**2 + noise**2 / m + probe**2 / (m * K)) / n)
+        assert found.stderr == pytest.approx(total, rel=0.05)
+        assert found.stderr == pytest.approx(float(found.per_image.std()) / math.sqrt(n), rel=1e-12)
+        assert found.probe_stderr == pytest.approx(probe / math.sqrt(n * m * K), rel=0.05)
+        assert found.dequantization_stderr == pytest.approx(noise / math.sqrt(n * m), rel=0.05)
+        assert found.data_stderr == pytest.approx(data / math.sqrt(n), rel=0.05)
+
+    @pytest.mark.parametrize(
+        ("m", "K", "exact", "noisy", "unknown"),
+        [
+            (1, 1, False, True, {"probe", "dequantization", "data"}),
+            (1, 2, False, True, {"dequantization", "data"}),
+            (2, 1, False, True, {"probe", "dequantization"}),  # both together are known, so the data's part is
+            (2, 2, False, True, set()),
+            (1, 1, True, True, {"dequantization", "data"}),
+            (2, 1, True, True, set()),
+            (1, 1, True, False, set()),
+            (1, 2, False, False, set()),
+            (1, 1, False, False, {"probe", "data"}),
+        ],
+    )
+    def test_what_cannot_be_known_is_not_a_number(self, m, K, exact, noisy, unknown):
+        found = self.result(self.random(50, m, K, 0.5, 0.1, 0.1), exact=exact, noisy=noisy)
+        for part in ("probe", "dequantization", "data"):
+            assert math.isnan(getattr(found, f"{part}_stderr")) == (part in unknown), part
+        assert found.stderr > 0
+        assert (found.probe_stderr == 0) == exact
+        assert (found.dequantization_stderr == 0) == (not noisy)
+
+    def test_it_prints_each_number_in_its_place(self):
+        found = self.result(self.random(2500, 2, 2, 0.6, 0.5, 0.4))
+        assert str(found) == (
+            f"{found.mean:.3f} ± {found.stderr:.3f} bits/dim (probe {found.probe_stderr:.3f}, "
+            f"dequantisation {found.dequantization_stderr:.3f}, data {found.data_stderr:.3f}; "
+            "solver < 0.001; 2,500 images; 33+66 evaluations)"
+        )
+        parts = {f"{v:.3f}" for v in (found.probe_stderr, found.dequantization_stderr, found.data_stderr, found.stderr)}
+        assert len(parts) == 4  # else a mistaken place would not show
+
+    def test_images_that_failed_are_left_out_of_everything(self):
+        estimates = self.random(40, 2, 2, 0.6, 0.5, 0.4)
+        good = self.result(estimates)
+        bad = torch.cat([estimates, torch.full((2, 2, 2), math.nan, dtype=torch.float64)])
+        status = torch.tensor([0] * 40 + [int(Status.NONFINITE), int(Status.MAX_STEPS)])
+        found = self.result(bad, status=status, failed_at=torch.tensor([math.nan] * 40 + [0.3, 0.5]))
+        for name in ("mean", "stderr", "probe_stderr", "dequantization_stderr", "data_stderr", "mean_solver_error"):
+            assert getattr(found, name) == pytest.approx(getattr(good, name), rel=1e-12), name
+        assert "40 images;" in str(found)
+        assert "1 images failed at t = 0.3" in str(found) and "1 images failed at t = 0.5" in str(found)
+
+    def test_a_large_solver_error_is_said(self):
+        found = self.result(self.random(40, 2, 2, 0.1, 0.1, 0.1), solver_error=torch.full((40,), 0.2))
+        assert "take more steps" in str(found)
+
+
+def test_by_default_a_fixed_grid_gets_a_fresh_probe_at_every_node():
+    sde = SDES["vp"]
+    _, score, x, _, _ = setting(sde, "gaussian", 8, n=4)
+    value = lambda **options: (
+        log_likelihood(
+            sde, score, x, divergence=Hutchinson(**options), solver=Adams(steps=12), generator=SampleStreams(0)
+        ).log_prob
+    )
+    assert torch.equal(value(), value(fresh=True)) and not torch.equal(value(), value(fresh=False))
+
+
+def test_fresh_probes_do_not_pass_for_a_solver_error():
+    """Their noise would drown it: unknown, where the exact trace and a fixed probe have a number."""
+    sde = SDES["vp"]
+    _, score, x, _, _ = setting(sde, "gaussian", 8, n=4)
+    error = lambda divergence: log_likelihood(sde, score, x, divergence=divergence, solver=Adams(steps=64)).solver_error
+    assert bool(error(Hutchinson()).isnan().all())
+    assert bool((error(Hutchinson(fresh=False)) > 0).all() & (error(Exact()) > 0).all())
+
+
+@each_sde
+def test_the_stated_error_of_an_outlier_covers_its_error(sde):
+    """Far out the prior is steep, and what counts is the state's error, not the trace's."""
+    law = Gaussian(torch.zeros(2), torch.tensor([[0.5, 0.3], [0.3, 0.4]]))
+    x = torch.tensor([[25.0, 25.0], [0.3, -0.2]], dtype=torch.float64)
+    prior = lambda z: law.log_prob(sde, z, sde.T)
+    for tolerance in (1e-5, 1e-7):
+        found = log_likelihood(sde, law.score(sde), x, divergence=Exact(), prior=prior, **accurate(tolerance=tolerance))
+        error = (found.log_prob - law.log_prob(sde, x, sde.t_min)).abs()
+        assert bool((found.solver_error > error).all()), (tolerance, error, found.solver_error)
+        assert float(found.solver_error[1]) < 2e3 * tolerance
+
+
+@each_sde
+@pytest.mark.parametrize("D", [2, 64])
+@pytest.mark.parametrize("name", ["gaussian", "mixture"])
+def test_fast_and_accurate_meet_the_closed_form(sde, name, D):
+    """1e-3 and 1e-5 bits/dim with the exact trace; the grid's pilot ran on other samples."""
+    law, score, x, prior, expected = setting(sde, name, D, n=8)
+    pilot = law.marginal_sample(sde, 8, sde.t_min, generator=torch.Generator().manual_seed(7))
+    for method, tolerance in (
+        (fast(sde, score, pilot, steps=96), 1e-3),
+        (accurate(tolerance=1e-7), 1e-5),
+    ):
+        found = log_likelihood(sde, score, x, divergence=Exact(), prior=prior, **method)
+        assert bool(found.converged.all())
+        assert float((found.log_prob - expected).abs().max()) / (D * math.log(2)) < tolerance
+
+
+def test_a_tolerance_that_cannot_be_met_ends_with_a_status():
+    """A score that is rough at 1e-6 cannot be followed to 1e-13; one that is impossible in float64 is refused."""
+    sde = SDES["vp"]
+    _, score, x, _, _ = setting(sde, "gaussian", 3, n=2)
+    rough = CountedScore(lambda x, t: score(x.float(), t).to(x.dtype))
+    found = log_likelihood(sde, rough, x, divergence=Exact(), **accurate(tolerance=1e-13, max_steps=200))
+    assert not bool(found.converged.any()) and bool(found.log_prob.isnan().all())
+    assert set(found.status.tolist()) <= {int(Status.MAX_STEPS), int(Status.UNDERFLOW)}
+    assert rough.nfe < 1300
+    with pytest.raises(ValueError, match="float64 has no more digits"):
+        accurate(tolerance=1e-17)
 
 
 @pytest.mark.parametrize(
@@ -385,6 +608,14 @@ class TestBitsPerDim:
             lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), divergence=Coloured()),
             "expected images",
         ),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), solver="fast"), "expected a solver of"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x[:, :1], torch.zeros(2, 2)), r"score of shape \(2, 1\)"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x.detach(), torch.zeros(2, 2)), "autograd cannot follow"),
+        (
+            lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(3, 2), prior=lambda z: torch.zeros(3, 1)),
+            r"from prior \(3, 1\) .*expected a log-density for each sample, \(3,\)",
+        ),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(3, 2), prior=lambda z: 0.0), "from prior 0.0"),
     ],
 )
 def test_bad_input_is_refused_in_one_line(make, message):

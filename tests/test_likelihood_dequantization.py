@@ -141,7 +141,8 @@ class TestImportanceWeighting:
         normal, centres = torch.distributions.Normal(mean, std), TRANSFORM.centres(images).double()
         mass = (normal.cdf(centres + WIDTH / 2) - normal.cdf(centres - WIDTH / 2)).log().sum(dim=1)
         truth = float(-mass.mean() / (D * math.log(2)))
-        values = {k: found.importance_weighted(D, k) for k in (1, 2, 4, 8, 16)}
+        assert found.dimensions == D
+        values = {k: found.importance_weighted(k) for k in (1, 2, 4, 8, 16)}
         assert torch.allclose(values[1], found.per_image, rtol=1e-12)
         means = [float(v.mean()) for v in values.values()]
         # groups of 2k draws hold those of k, so this is no matter of chance (Jensen), image by image
@@ -158,11 +159,15 @@ class TestImportanceWeighting:
             estimates=estimates,
             solver_error=torch.zeros(2),
             exact=True,
+            noisy=True,
+            dimensions=4,
             nfe=1,
             nbe=1,
-            converged=torch.ones(2, dtype=torch.bool),
+            companion_nfe=0,
+            status=torch.zeros(2, dtype=torch.int64),
+            failed_at=torch.full((2,), math.nan),
         )
-        assert found.importance_weighted(4).tolist() == pytest.approx([3.0, 2.0 + 1 / 4])
+        assert found.importance_weighted().tolist() == pytest.approx([3.0, 2.0 + 1 / 4])
         for wrong in (0, 3):
             with pytest.raises(ValueError, match=f"got K={wrong}; expected 1 to 2"):
-                found.importance_weighted(4, wrong)
+                found.importance_weighted(wrong)
