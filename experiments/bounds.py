@@ -20,6 +20,7 @@ if __name__ == "__main__":  # a script's own folder is on the path, but not the 
 
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 from data import DataError
 from experiments import build, command_line
@@ -34,10 +35,10 @@ from likelihood import (
     Uniform,
     bits_per_dim,
     elbo,
-    pilot_grid,
+    fast,
 )
 from likelihood.bounds import Bins, Decoder, DiscretizedGaussian
-from numerics import Adams, SampleStreams
+from numerics import SampleStreams
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -69,85 +70,103 @@ def rows(
     K: int = 8,
     steps: int = 64,
     draws: int = 128,
+    levels: int = 1000,
     probes: int = 4,
     truncation: float = 0.25,
+    batch_size: int = 32,
 ) -> list[Row]:
     """The table's rows for grey values `images` `(B, *)`.
 
     Args:
         K: draws of the dequantisation noise, of the importance-weighted values.
-        steps: of the flow's solver. draws: of the bounds. probes: trace estimates; 0 for the exact trace.
-        truncation: the noise at the t_min of the truncated-normal rows, in bins: sigma/alpha over the bin's width.
+        steps: of the flow's solver. draws: of the continuous bounds. probes: trace estimates; 0 for the exact trace.
+        levels: of DDPM's chain, each of whose steps is evaluated once.
+        truncation: the noise at the t_min of the rows on grid points, in bins: sigma/alpha over the bin's width. The network
+            has learned images with uniform noise, and cannot tell where in its bin a pixel is once the noise is finer.
+        batch_size: images at once.
     """
     sde, model, transform = run.sde, run.model, run.transform
     D = images[0].numel()
-    width = math.exp(transform.log_det)
-    high = float(sde.log_snr(sde.t_min))
-    t_cut = float(sde.time_of_log_snr(min(high, -2 * math.log(truncation * width))))
+    t_cut = TruncatedNormal.t_min(sde, transform, truncation)
     found: list[Row] = []
+    batches = [slice(i, i + batch_size) for i in range(0, len(images), batch_size)]
 
     def flow(name: str, dequantizer: Dequantizer, data: str, t_min: float) -> None:
         pilot = run.dataset.split("train").x[:8].to(images.device)
         x, _ = dequantizer(pilot, transform, sde, t_min, generator=SampleStreams(seed))
-        result: BitsPerDim = bits_per_dim(
-            sde,
-            model,
-            images,
-            transform,
-            dequantizer=dequantizer,
-            draws=K,
-            divergence=Hutchinson(probes=probes) if probes else Exact(),
-            solver=Adams(steps=steps, points=4),
-            flow=run.flow,
-            grid=pilot_grid(sde, model, x, flow=run.flow, t_min=t_min, tolerance=1e-3),
-            companions=0,
-            t_min=t_min,
-            generator=SampleStreams(seed, ids),
+        method = fast(sde, model, x, steps=steps, data_std=run.flow.data_std, t_min=t_min)
+        result = BitsPerDim.concatenate(
+            [
+                bits_per_dim(
+                    sde,
+                    model,
+                    images[part],
+                    transform,
+                    dequantizer=dequantizer,
+                    draws=K,
+                    divergence=Hutchinson(probes=probes) if probes else Exact(),
+                    companions=0,
+                    t_min=t_min,
+                    generator=SampleStreams(seed, ids[part]),
+                    **method,
+                )
+                for part in tqdm(batches, desc=f"flow, {name}", unit="batch")
+            ]
         )
         trace = f"{probes} probes" if probes else "exact trace"
         found.append(Row.of(f"flow, {name}", f"{data}, {K} draws; {steps} steps, {trace}", t_min, result.per_image))
-        weighted = result.importance_weighted(D)
         # exp() turns the probes' errors into a gain: with s their standard deviation in nats, about s^2 / 2 at most
         spread = (
             float(result.estimates.var(dim=2).mean()) / max(probes, 1) * (D * math.log(2)) ** 2 if probes > 1 else 0.0
         )
         note = f"; the probes may lower it by up to {spread / 2 / (D * math.log(2)):.3f}" if probes > 1 else ""
+        weighted = result.importance_weighted()
         found.append(
             Row.of(f"flow, {name}, importance-weighted", f"the same {K} draws, - log K{note}", t_min, weighted)
         )
 
     def bound(
-        way: str, data: str, x_0: Tensor, decoder: Decoder | None, t_min: float, chain: int | None = None, **det: float
+        way: str,
+        given: str,
+        x_0: Tensor,
+        decoder: Decoder | None,
+        t_min: float,
+        n: int,
+        chain: int | None = None,
+        **det: float,
     ) -> None:
-        result: Bound = elbo(
-            sde,
-            model,
-            x_0,
-            decoder=decoder,
-            data=None if decoder is None else images,
-            draws=draws,
-            steps=chain,
-            t_min=t_min,
-            data_std=run.model.data_std,
-            generator=SampleStreams(seed, ids),
-        )
-        found.append(Row.of(way, f"{data}; {draws} draws of time and noise", t_min, result.bits_per_dim(D, **det)))
+        values = []
+        for part in tqdm(batches, desc=way, unit="batch"):
+            result: Bound = elbo(
+                sde,
+                model,
+                x_0[part],
+                decoder=decoder,
+                data=None if decoder is None else images[part],
+                draws=n,
+                steps=chain,
+                t_min=t_min,
+                data_std=run.model.data_std,
+                generator=SampleStreams(seed, ids[part]),
+            )
+            values.append(result.bits_per_dim(D, **det))
+        found.append(Row.of(way, f"{given}; {n} evaluations", t_min, torch.cat(values)))
 
     flow("uniform dequantisation", Uniform(), "images + uniform noise, read as states at t_min", sde.t_min)
     flow("truncated-normal dequantisation", TruncatedNormal(), "grid points + the noise of t_min", t_cut)
     centres = transform(images.to(torch.float32) + 0.5)
     noisy, _ = Uniform()(images, transform, sde, sde.t_min, generator=SampleStreams(seed + 1, ids))
     real, grid = "images + uniform noise", "grid points"
-    bound("continuous ELBO, Gaussian decoder", real, noisy, None, sde.t_min, log_det=transform.log_det)
-    bound("continuous ELBO, Bins decoder", grid, centres, Bins(transform=transform), sde.t_min)
-    t_chain = max(sde.t_min, sde.T / 1000)
+    bound("continuous ELBO, Gaussian decoder", real, noisy, None, sde.t_min, draws, log_det=transform.log_det)
+    bound("continuous ELBO, Bins decoder", grid, centres, Bins(transform=transform), t_cut, draws)
     bound(
-        "chain bound of 1,000 levels (DDPM), discretised Gaussian",
+        f"chain bound of {levels:,} levels (DDPM), discretised Gaussian",
         grid,
         centres,
         DiscretizedGaussian(transform=transform),
-        t_chain,
-        999,
+        max(t_cut, sde.T / levels),
+        levels - 1,
+        levels - 1,
     )
     return found
 
@@ -174,15 +193,19 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", default=64, type=int, help="score only so many images; 0: all")
     parser.add_argument("--K", default=8, type=int, help="draws of the dequantisation noise")
     parser.add_argument("--steps", default=64, type=int, help="of the flow's solver")
-    parser.add_argument("--draws", default=128, type=int, help="of the bounds")
+    parser.add_argument("--draws", default=128, type=int, help="of the continuous bounds")
+    parser.add_argument("--levels", default=1000, type=int, help="of the chain, each evaluated once")
     parser.add_argument("--probes", default=4, type=int, help="trace estimates a draw; 0: exact trace")
-    parser.add_argument("--truncation", default=0.25, type=float, help="noise at the truncated normal's t_min, in bins")
+    parser.add_argument("--truncation", default=0.25, type=float, help="noise on grid points at t_min, in bins")
+    parser.add_argument("--batch_size", default=32, type=int, help="images at once")
     parser.add_argument("--seed", default=0, type=int, help="of noise and probes")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     options = parser.parse_args(arguments)
-    for name in ("K", "steps", "draws", "truncation"):
+    for name in ("K", "steps", "draws", "truncation", "batch_size"):
         if getattr(options, name) <= 0:
             raise ValueError(f"got --{name}={getattr(options, name)}; expected a number > 0")
+    if options.levels < 2:
+        raise ValueError(f"got --levels={options.levels}; expected an integer >= 2")
     device = build.device(options.device)
     run = build.load_run(options.run, device)
     if run.transform.levels is None:
@@ -198,6 +221,8 @@ def main(arguments: list[str]) -> int:
         K=options.K,
         steps=options.steps,
         draws=options.draws,
+        levels=options.levels,
+        batch_size=options.batch_size,
         probes=options.probes,
         truncation=options.truncation,
     )

@@ -3,7 +3,8 @@
 The unit of work is a chunk of stated membership, and noise is keyed by (seed, sample id), so a value depends neither on
 how many processes there are nor on where a run was interrupted. A chunk's result is a file, renamed into place when
 complete. Process r of w (as `torchrun` sets RANK and WORLD_SIZE) works on chunks r, r + w, ...; no process waits for another,
-and whoever finds all parts there puts them together.
+and whoever finds all parts there puts them together. A signal is obeyed between two evaluations of the network: the
+chunk that was under way is done again.
 """
 
 from __future__ import annotations
@@ -12,12 +13,16 @@ import hashlib
 import io
 import json
 import os
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
+from numerics import take
+from sde_lib import Score
 from training import Interruption
 from training.checkpoint import write_atomically
 
@@ -36,6 +41,7 @@ class Chunks:
         text = json.dumps(stated, sort_keys=True, indent=1)
         self.folder = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
         self.n, self.size = n, size
+        self.interruption = Interruption()
         self.spans = [(first, min(first + size, n)) for first in range(0, n, size)]
         self.folder.mkdir(parents=True, exist_ok=True)
         index = self.folder / "index.json"
@@ -58,14 +64,22 @@ class Chunks:
         """(k, first, last) of this process's chunks that are still to be done; of all chunks, where it is `alone`.
 
         Raises:
-            Interrupted: between two chunks, after SIGINT or SIGTERM; what is done stays.
+            Interrupted: after a chunk during which SIGINT or SIGTERM came; what is done stays.
         """
         rank, world = (0, 1) if alone else (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
-        with Interruption() as interruption:
+        with self.interruption:
             for k in range(rank, len(self.spans), world):
                 if not self.file(k).exists():
                     yield (k, *self.spans[k])
-                    interruption.poll(f"{self.done} of {self.n} done in {self.folder}; the same command goes on")
+                    self.poll()
+
+    def poll(self) -> None:
+        """Raises `Interrupted` where a signal has come."""
+        self.interruption.poll(f"{self.done} of {self.n} done in {self.folder}; the same command goes on")
+
+    def watched(self, score: Score) -> Score:
+        """`score`, polling at every evaluation: a chunk of a large network can take minutes."""
+        return _Watched(score, self)
 
     def save(self, k: int, **arrays: Any) -> None:
         buffer = io.BytesIO()
@@ -76,6 +90,26 @@ class Chunks:
         """All parts, in order."""
         parts = []
         for k in range(len(self.spans)):
-            with np.load(self.file(k), allow_pickle=False) as part:
-                parts.append({name: part[name] for name in part.files})
+            try:
+                with np.load(self.file(k), allow_pickle=False) as part:
+                    parts.append({name: part[name] for name in part.files})
+            except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise ValueError(
+                    f"got the part {self.file(k)}, which cannot be read ({error}); expected what this command wrote: "
+                    "delete it, and the same command does it again"
+                ) from error
         return parts
+
+
+class _Watched:
+    """A score that obeys signals between its evaluations."""
+
+    def __init__(self, score: Score, chunks: Chunks) -> None:
+        self.score, self.chunks = score, chunks
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.chunks.poll()
+        return self.score(x, t)
+
+    def take(self, index: Tensor) -> _Watched:
+        return _Watched(take(self.score, index), self.chunks)  # type: ignore[arg-type]

@@ -18,13 +18,14 @@ if __name__ == "__main__":  # a script's own folder is on the path, but not the 
 import numpy as np
 import torch
 from torch import Tensor
+from tqdm.auto import tqdm
 
 import data
 from data import DataError
 from experiments import build, command_line
 from experiments.results import update_results
-from likelihood import BitsPerDim, Hutchinson, Uniform, bits_per_dim, pilot_grid
-from numerics import Adams, SampleStreams
+from likelihood import BitsPerDim, Hutchinson, Uniform, bits_per_dim, fast
+from numerics import SampleStreams
 
 
 def others(run: build.Run, name: str, n: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
@@ -96,11 +97,9 @@ def main(arguments: list[str]) -> int:
     run = build.load_run(options.run, device)
     name = options.other
     scored = others(run, "noise" if name == "flipped" else name, options.limit, options.seed)
-    streams = SampleStreams(options.seed)
-    pilot, _ = Uniform()(
-        run.dataset.split("train").x[:8].to(device), run.transform, run.sde, run.sde.t_min, generator=streams
-    )
-    grid = pilot_grid(run.sde, run.model, pilot, flow=run.flow, tolerance=1e-3)
+    pilot = run.dataset.split("train").x[:8].to(device)
+    x, _ = Uniform()(pilot, run.transform, run.sde, run.sde.t_min, generator=SampleStreams(options.seed))
+    method = fast(run.sde, run.model, x, steps=options.steps, data_std=run.flow.data_std)
     values: dict[str, np.ndarray] = {}
     for which, (images, ids) in scored.items():
         parts = [
@@ -110,15 +109,16 @@ def main(arguments: list[str]) -> int:
                 images[i : i + options.batch_size].to(device),
                 run.transform,
                 divergence=Hutchinson(probes=2),
-                solver=Adams(steps=options.steps, points=4),
-                flow=run.flow,
-                grid=grid,
                 companions=0,
                 generator=SampleStreams(options.seed, ids[i : i + options.batch_size]),
+                **method,
             )
-            for i in range(0, len(images), options.batch_size)
+            for i in tqdm(range(0, len(images), options.batch_size), desc=f"scoring {which}", unit="batch")
         ]
-        values[which] = BitsPerDim.concatenate(parts).per_image.cpu().numpy()
+        found = BitsPerDim.concatenate(parts)
+        values[which] = found.per_image.cpu().numpy()
+        for line in found.failures:
+            print(f"{which}: {line}")
     finite = {which: v[np.isfinite(v)] for which, v in values.items()}
     file = options.run / f"ood_{name}.png"
     draw(finite, "test", name, file)

@@ -16,8 +16,20 @@ from data import Dataset
 from data.transforms import Transform
 from experiments.build import split as build_split
 from experiments.chunks import Chunks
-from likelihood import BitsPerDim, Divergence, Exact, Hutchinson, Uniform, bits_per_dim, pilot_grid
-from numerics import Adams, Dopri5, SampleStreams, SciPy, Solver, TorchDiffEq
+from likelihood import (
+    BitsPerDim,
+    Coloured,
+    Dequantizer,
+    Divergence,
+    Exact,
+    Hutchinson,
+    TruncatedNormal,
+    Uniform,
+    accurate,
+    bits_per_dim,
+    pilot_grid,
+)
+from numerics import Adams, SampleStreams, SciPy, Solver, TorchDiffEq
 from sde_lib import SDE, Score, WhitenedFlow
 from sde_lib.time_grids import StepDensity
 
@@ -28,10 +40,12 @@ class Protocol:
 
     Args:
         split: of the data set.
-        solver: fast (Adams on a grid of `steps` that a pilot run on training images has placed, fresh probes),
-            accurate (adaptive per sample at `tolerance`), scipy (RK45) or torchdiffeq (dopri5), at `tolerance`, whose
-            values depend on the chunk.
+        solver: fast (`likelihood.fast` with `steps`, its pilot run on training images, fresh probes), accurate (adaptive
+            per sample at `tolerance`), scipy (RK45) or torchdiffeq (dopri5), at `tolerance`, whose values depend on the
+            chunk.
         probes: trace estimates a draw; 0 for the exact trace.
+        spacing: of coloured probes on pixel lattices, which take its square of products each; 0 for independent ones.
+        dequantizer: uniform, or truncated_normal, at the time at which the noise is a quarter of a grey level.
         draws: of the dequantisation noise, for each image.
         batch_size: images a chunk.
         limit: score only the first so many images; 0 for all.
@@ -42,6 +56,8 @@ class Protocol:
     steps: int = 128
     tolerance: float = 1e-5
     probes: int = 2
+    spacing: int = 0
+    dequantizer: str = "uniform"
     draws: int = 2
     batch_size: int = 256
     limit: int = 0
@@ -52,20 +68,42 @@ class Protocol:
         known = ("fast", "accurate", "scipy", "torchdiffeq")
         if self.solver not in known:
             raise ValueError(f"got solver={self.solver!r}; expected one of {', '.join(known)}")
-        for name, least in (("steps", 1), ("probes", 0), ("draws", 1), ("batch_size", 1), ("limit", 0)):
+        if self.dequantizer not in ("uniform", "truncated_normal"):
+            raise ValueError(f"got dequantizer={self.dequantizer!r}; expected uniform or truncated_normal")
+        for name, least in (
+            ("steps", 1),
+            ("probes", 0),
+            ("spacing", 0),
+            ("draws", 1),
+            ("batch_size", 1),
+            ("limit", 0),
+        ):
             if getattr(self, name) < least:
                 raise ValueError(f"got {name}={getattr(self, name)}; expected an integer >= {least}")
+        if not self.tolerance > 0:
+            raise ValueError(f"got tolerance={self.tolerance}; expected a number > 0")
 
     def make_solver(self) -> Solver:
         return {
-            "fast": lambda: Adams(steps=self.steps, points=4),
-            "accurate": lambda: Dopri5(rtol=self.tolerance, atol=self.tolerance),
+            "fast": lambda: Adams(steps=self.steps, points=5, start="rising"),
+            "accurate": lambda: accurate(tolerance=self.tolerance)["solver"],
             "scipy": lambda: SciPy("RK45", self.tolerance),
             "torchdiffeq": lambda: TorchDiffEq("dopri5", self.tolerance),
         }[self.solver]()
 
     def make_divergence(self) -> Divergence:
-        return Hutchinson(probes=self.probes) if self.probes else Exact()
+        if not self.probes:
+            return Exact()
+        return Coloured(spacing=self.spacing, sets=self.probes) if self.spacing else Hutchinson(probes=self.probes)
+
+    def make_dequantizer(self) -> Dequantizer:
+        return Uniform() if self.dequantizer == "uniform" else TruncatedNormal()
+
+    def time(self, sde: SDE, transform: Transform) -> float:
+        """t_min, the time of the density."""
+        if self.t_min is not None:
+            return self.t_min
+        return TruncatedNormal.t_min(sde, transform) if self.dequantizer == "truncated_normal" else sde.t_min
 
 
 def score_split(
@@ -94,40 +132,45 @@ def score_split(
     """
     data = build_split(dataset, protocol.split)
     if transform.levels is None:
-        protocol = dataclasses.replace(protocol, draws=1)  # there is no noise to draw
+        protocol = dataclasses.replace(protocol, draws=1, dequantizer="uniform")  # there is no noise to draw
+    t_min = protocol.time(sde, transform)
     n = min(len(data), protocol.limit or len(data))
     stated = {
         **dataclasses.asdict(protocol),
         "model": fingerprint,
         "data": dataset.fingerprint,
         "images": n,
-        "dequantization": "uniform" if transform.levels else "none",
+        "dequantization": protocol.dequantizer if transform.levels else "none",
         "levels": transform.levels,
         "solver_object": repr(protocol.make_solver()),
         "divergence_object": repr(protocol.make_divergence()),
-        "t_min_used": protocol.t_min or sde.t_min,
+        "t_min_used": t_min,
         "sde": repr(sde),
+        "flow": repr(flow),
         "torch": torch.__version__,
     }
     chunks = Chunks(folder, protocol.split, stated, n, protocol.batch_size)
     grid = None
     if not protocol.make_solver().adaptive and not chunks.complete:
         grid = _pilot(sde, score, dataset, transform, protocol, flow, chunks.folder / "grid.json", device)
+    watched = chunks.watched(score)
     bar = tqdm(total=n, initial=chunks.done, desc=f"scoring {protocol.split}", unit="image", disable=not progress)
     with bar:
         for k, first, last in chunks.todo(alone):
             ids = data.ids[first:last]
             found = bits_per_dim(
                 sde,
-                score,
+                watched,
                 data.x[first:last].to(device),
                 transform,
+                dequantizer=protocol.make_dequantizer(),
                 draws=protocol.draws,
                 divergence=protocol.make_divergence(),
                 solver=protocol.make_solver(),
                 flow=flow,
                 grid=grid,
-                t_min=protocol.t_min,
+                t_min=t_min,
+                companions=16 if k == 0 else 0,  # the solver's error, from the first images
                 generator=SampleStreams(protocol.seed, ids),
             )
             chunks.save(
@@ -135,8 +178,16 @@ def score_split(
                 ids=ids,
                 estimates=found.estimates.cpu(),
                 solver_error=found.solver_error.cpu(),
-                converged=found.converged.cpu(),
-                counts=[found.nfe, found.nbe, int(found.exact)],
+                status=found.status.cpu(),
+                failed_at=found.failed_at.cpu(),
+                counts=[
+                    found.nfe,
+                    found.nbe,
+                    found.companion_nfe,
+                    found.dimensions,
+                    int(found.exact),
+                    int(found.noisy),
+                ],
             )
             bar.update(last - first)
             bar.set_postfix_str(f"{found.mean:.3f} bits/dim")
@@ -158,14 +209,14 @@ def _pilot(
     """The grid of a pilot run on eight training images, kept in `file`, so that all processes use the very same."""
     if not file.exists():
         data = dataset.split("train").x[:8].to(device)
-        streams = SampleStreams(protocol.seed)
-        t_min = protocol.t_min or sde.t_min
+        t_min = protocol.time(sde, transform)
+        noise = protocol.make_dequantizer()
         x = (
             transform(data)
             if transform.levels is None
-            else Uniform()(data, transform, sde, t_min, generator=streams)[0]
+            else noise(data, transform, sde, t_min, generator=SampleStreams(protocol.seed))[0]
         )
-        grid = pilot_grid(sde, score, x.to(torch.float32), flow=flow, t_min=protocol.t_min)
+        grid = pilot_grid(sde, score, x.to(torch.float32), flow=flow, t_min=t_min)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"knots": grid.knots, "density": grid.density}))
         try:
@@ -174,16 +225,26 @@ def _pilot(
             pass
         finally:
             temporary.unlink()
-    table = json.loads(file.read_text())
-    return StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+    try:
+        table = json.loads(file.read_text())
+        return StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+    except (ValueError, KeyError, TypeError) as error:
+        raise ValueError(
+            f"got the grid {file}, which cannot be read ({error}); expected what this command wrote: delete it"
+        ) from error
 
 
 def _result(part: dict[str, np.ndarray]) -> BitsPerDim:
+    nfe, nbe, companion_nfe, dimensions, exact, noisy = (int(v) for v in part["counts"])
     return BitsPerDim(
         estimates=torch.from_numpy(part["estimates"]),
         solver_error=torch.from_numpy(part["solver_error"]),
-        converged=torch.from_numpy(part["converged"]),
-        nfe=int(part["counts"][0]),
-        nbe=int(part["counts"][1]),
-        exact=bool(part["counts"][2]),
+        status=torch.from_numpy(part["status"]),
+        failed_at=torch.from_numpy(part["failed_at"]),
+        nfe=nfe,
+        nbe=nbe,
+        companion_nfe=companion_nfe,
+        dimensions=dimensions,
+        exact=bool(exact),
+        noisy=bool(noisy),
     )
