@@ -31,7 +31,7 @@ _FASHION_MNIST = {
         "checkpoint_every": 500,
     },
     "sampling": {"steps": 250, "n": 36},
-    "likelihood": {"limit": 200, "steps": 96, "probes": 1, "draws": 2, "batch_size": 50},
+    "likelihood": {"limit": 200, "steps": 48, "probes": 2, "draws": 2, "batch_size": 50},
     "baselines": False,
 }
 
@@ -63,11 +63,11 @@ _SONG_VE = {
 }
 
 
-def _song(data: str, vp: str, ve: str, sigma_max: float) -> dict[str, Any]:
-    """The published settings with the network `vp` for VP and sub-VP, `ve` for VE."""
+def _song(data: str, vp: str, ve: str, sigma_max: float, **options: Any) -> dict[str, Any]:
+    """The published settings with the network `vp` for VP and sub-VP, `ve` for VE; `options` of the data."""
     return {
         **_SONG,
-        "data": {"name": data},
+        "data": {"name": data, **options},
         "only": {
             "vp": {"model": {"name": vp}},
             "sub_vp": {"model": {"name": vp}},
@@ -90,7 +90,7 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
     },
     "cifar10": _song("cifar10", "ddpmpp_cifar10", "ncsnpp_cifar10", 50.0),
     "cifar10_deep": _song("cifar10", "ddpmpp_deep_cifar10", "ncsnpp_deep_cifar10", 50.0),
-    "image_256": _song("image_folder", "ddpm_256", "ncsnpp_256", 348.0),
+    "image_256": _song("image_folder", "ddpm_256", "ncsnpp_256", 348.0, size=256),
 }
 
 

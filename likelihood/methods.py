@@ -32,7 +32,7 @@ def fast(
     score: Score,
     x: Tensor,
     *,
-    steps: int = 32,
+    steps: int = 48,
     data_std: float | None = None,
     t_min: float | None = None,
     seed: int = 0,
@@ -43,7 +43,8 @@ def fast(
 
     Args:
         x: samples `(B, *)` in model units for the pilot run, dequantised; eight are enough. Not those that are scored.
-        steps: 32 are enough for a smooth network; one told sines of `999 t` wants hundreds. `BitsPerDim` says how
+        steps: 48 erred by at most 4e-4 bits/dim on Fashion-MNIST networks of all three SDEs with smooth conditioning; one
+            with sine features of the input or told sines of `999 t` wants two to ten times as many. `BitsPerDim` says how
             far the solver's error is from zero.
         data_std: the data's standard deviation in model units; that of `x` unless given.
         t_min: as in `log_likelihood`; give it there as well.
