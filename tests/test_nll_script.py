@@ -1,0 +1,123 @@
+"""The bits/dim of a whole split on the command line: shared out, interrupted, damaged, and what it says of itself."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from test_experiments import QUICK, ROOT, called, refused, script
+
+from experiments import nll
+
+pytestmark = pytest.mark.slow
+FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
+
+
+@pytest.fixture(scope="module")
+def trained(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "vp"
+    script("vp", f"--workdir={folder}", *QUICK)
+    return folder
+
+
+@pytest.fixture
+def run(trained, tmp_path):
+    shutil.copytree(trained, tmp_path / "vp")
+    shutil.rmtree(tmp_path / "vp" / "nll")
+    return tmp_path / "vp"
+
+
+def parts(run) -> Path:
+    (folder,) = run.glob("nll/test-*")
+    return folder
+
+
+def values(run):
+    return [np.load(f)["estimates"] for f in sorted(parts(run).glob("part_*.npz"))]
+
+
+def test_torchrun_shares_the_work_with_the_same_numbers(run, tmp_path):
+    """The command as it is documented, with its `--`."""
+    called(nll.main, "--run", run, *FEW)
+    alone = values(run)
+    shutil.rmtree(run / "nll")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--"]
+    done = subprocess.run(
+        [*launcher, "experiments/nll.py", "--run", str(run), *FEW],
+        capture_output=True,
+        text=True,
+        cwd=ROOT,
+        timeout=200,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    assert done.returncode == 0, done.stderr[-2000:]
+    assert "7 images" in done.stdout and "parts written to" in done.stdout
+    assert all(np.array_equal(a, b) for a, b in zip(alone, values(run), strict=True))
+
+
+def test_results_state_the_protocol(run):
+    called(nll.main, "--run", run, *FEW, "--dequantizer", "truncated_normal", "--spacing", "2", "--probes", "1")
+    results = json.loads((run / "results.json").read_text())
+    entry = results[f"nll/{parts(run).name}"]
+    protocol = entry["protocol"]
+    expected = {"split": "test", "solver": "fast", "steps": 3, "draws": 2, "seed": 0, "images": 7, "levels": 17}
+    assert {k: protocol[k] for k in expected} == expected
+    assert protocol["dequantization"] == "truncated_normal" and protocol["t_min_used"] > 1e-5
+    assert "Coloured(spacing=2" in protocol["divergence_object"] and "Adams(steps=3" in protocol["solver_object"]
+    assert {"model", "data", "sde", "flow"} <= set(protocol)
+    assert set(entry["versions"]) == {"toolkit", "python", "torch", "numpy"}
+    assert entry["grid_sha256"] == hashlib.sha256((parts(run) / "grid.json").read_bytes()).hexdigest()
+    assert entry["images"] == 7 and entry["text"].count("±") == 1
+
+
+def test_a_signal_is_obeyed_within_a_chunk(run):
+    """One chunk that would take minutes; what was done before stays, and the message says how to go on."""
+    command = [sys.executable, "experiments/nll.py", "--run", str(run), "--limit", "100", "--steps", "100000"]
+    process = subprocess.Popen(
+        [*command, "--batch_size", "100"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
+    )
+    deadline = time.monotonic() + 100
+    while not list(run.glob("nll/test-*/grid.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    time.sleep(1)
+    process.send_signal(signal.SIGTERM)
+    _, stderr = process.communicate(timeout=60)
+    assert process.returncode == 143
+    assert "the same command goes on" in stderr.splitlines()[-1]
+
+
+def complaint(run) -> str:
+    """The last line on stderr, after the progress bars, of a call that is refused."""
+    done = called(nll.main, "--run", run, *FEW, check=False)
+    assert done.returncode == 2
+    return done.stderr.splitlines()[-1]
+
+
+def test_damaged_files_are_named(run):
+    called(nll.main, "--run", run, *FEW)
+    part = parts(run) / "part_00001.npz"
+    part.write_bytes(b"")
+    line = complaint(run)
+    assert str(part) in line and "delete it" in line
+    part.unlink()
+    grid = parts(run) / "grid.json"
+    text = grid.read_text()
+    grid.write_text("{")
+    line = complaint(run)
+    assert str(grid) in line and "delete it" in line
+    grid.write_text(text)
+    called(nll.main, "--run", run, *FEW)
+
+
+def test_wrong_options_are_refused(run):
+    for option, value in (("--tolerance", "0"), ("--dequantizer", "normal"), ("--spacing", "-1"), ("--steps", "0")):
+        refused(called(nll.main, "--run", run, option, value, check=False), 2, option.removeprefix("--"), "expected")
