@@ -17,6 +17,7 @@ from experiments.build import Run
 from experiments.chunks import Chunks
 from numerics import SampleStreams
 from samplers import Sampler, StepInfo
+from samplers.callbacks import all_of
 from sde_lib import SDE, Score
 
 
@@ -74,7 +75,7 @@ def draw_in_chunks(
                 (last - first, *run.dataset.event_shape),
                 generator=SampleStreams(seed, torch.arange(first, last)),
                 device=device,
-                callback=_show_steps(bar, last - first),
+                callback=all_of(_show_steps(bar, last - first), lambda _: chunks.poll()),  # a chunk may take hours
             )
             chunks.save(k, x=found.x.cpu(), nfe=found.nfe)
             bar.update(last - first)
