@@ -1,7 +1,10 @@
 """The scripts, as a user calls them: run, resume, sample, score, and what they refuse."""
 
+import contextlib
+import io
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,6 +14,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+
+from experiments import command_line, export, nll, sample, ve, vp
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -46,12 +51,45 @@ def script(name, *arguments, check=True, timeout=120):
 
 
 def refused(done, code, *words):
-    """One line, no traceback, that code."""
+    """One line, that code."""
     assert done.returncode == code, (done.returncode, done.stderr)
-    last = [line for line in done.stderr.strip().splitlines() if line][-1]
-    assert "Traceback" not in done.stderr
+    (line,) = done.stderr.strip().splitlines()
     for word in words:
-        assert word in last, last
+        assert word in line, line
+
+
+def called(main, *arguments, check=True):
+    """As `script`, in this process."""
+    out, err = io.StringIO(), io.StringIO()
+    with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
+        command_line.run(main, [*map(str, arguments)])
+    done = subprocess.CompletedProcess(arguments, left.value.code, out.getvalue(), err.getvalue())
+    assert not check or done.returncode == 0, done.stderr
+    return done
+
+
+def interrupted(name, *arguments, when, number=signal.SIGINT):
+    """The script's process, stopped by a signal once `when()` is true, and its lines on stderr."""
+    process = subprocess.Popen(
+        [sys.executable, f"experiments/{name}.py", *map(str, arguments)],
+        cwd=ROOT,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    deadline = time.monotonic() + 200
+    while not when() and process.poll() is None and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert when() and process.poll() is None
+    process.send_signal(number)
+    _, stderr = process.communicate(timeout=60)
+    assert "Traceback" not in stderr
+    return process, stderr.strip().splitlines()
+
+
+def truncate_checkpoints(run):
+    for file in (run / "checkpoints").glob("*.pt"):
+        file.write_bytes(file.read_bytes()[:1000])
 
 
 @pytest.fixture(scope="module")
@@ -77,7 +115,7 @@ class TestRunFolder:
 
     def test_is_not_overwritten(self, run):
         before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}
-        refused(script("vp", f"--workdir={run}", *QUICK, check=False), 2, "--resume")
+        refused(called(vp.main, f"--workdir={run}", *QUICK, check=False), 2, "--resume")
         assert before == {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}
 
     def test_resumes_a_finished_run_without_training_again(self, run):
@@ -89,7 +127,8 @@ class TestRunFolder:
 
     def test_another_configuration_is_refused_on_resume_unless_allowed(self, run):
         changed = [*QUICK, "--config.sampling.n=2"]
-        refused(script("vp", f"--workdir={run}", "--resume", *changed, check=False), 2, "sampling.n", "allow")
+        done = called(vp.main, f"--workdir={run}", "--resume", *changed, check=False)
+        refused(done, 2, "sampling.n=2, which was 3", "--allow_change=sampling.n")
 
 
 class TestTools:
@@ -173,7 +212,7 @@ class TestRefusals:
         ("flag", "words"),
         [
             ("--config.training.steps=many", ("steps", "many", "int")),
-            ("--config.training.steps=0", ("steps=0", "expected")),
+            ("--config.training.steps=0", ("config.training: got steps=0", "expected")),
             ("--config.sde.beta_min=-1.0", ("beta_min=-1.0",)),
             ("--config.data.name=digit", ("digit", "digits")),
             ("--config.model.parametrization=x", ("preconditioned",)),
@@ -182,46 +221,111 @@ class TestRefusals:
             ("--config.likelihood.split=tset", ("tset", "test")),
             ("--config.sampling.n=0", ("n=0",)),
             ("--config.sampling.second=pc", ("two samplers",)),
-            ("--config.model.channels=0", ("config.model",)),
+            ("--config.model.channels=0", ("config.model: channels=0", "integers >= 1")),
+            ("--config.model.multipliers=(0,)", ("config.model: multipliers=(0,)", "integers >= 1")),
+            ("--config.model.multipliers=('a',)", ("config.model: multipliers=('a',)",)),
+            ("--config.model.fourier_features=('a',)", ("config.model", "--help")),
+            ("--config.model.dropout=2.0", ("config.model: dropout=2.0", "[0, 1)")),
+            ("--config.training.ema=nope", ("config.training: got ema=('nope',)", "numbers in [0, 1)")),
+            ("--config.training.betas=('a', 'b')", ("config.training: got betas=('a', 'b')",)),
+            ("--config.training.batch_size=100000", ("batch_size=100000", "1500")),
+            ("--config.data.low=2.0", ("config.data.low=2.0, high=1.0",)),
+            ("--config.data.high=inf", ("config.data", "high=inf", "finite")),
+            ("--config.sde.name=ve", ("config.sde: got beta_max, beta_min for the SDE 've'", "sigma_max")),
+            ("--config.sampling.steps=-1", ("config.sampling: got steps=-1",)),
+            ("--config.likelihood.draws=0", ("config.likelihood: got draws=0",)),
             ("--config.device=cuda:77", ("cuda:77", "cpu")),
             ("stray", ("stray", "--flag=value")),
         ],
     )
     def test_wrong_values_leave_no_folder_behind(self, tmp_path, flag, words):
-        done = script("vp", f"--workdir={tmp_path / 'new'}", flag, check=False)
+        done = called(vp.main, f"--workdir={tmp_path / 'new'}", flag, check=False)
         refused(done, 2, *words)
         assert not (tmp_path / "new").exists()
 
+    @pytest.mark.parametrize(
+        ("main", "flags"),
+        [
+            (vp.main, ["--workdir="]),
+            (vp.main, ["--init_from= "]),
+            (sample.main, ["--run="]),
+            (sample.main, ["--run=x", "--out="]),
+            (sample.main, ["--run=x", "--gif="]),
+            (export.main, ["--run=x", "--to="]),
+        ],
+    )
+    def test_an_empty_path_is_not_the_current_folder(self, main, flags, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        refused(called(main, *flags, check=False), 2, flags[-1].split("=")[0], "expected a")
+        assert not list(tmp_path.iterdir())
+
+    @pytest.mark.parametrize("text", ["{}", "[]", "3", "{", '{"data": {"name": "digits"}}'])
+    def test_a_configuration_of_no_run_is_refused(self, text, tmp_path):
+        (tmp_path / "config.json").write_text(text)
+        refused(
+            called(sample.main, "--run", tmp_path, check=False), 2, "config.json", "expected what an experiment wrote"
+        )
+
+    def test_a_configuration_without_a_value_is_refused(self, run, tmp_path):
+        config = json.loads((run / "config.json").read_text())
+        del config["model"]["channels"]
+        (tmp_path / "config.json").write_text(json.dumps(config))
+        refused(called(sample.main, "--run", tmp_path, check=False), 2, "config.model", "channels")
+
     def test_help_shows_every_value_with_its_default(self):
-        shown = script("ve", "--help").stdout
+        shown = called(ve.main, "--help").stdout
         for flag in (
             "--config.sde.sigma_max=10.0",
             "--config.training.batch_size=128",
             "--workdir=runs/ve",
             "--resume",
+            "exit codes: 0 done; 2 usage",
+            "0 leaves them to the sampler",
         ):
             assert flag in shown
         for tool in ("sample", "nll"):
-            assert "--seed" in script(tool, "--help").stdout
+            shown = " ".join(script(tool, "--help").stdout.split())
+            assert "--seed" in shown and "exit codes: 0 done; 2 usage" in shown
 
     def test_tools_refuse_what_is_no_run(self, tmp_path, run):
-        refused(script("nll", "--run", tmp_path / "none", check=False), 2, "config.json")
+        refused(called(nll.main, "--run", tmp_path / "none", check=False), 2, "config.json")
         (tmp_path / "empty").mkdir()
         (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
-        refused(script("nll", "--run", tmp_path / "empty", check=False), 2, "no checkpoint")
-        refused(script("sample", "--run", run, "--sampler", "ddmi", check=False), 2, "ddmi", "ddim")
-        refused(script("sample", "--run", run, "--n", "0", check=False), 2, "--n=0")
-        refused(script("nll", "--run", run, "--split", "tset", check=False), 2, "tset", "test")
-        refused(script("nll", "--run", run, "--solver", "rk", check=False), 2, "accurate")
+        refused(called(nll.main, "--run", tmp_path / "empty", check=False), 2, "no checkpoint")
+        refused(called(sample.main, "--run", run, "--sampler", "ddmi", check=False), 2, "ddmi", "ddim")
+        refused(called(sample.main, "--run", run, "--n", "0", check=False), 2, "--n=0")
+        refused(called(nll.main, "--run", run, "--split", "tset", check=False), 2, "tset", "test")
+        refused(called(nll.main, "--run", run, "--solver", "rk", check=False), 2, "accurate")
 
     def test_a_truncated_checkpoint_is_noticed(self, tmp_path, run):
-        import shutil
-
         broken = tmp_path / "broken"
         shutil.copytree(run, broken)
-        for file in sorted((broken / "checkpoints").glob("*.pt")):
-            file.write_bytes(file.read_bytes()[:1000])
-        refused(script("sample", "--run", broken, "--steps", 2, check=False), 2, "checkpoint")
+        truncate_checkpoints(broken)
+        refused(script("sample", "--run", broken, "--steps", 2, check=False), 2, "checkpoint", "cut short")
+        before = {f: f.read_bytes() for f in broken.rglob("*") if f.is_file()}
+        flags = [f"--workdir={broken}", *QUICK, "--config.threads=2"]
+        refused(called(vp.main, *flags, "--resume", check=False), 5, "checkpoint", "cut short")
+        assert before == {f: f.read_bytes() for f in broken.rglob("*") if f.is_file()}
+
+    def test_an_older_checkpoint_is_a_warning_of_one_line(self, tmp_path, run):
+        folder = tmp_path / "vp"
+        shutil.copytree(run, folder)
+        newest = folder / "checkpoints" / "step_00000004.pt"
+        newest.write_bytes(newest.read_bytes()[:1000])
+        done = called(export.main, "--run", folder, "--to", tmp_path / "to")
+        (line,) = done.stderr.splitlines()
+        assert ": warning: " in line and "cut short" in line and "the checkpoint of step 2 is used" in line
+
+    def test_a_folder_in_which_no_run_came_to_a_checkpoint_can_be_begun_anew(self, tmp_path, run):
+        folder, points = tmp_path / "vp", [*QUICK, "--config.data.name=moons"]
+        folder.mkdir()
+        for name in ("config.json", "metrics.jsonl"):
+            shutil.copy(run / name, folder)
+        called(vp.main, f"--workdir={folder}", *points)
+        assert json.loads((folder / "config.json").read_text())["data"]["name"] == "moons"
+        assert json.loads((folder / "results.json").read_text())["training"]["steps"] == 4
+        shutil.rmtree(folder / "checkpoints")  # its results are still of value
+        refused(called(vp.main, f"--workdir={folder}", *points, check=False), 2, "holds a run", "--resume")
 
 
 @pytest.mark.slow
@@ -238,25 +342,56 @@ def test_the_other_sdes_and_points_run(name, data, tmp_path):
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     folder = tmp_path / "vp"
     long = [f for f in QUICK if "steps=4" not in f] + ["--config.training.steps=100000"]
-    process = subprocess.Popen(
-        [sys.executable, "experiments/vp.py", f"--workdir={folder}", *long],
-        cwd=ROOT,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
-        text=True,
+    process, lines = interrupted(
+        "vp", f"--workdir={folder}", *long, when=lambda: list((folder / "checkpoints").glob("*.json"))
     )
-    deadline = time.monotonic() + 90
-    while not list((folder / "checkpoints").glob("*.json")) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    process.send_signal(signal.SIGINT)
-    _, stderr = process.communicate(timeout=60)
-    assert process.returncode == 130, stderr
-    assert "resume" in stderr.strip().splitlines()[-1] and "Traceback" not in stderr
+    assert process.returncode == 130
+    assert "resume" in lines[-1] and "SIGINT: stopping as soon as it is safe (again: at once)" in lines
     saved = max(int(f.stem[5:]) for f in (folder / "checkpoints").glob("step_*.json"))
     assert saved > 0
     shorter = [f for f in QUICK if "steps=4" not in f] + [f"--config.training.steps={saved + 1}"]
     script("vp", f"--workdir={folder}", "--resume", "--allow_change=training.steps", *shorter)
     assert json.loads((folder / "results.json").read_text())["training"]["steps"] == saved + 1
+
+
+def test_ctrl_c_stops_sampling_within_a_step(run):
+    """One chunk of a million steps; the parts' folder is there before the first."""
+    arguments = ["--run", run, "--sampler", "reverse_diffusion", "--steps", 1_000_000, "--n", 2]
+    begun = lambda: list(run.glob("samples/reverse_diffusion-*/index.json"))
+    assert not begun()
+    process, lines = interrupted("sample", *arguments, when=begun)
+    assert process.returncode == 130
+    assert any(line.startswith("SIGINT: stopping") for line in lines)
+    assert "0 of 2 done" in lines[-1] and "the same command goes on" in lines[-1]
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("stage", ["sampling", "likelihood"])
+def test_a_signal_after_the_training_says_how_to_go_on(tmp_path, stage, number):
+    folder = tmp_path / "vp"
+    flags = [f"--workdir={folder}", *QUICK, "--config.data.name=moons", "--config.training.eval_every=0"]
+    if stage == "sampling":
+        flags.append("--config.sampling.steps=1000000")
+        begun = lambda: "training" in json.loads((folder / "results.json").read_text())
+    else:
+        flags += ["--config.likelihood.steps=100000", "--config.likelihood.batch_size=1"]
+        begun = lambda: list(folder.glob("nll/*/index.json"))
+    process, lines = interrupted(
+        "vp", *flags, when=lambda: (folder / "results.json").exists() and begun(), number=number
+    )
+    assert process.returncode == 128 + number
+    assert "the training is saved" in lines[-1] and "--resume goes on" in lines[-1]
+
+
+def test_ctrl_c_while_a_script_is_imported_ends_it_quietly(tmp_path):
+    (tmp_path / "torch.py").write_text("import os, signal; os.kill(os.getpid(), signal.SIGINT)")
+    done = subprocess.run(
+        [sys.executable, "experiments/vp.py", "--help"],
+        cwd=ROOT,
+        capture_output=True,
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+    )
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 @pytest.mark.slow
