@@ -15,7 +15,7 @@ from evaluation.inception import Inception, load_inception
 from evaluation.inception_score import class_score
 from evaluation.kernel import kernel_distance, mmd
 from evaluation.neighbours import Manifold, Memorisation, manifold, memorisation, nearest
-from evaluation.pictures import make_grid, save_gif, save_grid, save_scatter
+from evaluation.pictures import make_grid, save_gif, save_grid, save_histogram, save_lines, save_scatter
 from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
 from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
 from evaluation.sliced import sliced_wasserstein
@@ -52,6 +52,8 @@ __all__ = [
     "nearest",
     "save_gif",
     "save_grid",
+    "save_histogram",
+    "save_lines",
     "save_scatter",
     "sliced_wasserstein",
     "train_classifier",

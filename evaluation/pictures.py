@@ -1,4 +1,4 @@
-"""Pictures of samples: a grid of images, a scatter of points, a moving picture. Written with Pillow and
+"""Pictures of samples: a grid of images, a scatter of points, lines, a histogram, a moving picture. Written with Pillow and
 matplotlib, which are imported when a picture is written."""
 
 from __future__ import annotations
@@ -7,6 +7,7 @@ import math
 import os
 from collections.abc import Sequence
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
@@ -14,7 +15,10 @@ from torch import Tensor
 
 from data import DataError
 
-__all__ = ["make_grid", "save_gif", "save_grid", "save_scatter"]
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
+__all__ = ["make_grid", "save_gif", "save_grid", "save_histogram", "save_lines", "save_scatter"]
 
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> Tensor:
@@ -148,15 +152,8 @@ def save_scatter(
     Raises:
         DataError: not (N, D) with D at least 2, no finite points, or the file cannot be written.
     """
-    # A figure of its own on the Agg canvas: no global state and no display, whatever the user's backend.
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
-    from matplotlib.figure import Figure
-
-    clouds = [("samples" if title is None else title, points)]
-    if reference is not None:
-        clouds.insert(0, ("data", reference))
     shown = []
-    for name, cloud in clouds:
+    for name, cloud in _beside(points, reference, title):
         if cloud.ndim != 2 or cloud.shape[1] < 2 or len(cloud) == 0:
             raise DataError(f"{name} have shape {tuple(cloud.shape)}, expected points (N, 2)")
         xy = cloud[:, :2].detach().cpu().double()
@@ -167,8 +164,7 @@ def save_scatter(
     # The data decide the axes, so that a few samples far away do not hide the rest.
     low, high = frame.min(dim=0).values, frame.max(dim=0).values
     centre, reach = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
-    figure = Figure(figsize=(4 * len(shown), 4.2), layout="constrained")
-    FigureCanvasAgg(figure)
+    figure = _figure(4 * len(shown), 4.2)
     for axes, (name, xy) in zip(np.atleast_1d(figure.subplots(1, len(shown))), shown, strict=True):
         axes.scatter(xy[:, 0].numpy(), xy[:, 1].numpy(), s=size, linewidths=0, alpha=0.6)
         axes.set(
@@ -177,6 +173,90 @@ def save_scatter(
             aspect="equal",
             title=name,
         )
+    _write(figure, path)
+
+
+_MOST_LINES = 32
+_MOST_ROWS = 4
+
+
+def save_lines(
+    path: str | os.PathLike[str], lines: Tensor, reference: Tensor | None = None, *, title: str | None = None
+) -> None:
+    """Write sequences (N, C, L) as lines, beside a reference (M, C, L) on the same axes where one is given: the first 32 of
+    each, and the first four channels, one under the other.
+
+    Args:
+        path: the ending decides the format.
+        lines: finite.
+        reference: data to compare with.
+        title: over the lines.
+
+    Raises:
+        DataError: not (N, C, L), or the file cannot be written.
+    """
+    shown = _beside(lines, reference, title)
+    for name, curves in shown:
+        if curves.ndim != 3 or curves.numel() == 0:
+            raise DataError(f"{name} have shape {tuple(curves.shape)}, expected sequences (N, C, L)")
+    rows = min(_MOST_ROWS, lines.shape[1])
+    figure = _figure(4 * len(shown), 2 * rows + 0.6)
+    grid = figure.subplots(rows, len(shown), sharex=True, sharey="row", squeeze=False)
+    for column, (name, curves) in zip(grid.T, shown, strict=True):
+        column[0].set_title(name)
+        for axes, channel in zip(column, curves[:_MOST_LINES].detach().cpu().unbind(dim=1), strict=False):
+            axes.plot(channel.T.numpy(), color="C0", linewidth=0.7, alpha=0.5)
+    _write(figure, path)
+
+
+def save_histogram(
+    path: str | os.PathLike[str], values: Tensor, reference: Tensor | None = None, *, title: str | None = None
+) -> None:
+    """Write the histogram of all numbers in (N, *), over that of a reference (M, *) where one is given.
+
+    Args:
+        path: the ending decides the format.
+        values, reference: those that are finite count.
+        title: in the legend.
+
+    Raises:
+        DataError: no finite numbers, or the file cannot be written.
+    """
+    shown = []
+    for name, x in _beside(values, reference, title):
+        flat = x.detach().cpu().double().flatten()
+        shown.append((name, flat[torch.isfinite(flat)].numpy()))
+        if len(shown[-1][1]) == 0:
+            raise DataError(f"{name} have no finite numbers, expected some")
+    figure = _figure(5, 3.5)
+    axes = figure.subplots()
+    # The data decide the bins, as they do in a scatter.
+    edges = np.histogram_bin_edges(shown[0][1], bins=60)
+    for name, numbers in shown:
+        share = np.histogram(numbers, edges)[0] / (len(numbers) * np.diff(edges))
+        axes.stairs(share, edges, label=name, fill=name == "data", alpha=0.4 if name == "data" else 1.0)
+    axes.set(ylabel="density")
+    axes.legend()
+    _write(figure, path)
+
+
+def _beside(samples: Tensor, reference: Tensor | None, title: str | None) -> list[tuple[str, Tensor]]:
+    """What a picture shows, named: the data first, where they are given."""
+    own = ("samples" if title is None else title, samples)
+    return [own] if reference is None else [("data", reference), own]
+
+
+def _figure(width: float, height: float) -> Figure:
+    # A figure of its own on the Agg canvas: no global state and no display, whatever the user's backend.
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(width, height), layout="constrained")
+    FigureCanvasAgg(figure)
+    return figure
+
+
+def _write(figure: Figure, path: str | os.PathLike[str]) -> None:
     target = _target(path)
     try:
         figure.savefig(target, dpi=110)

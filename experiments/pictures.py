@@ -1,4 +1,4 @@
-"""Samples drawn in batches, and pictures of them: a grid of images, or a scatter plot of points."""
+"""Samples drawn in batches, and pictures of them, whatever their shape."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tqdm.auto import tqdm
 
 from data import Dataset
 from data.transforms import Transform
-from evaluation.pictures import save_grid, save_scatter
+from evaluation.pictures import save_grid, save_histogram, save_lines, save_scatter
 from experiments.build import Run
 from experiments.chunks import Chunks
 from numerics import SampleStreams
@@ -97,9 +97,16 @@ def _show_steps(bar: Any, size: int) -> Callable[[StepInfo], None]:
 
 
 def save_samples(file: Path, x: Tensor, transform: Transform, dataset: Dataset) -> None:
-    """A picture of samples `(n, *)` in model units: a grid of images, or points over the test set's."""
+    """A picture of samples `(n, *)` in model units: a grid of images, of which the first three channels (or one) are shown;
+    points, or lines `(n, C, L)`, beside the test set's; of anything else the histogram of all numbers, over the test set's."""
     file.parent.mkdir(parents=True, exist_ok=True)
-    if dataset.levels is not None:
-        save_grid(file, transform.to_unit(x), scale=max(1, round(32 / x.shape[-1])))  # small images are hard to see
+    shape, values, reference = tuple(x.shape[1:]), transform.inverse(x), dataset.split("test").x
+    if len(shape) == 3:
+        shown = x[:, : 3 if shape[0] >= 3 else 1]
+        save_grid(file, transform.to_unit(shown), scale=max(1, round(32 / shape[-1])))  # small images are hard to see
+    elif len(shape) == 2:
+        save_lines(file, values, reference)
+    elif len(shape) == 1 and shape[0] > 1:
+        save_scatter(file, values, reference)
     else:
-        save_scatter(file, transform.inverse(x), reference=dataset.split("test").x)
+        save_histogram(file, values, reference)

@@ -64,6 +64,22 @@ def test_scatter_shows_points_where_they_are(tmp_path: Path) -> None:
     assert rows.mean() < 0.5 * up.shape[0]
 
 
+def test_lines_and_histograms_are_where_their_numbers_are(tmp_path: Path) -> None:
+    """Numbers twice as high stand twice as high; a histogram's mass lies where the numbers do."""
+    low, high = torch.zeros(3, 1, 20), torch.ones(3, 1, 20)
+    evaluation.save_lines(tmp_path / "lines.png", high, torch.cat([low, high]))
+    pixels = np.asarray(Image.open(tmp_path / "lines.png").convert("RGB")).astype(int)
+    blue = pixels[:, :, 2] - pixels[:, :, 0] > 30
+    left, right = np.nonzero(blue[:, : blue.shape[1] // 2])[0], np.nonzero(blue[:, blue.shape[1] // 2 :])[0]
+    assert left.max() - left.min() > 0.5 * blue.shape[0]  # the data, at 0 and at 1
+    assert right.max() - right.min() < 10 and abs(right.mean() - left.min()) < 10  # the samples, at 1
+    evaluation.save_histogram(tmp_path / "h.png", torch.full((9, 1), 0.9), torch.linspace(0, 1, 100).reshape(100, 1))
+    pixels = np.asarray(Image.open(tmp_path / "h.png").convert("RGB")).astype(int)
+    orange = pixels[:, :, 0] - pixels[:, :, 2] > 100
+    columns = np.nonzero(orange[pixels.shape[0] // 3 :].any(axis=0))[0]
+    assert columns.max() > 0.8 * pixels.shape[1]
+
+
 @pytest.mark.parametrize(
     ("call", "match"),
     [
@@ -78,6 +94,8 @@ def test_scatter_shows_points_where_they_are(tmp_path: Path) -> None:
         (lambda p: evaluation.save_gif(p, [torch.zeros(1, 3, 3), torch.zeros(1, 3, 4)]), "one shape"),
         (lambda p: evaluation.save_scatter(p, torch.zeros(3, 1)), r"\(3, 1\)"),
         (lambda p: evaluation.save_scatter(p, torch.full((3, 2), math.nan)), "no finite"),
+        (lambda p: evaluation.save_lines(p, torch.zeros(3, 2)), r"sequences \(N, C, L\)"),
+        (lambda p: evaluation.save_histogram(p, torch.full((3, 1), math.nan)), "no finite"),
     ],
 )
 def test_bad_pictures_are_refused(tmp_path: Path, call, match: str) -> None:
