@@ -1,27 +1,52 @@
-"""All measures of a finished run's samples, beside what held-out data score, and a check for memorised images.
+"""All measures of a finished run's samples, beside what held-out data score, and a check for memorised ones.
 
     python experiments/evaluate.py --run runs/vp --sampler dpm_solver --n 2000
+    python experiments/evaluate.py --run runs/vp --sampler pc --option corrector=none --steps 100
+    python experiments/evaluate.py --run runs/vp --features inception --inception inception-2015-12-05.pt
 
-Adds to the run's results.json and report.md; writes samples/nearest.png: samples (odd rows) above their nearest training
-images (even rows).
+Adds to the run's results.json and report.md, one entry and one section for each sampler, features and class: done again, they
+are replaced. Writes samples/evaluation-....png, the first samples, and samples/nearest-....png: samples (odd rows) above their
+nearest training data (even rows), for images.
 """
 
 from __future__ import annotations
 
+import dataclasses
+import re
 import sys
 from pathlib import Path
+from typing import Any
 
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 import torch
+from torch import Tensor
 
 import samplers
-from evaluation import evaluate_samples, nearest
+from data import Dataset, Split
+from evaluation import (
+    Coordinates,
+    Features,
+    Memorisation,
+    Pixels,
+    default_features,
+    evaluate_samples,
+    load_inception,
+    memorisation,
+    nearest,
+)
 from evaluation.pictures import save_grid
+from evaluation.report import LEAST
 from experiments import build, command_line
-from experiments.pictures import draw_in_chunks
-from experiments.results import update_results
+from experiments.pictures import draw_in_chunks, save_samples
+from experiments.results import read_results, update_results
+from experiments.sample import option
+from training.checkpoint import write_atomically
+
+_SHOWN = 100  # samples on the contact sheet
+_PAIRS = 32  # samples above their nearest training data
+_SEARCHED = 1000  # samples, and held-out data, whose nearest training data are looked for among all of them
 
 
 def main(arguments: list[str]) -> int:
@@ -29,32 +54,149 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--run", required=True, type=Path, help="the run folder")
     parser.add_argument("--sampler", default="dpm_solver", help=", ".join(samplers.available()))
     parser.add_argument("--steps", default=None, type=int, help="of the sampler; its own default unless given")
-    parser.add_argument("--n", default=2000, type=int, help="samples")
+    parser.add_argument(
+        "--option", action="append", default=[], metavar="NAME=VALUE", help="of the sampler; repeatable"
+    )
+    parser.add_argument("--n", default=2000, type=int, help=f"samples, at least {LEAST}; for good numbers thousands")
     parser.add_argument("--seed", default=0, type=int, help="of the noise")
     parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
+    parser.add_argument(
+        "--label", default=None, type=int, help="class, of a class-conditional run; compared with its data"
+    )
+    parser.add_argument("--split", default="test", help="held-out data that the samples are shown beside")
+    parser.add_argument(
+        "--features",
+        default="auto",
+        choices=("auto", "classifier", "pixels", "inception"),
+        help="auto: a classifier of labelled images, the pixels of others, the coordinates of what is no image",
+    )
+    parser.add_argument("--inception", default=None, type=Path, help="the file of --features inception")
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     args = parser.parse_args(arguments)
-    sampler = samplers.create(args.sampler, **({} if args.steps is None else {"steps": args.steps}))
+    if args.n < LEAST or args.batch_size < 1:
+        raise ValueError(
+            f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
+        )
+    options = dict(option(text) for text in args.option)
+    if args.steps is not None:
+        options["steps"] = args.steps
+    sampler = samplers.create(args.sampler, **options)
     run = build.load_run(args.run, build.device(args.device))
-    x, nfe, _ = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    build.split(run.dataset, args.split)
+    if args.split in ("train", "fit"):
+        raise ValueError(
+            f"got --split {args.split}, which is what is learned from; expected held-out data, such as test"
+        )
+    features = _features(args.features, args.inception, run.dataset)
+    if args.label is not None:
+        run = dataclasses.replace(
+            run,
+            score=run.model.condition(args.label),
+            fingerprint=f"{run.fingerprint}/{args.label}",
+            dataset=of_class(run.dataset, args.label),
+        )
+    x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:
         print("other processes have still to write their samples; run this once they have")
         return 0
     made = run.transform.to_data(x)
-    report = evaluate_samples(made, run.dataset)
-    print(report)
-    update_results(args.run, {"evaluation": {**report.to_dict(), "sampler": repr(sampler), "nfe": nfe}})
-    lines = ["", f"## {args.n:,} samples by `{sampler!r}`, {nfe} evaluations", "", "```", str(report), "```", ""]
+    report = evaluate_samples(made, run.dataset, features=features, split=args.split)
+    copies = memorisation(*(y[:_SEARCHED].flatten(1) for y in (made, run.dataset.split(args.split).x)), _training(run))
+    print(f"{report}\n\nnearest training data, in {_space(run.dataset)}:\n{copies}")
+
+    of = f"class {args.label} by " if args.label is not None else ""
+    entry = f"{of}{sampler!r} in {features.name}"
+    own: dict[str, Any] = {**report.to_dict(), "sampler": repr(sampler), "label": args.label, "nfe": nfe}
+    own["nearest"] = {"space": _space(run.dataset), **copies.to_dict()}
+    before = read_results(args.run).get("evaluation", {})
+    kept = {name: e for name, e in before.items() if isinstance(e, dict)} if isinstance(before, dict) else {}
+    update_results(args.run, {"evaluation": {**kept, entry: own}})
+
+    sheet = args.run / "samples" / f"evaluation-{parts.name}.png"
+    save_samples(sheet, x[:_SHOWN], run.transform, run.dataset)
+    pictures = {f"The first {min(_SHOWN, len(x))}": sheet}
     if run.dataset.levels is not None:
-        train = run.dataset.split("train").x
-        _, index = nearest(made[:32].flatten(1).to(torch.float64), train.flatten(1).to(torch.float64))
-        pairs = torch.stack([made[:32], train[index]]).reshape(2, -1, 16, *made.shape[1:]).transpose(0, 1)
-        picture = args.run / "samples" / "nearest.png"
-        save_grid(picture, pairs.flatten(0, 2).float() / (run.dataset.levels - 1), 16, scale=2)
-        lines += [f"Samples above their nearest training images: ![nearest]({picture.relative_to(args.run)})", ""]
-    with open(args.run / "report.md", "a") as file:
-        file.write("\n".join(lines))
+        pairs = args.run / "samples" / f"nearest-{parts.name}.png"
+        _save_pairs(pairs, made[:_PAIRS], run)
+        pictures["Samples above their nearest training images"] = pairs
+    replace_section(
+        args.run / "report.md", f"Samples measured: {entry}", _section(str(report), nfe, run, copies, pictures)
+    )
+    print("\n".join(str(picture) for picture in pictures.values()))
     return 0
+
+
+def _features(name: str, inception: Path | None, dataset: Dataset) -> Features:
+    if (name == "inception") != (inception is not None):
+        raise ValueError(
+            f"got --features {name}{'' if inception is None else f' with --inception {inception}'}; expected --features "
+            "inception together with --inception FILE"
+        )
+    if inception is not None:
+        return load_inception(inception, levels=dataset.levels or 256)
+    if name == "pixels":
+        return Coordinates() if dataset.levels is None else Pixels(levels=dataset.levels)
+    if name == "classifier" and (dataset.levels is None or dataset.num_classes < 2):
+        raise ValueError(f"got --features classifier for {dataset.name}, which has no labelled images; expected pixels")
+    return default_features(dataset)
+
+
+def of_class(dataset: Dataset, label: int) -> Dataset:
+    """The samples of one class, in every split.
+
+    Raises:
+        ValueError: there are none.
+    """
+
+    def rows(name: str) -> Split:
+        split = dataset.split(name)
+        index = torch.empty(0) if split.labels is None else (split.labels == label).nonzero().squeeze(1)
+        if len(index) == 0:
+            raise ValueError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
+        return split.take(index)
+
+    return dataclasses.replace(dataset, splits={name: rows(name) for name in dataset.splits}, validation=0)
+
+
+def _training(run: build.Run) -> Tensor:
+    """All that the run may have learned from, (N, D), in the data's own type: it may be mapped from a file."""
+    return run.dataset.split("train").x.flatten(1)
+
+
+def _space(dataset: Dataset) -> str:
+    return "coordinates" if dataset.levels is None else "grey values"
+
+
+def _save_pairs(file: Path, made: Tensor, run: build.Run) -> None:
+    """Rows of samples above the rows of their nearest training images."""
+    train = run.dataset.split("train").x
+    _, index = nearest(made.flatten(1), _training(run))
+    columns = min(16, len(made))
+    whole = len(made) // columns * columns
+    pairs = torch.stack([made[:whole], train[index[:whole]]]).reshape(2, -1, columns, *made.shape[1:]).transpose(0, 1)
+    shown = pairs.flatten(0, 2)[:, : 3 if made.shape[1] >= 3 else 1]
+    unit = shown.float() / ((run.dataset.levels or 256) - 1)
+    save_grid(file, unit, columns, scale=max(1, round(32 / made.shape[-1])))
+
+
+def _section(report: str, nfe: int, run: build.Run, copies: Memorisation, pictures: dict[str, Path]) -> list[str]:
+    lines = [f"{nfe} evaluations of the network a sample.", "", "```", report, "```", ""]
+    lines += [
+        f"Distances to the nearest of all {len(run.dataset.split('train')):,} training data, in {_space(run.dataset)}, of at "
+        f"most {_SEARCHED:,} samples and as many held-out data:",
+        *("", "```", str(copies), "```", ""),
+    ]
+    for text, picture in pictures.items():
+        lines += [f"{text}:", "", f"![{picture.stem}](samples/{picture.name})", ""]
+    return lines
+
+
+def replace_section(file: Path, heading: str, lines: list[str]) -> None:
+    """Put a section at the end of a Markdown file, in place of any with that heading."""
+    text = file.read_text() if file.exists() else ""
+    sections = [s for s in re.split(r"(?m)^(?=## )", text) if s.partition("\n")[0] != f"## {heading}"]
+    kept = "".join(sections).rstrip("\n")
+    write_atomically(file, "\n".join([*([kept, ""] if kept else []), f"## {heading}", "", *lines]).encode())
 
 
 if __name__ == "__main__":

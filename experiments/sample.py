@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     args = parser.parse_args(arguments)
     if args.n < 1 or args.batch_size < 1:
         raise ValueError(f"got --n={args.n}, --batch_size={args.batch_size}; expected integers >= 1")
-    options = dict(_option(text) for text in args.option)
+    options = dict(option(text) for text in args.option)
     if args.steps is not None:
         options["steps"] = args.steps
     sampler = samplers.create(args.sampler, **options)
@@ -97,7 +97,8 @@ def _animate(file: Path, run: build.Run, sampler: samplers.Sampler, seed: int, n
     print(f"{len(frames)} frames; {file}")
 
 
-def _option(text: str) -> tuple[str, object]:
+def option(text: str) -> tuple[str, object]:
+    """Name and value of an `--option NAME=VALUE`; what is no Python literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name:
         raise ValueError(f"got --option {text!r}; expected NAME=VALUE")
