@@ -242,3 +242,28 @@ def test_errors_of_single_draws_are_unknown():
     assert bool(
         bound.stderr.isnan().all() & bound.diffusion_stderr.isnan().all() & bound.reconstruction_stderr.isnan().all()
     )
+
+
+@pytest.mark.parametrize(
+    ("x_0", "options", "message"),
+    [
+        (torch.zeros(2, 3, dtype=torch.int64), {}, "floating batch"),
+        (torch.full((2, 3), math.inf), {}, "not finite"),
+        (torch.zeros(2, 3), {"t_min": 0.0}, "t_min=0.0"),
+        (torch.zeros(2, 3), {"decoder": Bins(transform=Rescale(levels=4))}, "images of type torch.float32"),
+        (
+            torch.zeros(2, 3),
+            {"decoder": DiscretizedGaussian(transform=Rescale(levels=4)), "data": torch.full((2, 3), 23)},
+            "from 23 to 23, .* in 2 images",
+        ),
+        (
+            torch.zeros(2, 3),
+            {"decoder": Bins(transform=Rescale(levels=4)), "data": torch.zeros(1, 3, dtype=torch.int64)},
+            r"data of shape \(1, 3\)",
+        ),
+    ],
+)
+def test_data_that_cannot_be_scored_are_refused(x_0, options, message):
+    with pytest.raises(ValueError, match=message) as error:
+        elbo(VPSDE(), lambda x, t: -x, x_0, **options)
+    assert "\n" not in str(error.value)
