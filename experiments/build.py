@@ -86,7 +86,9 @@ def dataset(config: ConfigDict) -> Dataset:
     given = {key: config.data.get(key) for key in _DATA_OPTIONS if config.data.get(key)}
     for key, value in given.items():
         if key not in takes:
-            raise ValueError(f"got config.data.{key}={value!r} for the data set {name}, which has no {key}; leave it out")
+            raise ValueError(
+                f"got config.data.{key}={value!r} for the data set {name}, which has no {key}; leave it out"
+            )
     for key, required in takes.items():
         if required and key not in given:
             raise ValueError(f"got the data set {name} without config.data.{key}; add --config.data.{key}=...")
