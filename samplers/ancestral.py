@@ -10,8 +10,9 @@ forward process is
 
 (Ho et al. 2020, arXiv:2006.11239, equations (6), (7), (11) and section 3.2 for the two fixed variances, which are right
 for data at one point and for N(0, I) data; Nichol and Dhariwal 2021, arXiv:2102.09672, equation (15) for the learned
-one; Song et al. 2021, arXiv:2011.13456, equation (47) for VE). Weak order 1: 300 steps leave the variance some 2 %
-small. "posterior" is DDIM with eta = 1.
+one; Song et al. 2021, arXiv:2011.13456, equation (47) for VE). Weak order 1: where data have the variance 0.1,
+1,000 equal steps leave it 2.3 % (VP), 1.5 % (sub-VP) and 0.8 % (VE) small, and twice as many half of that; steps equal in
+log_snr leave 1.0, 1.4 and 0.8 %. "posterior" is DDIM with eta = 1.
 
 A learned variance comes from a score object that has
 

@@ -9,7 +9,9 @@ default is its limit, in which a sample depends on nothing but its own noise; th
 `norm="sample"` takes each sample's own norms. Both norms change the stationary law: per-sample norms multiplied the
 variance of N(0, I) by 27,000 in one dimension, 16 in two, 1.09 in 64.
 
-A chain of fixed snr has its own stationary law: on N(0, v) the variance is v / (1 - e / (2 v)).
+A chain of fixed snr has its own stationary law: on N(0, v) the variance is v / (1 - e / (2 v)). With the default snr = 0.16
+it is up to 2.6 % too large where noise dominates (e / (2 v) = snr^2 for v = sigma_t^2) and right where the data do, at the end
+of a run: there 1,000 steps with the default predictor have the variance of data right to 0.7 % (VP, sub-VP) and 0.3 % (VE).
 """
 
 from __future__ import annotations
