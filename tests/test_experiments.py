@@ -77,12 +77,15 @@ def interrupted(name, *arguments, when, number=signal.SIGINT):
         stderr=subprocess.PIPE,
         text=True,
     )
-    deadline = time.monotonic() + 200
-    while not when() and process.poll() is None and time.monotonic() < deadline:
-        time.sleep(0.2)
-    assert when() and process.poll() is None
-    process.send_signal(number)
-    _, stderr = process.communicate(timeout=60)
+    try:
+        deadline = time.monotonic() + 200
+        while not when() and process.poll() is None and time.monotonic() < deadline:
+            time.sleep(0.2)
+        assert when() and process.poll() is None
+        process.send_signal(number)
+        _, stderr = process.communicate(timeout=60)
+    finally:
+        process.kill()
     assert "Traceback" not in stderr
     return process, stderr.strip().splitlines()
 
