@@ -1,10 +1,16 @@
-"""Whole settings by name: every preset of every script makes its objects, and the published ones train two steps."""
+"""Whole settings by name: every preset of every script makes its objects and runs from the script, on small files of the kind
+that it reads; and the published networks train two steps."""
 
+import json
 import math
+import warnings
 from dataclasses import replace
 
+import numpy as np
 import pytest
+import test_data_files as made
 import torch
+from PIL import Image
 
 from data import from_tensor
 from experiments import build, presets, sub_vp, ve, vp
@@ -42,6 +48,130 @@ def test_every_preset_makes_its_objects(name, script):
     if name != "digits" and script == "ve":  # the largest distance between two images in this range is of that order
         size = math.prod(dataset.event_shape) ** 0.5 * (config.data.high - config.data.low)
         assert 0.3 * size < build.sde(config).sigma_max < 1.3 * size
+
+
+QUICK = [
+    "--config.training.steps=2",
+    "--config.training.warmup=1",
+    "--config.training.batch_size=2",
+    "--config.training.log_every=1",
+    "--config.training.eval_every=2",
+    "--config.training.validation=2",
+    "--config.training.precision=fp32",
+    "--config.sampling.steps=1",
+    "--config.sampling.second_steps=1",
+    "--config.sampling.n=1",
+    "--config.likelihood.steps=2",
+    "--config.likelihood.limit=1",
+    "--config.likelihood.probes=1",
+    "--config.likelihood.draws=1",
+    "--config.likelihood.batch_size=1",
+    "--config.baselines=False",
+]
+# In place of the published networks, and of pictures of 256x256, which two cores would be at for long.
+CUT_DOWN = ["--config.model.name=auto", "--config.model.channels=4", "--config.model.multipliers=(1, 1, 1, 1, 1)"]
+CUT_DOWN += ["--config.model.fourier_features=()"]
+
+
+@pytest.fixture(scope="module")
+def files(tmp_path_factory):
+    """A folder of each kind of files, with as few of them as the data sets' validation parts allow."""
+    root = tmp_path_factory.mktemp("files")
+    (root / "fashion_mnist").mkdir()
+    random = np.random.RandomState(0)
+    for part, count in (("train", 5010), ("t10k", 4)):
+        images, labels = random.randint(0, 256, (count, 28, 28), np.uint8), np.arange(count, dtype=np.uint8) % 10
+        (root / "fashion_mnist" / f"{part}-images-idx3-ubyte").write_bytes(made.idx_bytes(images))
+        (root / "fashion_mnist" / f"{part}-labels-idx1-ubyte").write_bytes(made.idx_bytes(labels))
+    batches = root / "cifar10" / "cifar-10-batches-bin"
+    batches.mkdir(parents=True)
+    for name in [*made.CIFAR_TRAIN, "test_batch"]:
+        images = random.randint(0, 256, (1002 if name in made.CIFAR_TRAIN else 4, 3072), np.uint8)
+        (batches / f"{name}.bin").write_bytes(made.cifar_binary(images, np.arange(len(images)) % 10))
+    (root / "image_folder").mkdir()
+    for i in range(12):
+        pixels = random.randint(0, 256, (300, 270, 3), np.uint8)
+        Image.fromarray(pixels).save(root / "image_folder" / f"{i}.jpg")
+    return root
+
+
+@pytest.mark.parametrize("script", SCRIPTS)
+@pytest.mark.parametrize("name", presets.PRESETS)
+def test_every_preset_runs_from_its_script(name, script, files, tmp_path):
+    kind = presets.PRESETS[name].get("data", {}).get("name", "digits")
+    root = [] if kind == "digits" else [f"--config.data.root={files / kind}"]
+    network = CUT_DOWN if SIZES[name][0] == 3 else ["--config.model.channels=8"]
+    size = min(32, SIZES[name][1])
+    network = network + ([f"--config.data.size={size}"] if kind == "image_folder" else [])
+    threads = ["--config.threads=1"]  # as the other tests: this process is theirs, too
+    folder = tmp_path / "run"
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        SCRIPTS[script].main([f"--preset={name}", f"--workdir={folder}", *root, *QUICK, *network, *threads])
+    results, config = (json.loads((folder / f"{n}.json").read_text()) for n in ("results", "config"))
+    assert results["training"]["steps"] == 2 and results["bits_per_dim"]["images"] == 1
+    assert config["data"]["name"] == kind
+    with Image.open(folder / "samples" / f"{config['sampling']['sampler']}.png") as picture:
+        assert min(picture.size) >= size
+
+
+def test_a_preset_decodes_to_its_own_size(files):
+    config = presets.apply(vp.get_config(), "image_256")
+    config.data.root = str(files / "image_folder")
+    assert build.dataset(config).event_shape == (3, 256, 256)
+
+
+def test_options_of_the_data_reach_them(files, tmp_path):
+    config = vp.get_config()
+    config.data.update({"name": "image_folder", "root": str(files / "image_folder")})
+    with pytest.raises(ValueError, match=r"without config.data.size; add --config.data.size=\.\.\."):
+        build.dataset(config)
+    config.data.update({"size": 12, "channels": 1, "cache": str(tmp_path / "cache")})
+    assert build.dataset(config).event_shape == (1, 12, 12)
+    assert len(list((tmp_path / "cache").glob("*/manifest.json"))) == 1
+    config.data.name = "digits"
+    with pytest.raises(
+        ValueError, match="config.data.size=12 for the data set digits, which has no size; leave it out"
+    ):
+        build.dataset(config)
+    for key in ("size", "channels", "cache", "dataset"):  # as in the folder of a run from before
+        del config.data[key]
+    assert build.dataset(config).name == "digits"
+
+
+@pytest.mark.parametrize(
+    ("shape", "dtype", "more"),
+    [
+        ((40, 1), np.float32, []),
+        ((40, 3), np.float32, []),
+        ((40, 2, 16), np.float32, []),
+        ((40, 5, 8, 8), np.float32, []),
+        ((40, 1, 8, 8), np.float64, []),
+        ((40, 2, 8, 8), np.uint8, []),
+        ((40, 3, 8, 6), np.uint8, ["--config.model.name=mlp"]),
+        ((40, 2, 2, 2, 3), np.float32, []),
+    ],
+)
+def test_a_users_own_array_trains_and_is_drawn(shape, dtype, more, tmp_path):
+    values = np.random.RandomState(0).uniform(0, 256, shape).astype(dtype)
+    np.save(tmp_path / "mine.npy", values)
+    arguments = [
+        "--config.data.name=arrays",
+        f"--config.data.root={tmp_path / 'mine.npy'}",
+        "--config.model.channels=8",
+    ]
+    if "--config.model.name=mlp" not in more and len(shape) == 4:
+        with pytest.raises(ValueError, match="square images, or mlp"):
+            oblong = tmp_path / "oblong.npy"
+            np.save(oblong, values[..., :-1])
+            vp.main([*arguments, f"--config.data.root={oblong}", f"--workdir={tmp_path / 'none'}"])
+        assert not (tmp_path / "none").exists()
+    vp.main([*arguments, *more, *QUICK, "--config.sampling.n=5", f"--workdir={tmp_path / 'run'}"])
+    results = json.loads((tmp_path / "run" / "results.json").read_text())
+    assert results["training"]["steps"] == 2
+    for name in ("pc", "dpm_solver", "step_00000002"):
+        with Image.open(tmp_path / "run" / "samples" / f"{name}.png") as picture:
+            assert len(set(picture.convert("L").getdata())) > 1
 
 
 def test_an_unknown_name_is_refused():
