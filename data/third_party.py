@@ -114,6 +114,7 @@ def hugging_face(
     Raises:
         DataError: `datasets` is missing, or has no such data set, split or column.
     """
+    as_path(root, "hugging_face")  # a name, too, is text
     try:
         import datasets
     except ImportError as error:
@@ -121,7 +122,7 @@ def hugging_face(
             "hugging_face needs the package datasets, which is not installed; pip install datasets"
         ) from error
     decoder = Decoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
-    name = str(as_path(root, "hugging_face")) if root is None else str(root)
+    name = str(root)
     tables = {}
     for part, which in (("train", train), ("test", test)):
         try:

@@ -160,7 +160,7 @@ def default_features(dataset: Dataset, **options: Any) -> Features:
     return Pixels(levels=dataset.levels)
 
 
-def _as_samples(samples: Tensor, dataset: Dataset) -> Tensor:
+def _as_samples(samples: Tensor | np.ndarray, dataset: Dataset) -> Tensor:
     """The samples on the CPU, checked."""
     if isinstance(samples, np.ndarray) and samples.dtype.kind in "biuf":
         samples = torch.from_numpy(np.ascontiguousarray(samples))
@@ -193,7 +193,7 @@ def _as_samples(samples: Tensor, dataset: Dataset) -> Tensor:
 
 
 def _mean(estimates: list[Estimate]) -> Estimate:
-    """Of independent groups: their mean, with the error that follows from theirs."""
+    """Of independent groups, given the reference that they share: their mean, with the error that follows from theirs."""
     count = len(estimates)
     if count == 1:
         return estimates[0]
@@ -213,17 +213,15 @@ def _mean(estimates: list[Estimate]) -> Estimate:
     )
 
 
-_MEASURES: dict[str, tuple[Callable[[Tensor, Tensor], Estimate], bool]] = {
-    "FD": (frechet_distance, False),
-    "KD": (kernel_distance, False),
-    "MMD": (mmd, False),
-    "SW": (sliced_wasserstein, False),
+_MEASURES: dict[str, Callable[[Tensor, Tensor], Estimate]] = {
+    "FD": frechet_distance,
+    "KD": kernel_distance,
+    "MMD": mmd,
+    "SW": sliced_wasserstein,
 }
 _MANIFOLD = ("precision", "recall", "density", "coverage")
 _INCEPTION_NAMES = {"FD": "FID", "KD": "KID", "CS": "IS"}
 AVAILABLE = (*_MEASURES, *_MANIFOLD, "CS")
-
-
 _UNKNOWN = Estimate(value=math.nan, stderr=math.nan)
 
 
@@ -237,7 +235,7 @@ def _measure(
     for key in keys:
         try:
             if key in _MEASURES:
-                found[key] = _MEASURES[key][0](group.values, reference.values)
+                found[key] = _MEASURES[key](group.values, reference.values)
             elif key == "CS" and group.log_probs is not None:
                 found[key] = class_score(group.log_probs)
             elif key in _MANIFOLD and found[key] is _UNKNOWN:
@@ -274,7 +272,7 @@ def _part(extracted: Extracted, rows: slice) -> Extracted:
 
 
 def evaluate_samples(
-    samples: Tensor,
+    samples: Tensor | np.ndarray,
     dataset: Dataset,
     *,
     features: Features | None = None,

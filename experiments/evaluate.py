@@ -109,7 +109,8 @@ def main(arguments: list[str]) -> int:
     own: dict[str, Any] = {**report.to_dict(), "sampler": repr(sampler), "label": args.label, "nfe": nfe}
     own["nearest"] = {"space": _space(run.dataset), **copies.to_dict()}
     before = read_results(args.run).get("evaluation", {})
-    kept = {name: e for name, e in before.items() if isinstance(e, dict)} if isinstance(before, dict) else {}
+    entries = before.items() if isinstance(before, dict) else ()
+    kept = {name: e for name, e in entries if isinstance(e, dict) and "measures" in e}
     update_results(args.run, {"evaluation": {**kept, entry: own}})
 
     sheet = args.run / "samples" / f"evaluation-{parts.name}.png"
