@@ -223,7 +223,7 @@ def plot(tables, file):
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(9, 4), layout="constrained")
+    figure = Figure(figsize=(9, 4.6), layout="constrained")
     FigureCanvasAgg(figure)
     axes = figure.subplots(1, 2, sharey=True)
     for label, table in tables.items():
@@ -235,7 +235,7 @@ def plot(tables, file):
     for axis, name in zip(axes, ("network runs", "seconds"), strict=True):
         axis.set(xscale="log", yscale="log", xlabel=name)
     axes[0].set_ylabel("mean |error|, bits/dim")
-    axes[1].legend(fontsize="small")
+    figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=4, fontsize="small")
     figure.savefig(file, dpi=120)
 
 

@@ -393,15 +393,15 @@ class TestBeforeARun:
         cost = dry_run.Plan(parameters=1, steps_per_second=2.0, seconds=1100.0, memory=1, checkpoint=1, disk=1)
         results = {
             "sampling": {"all": {"pc": {"nfe": 9, "seconds": 0.9}, "dpm_solver": {"nfe": 5, "seconds": 0.5}}},
-            "bits_per_dim": {"nfe": 11, "seconds": 3.2},
+            "bits_per_dim": {"nfe": 5, "seconds": 3.2},
         }
         expected = dry_run._expected(config, small, dataset, cost, results, {"baselines": 2.0}, pilot=1.0)
         assert expected == pytest.approx(
             {
                 "training": 1100.0,
-                "pc": 1001 * 0.1 * 2,
+                "pc": 601 * 0.1 * 2,
                 "dpm_solver": 21 * 0.1 * 2,
-                "scoring": 1.0 + 2.2 * 2.97 * 135 / 11,
+                "scoring": 1.0 + 2.2 * 2.97 * 97 / 5,
                 "the rest": 2.0,
             }
         )
