@@ -152,8 +152,8 @@ def integration_weights(
     half, middle = (b - a) / 2, (a + b) / 2
     # (quadrature points, nodes, nodes): the factors of each Lagrange polynomial, with 1 in place of its own node's
     scaled = (nodes - middle) / half
-    numerator = _ABSCISSAE[:, None, None] - scaled
-    denominator = scaled[:, None] - scaled
+    numerator = _ABSCISSAE.reshape(-1, 1, 1) - scaled
+    denominator = scaled.reshape(-1, 1) - scaled
     own = np.eye(len(nodes), dtype=bool)
     lagrange = np.where(own, 1.0, numerator / np.where(own, 1.0, denominator)).prod(axis=2)
     quadrature = half * _GAUSS_WEIGHTS
