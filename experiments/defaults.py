@@ -71,11 +71,11 @@ def base_config() -> ConfigDict:
                 "checkpoint_every": 1000,
                 "keep": 2,
             },
-            "sampling": {"sampler": "pc", "steps": 300, "n": 64, "second": "dpm_solver", "second_steps": 20},
+            "sampling": {"sampler": "pc", "steps": 250, "n": 64, "second": "dpm_solver", "second_steps": 20},
             "likelihood": {
                 "split": "test",
                 "solver": "fast",
-                "steps": 96,
+                "steps": 128,
                 "probes": 2,
                 "draws": 2,
                 "batch_size": 100,

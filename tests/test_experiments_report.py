@@ -388,7 +388,7 @@ class TestBeforeARun:
         dataset = build.dataset(config)
         small = dry_run.shrink(config, dataset)
         assert (small.sampling.n, small.sampling.steps, small.sampling.second_steps) == (64, 4, 4)
-        assert config.sampling.steps == 300 and small.training.batch_size == config.training.batch_size
+        assert config.sampling.steps == 250 and small.training.batch_size == config.training.batch_size
         config.sampling.n = 128
         cost = dry_run.Plan(parameters=1, steps_per_second=2.0, seconds=1100.0, memory=1, checkpoint=1, disk=1)
         results = {
@@ -399,9 +399,9 @@ class TestBeforeARun:
         assert expected == pytest.approx(
             {
                 "training": 1100.0,
-                "pc": 601 * 0.1 * 2,
+                "pc": 501 * 0.1 * 2,
                 "dpm_solver": 21 * 0.1 * 2,
-                "scoring": 1.0 + 2.2 * 2.97 * 97 / 5,
+                "scoring": 1.0 + 2.2 * 2.97 * 129 / 5,
                 "the rest": 2.0,
             }
         )
