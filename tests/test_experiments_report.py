@@ -139,10 +139,10 @@ class TestReport:
         go(vp.main, f"--workdir={folder}", *POINTS)
         go(evaluate.main, "--run", folder, "--n", 32, "--steps", 2)
         go(vp.main, f"--workdir={folder}", "--resume", *POINTS)
-        assert (folder / "report.md").read_text().count("## 32 samples by") == 1
+        assert (folder / "report.md").read_text().count("## Samples measured: ") == 1
         longer = ["--config.training.steps=5", "--allow_change=training.steps"]
         go(vp.main, f"--workdir={folder}", "--resume", *longer, *more)
-        assert "## 32 samples" not in (folder / "report.md").read_text()  # they were drawn with other weights
+        assert "## Samples measured" not in (folder / "report.md").read_text()  # they were drawn with other weights
 
 
 class TestCurves:
