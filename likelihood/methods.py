@@ -49,6 +49,9 @@ def fast(
         data_std: the data's standard deviation in model units; that of `x` unless given.
         t_min: as in `log_likelihood`; give it there as well.
         seed: of the pilot's probe.
+
+    Raises:
+        ValueError: for an `x` of which no pilot run converges, or whose standard deviation is not positive.
     """
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     grid = pilot_grid(sde, score, x, flow=flow, t_min=t_min, seed=seed)
@@ -62,6 +65,9 @@ def accurate(*, tolerance: float = 1e-7, data_std: float = 1.0, max_steps: int =
         tolerance: relative and absolute, of a step. A float32 network is rough below about 1e-6.
         data_std: the data's standard deviation in model units; it changes the cost, not the value.
         max_steps: attempts after which a sample is given up (`Status.MAX_STEPS`); a step is six evaluations.
+
+    Raises:
+        ValueError: for a tolerance below 1e-14, which float64 cannot meet.
     """
     solver = Dopri5(rtol=tolerance, atol=tolerance, max_steps=max_steps)
     return {"solver": solver, "grid": None, "flow": WhitenedFlow(data_std=data_std)}

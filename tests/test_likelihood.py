@@ -16,6 +16,7 @@ from likelihood import (
     accurate,
     bits_per_dim,
     companion_error,
+    encode,
     fast,
     log_likelihood,
     pilot_grid,
@@ -576,6 +577,28 @@ def test_fast_and_accurate_meet_the_closed_form(sde, name, D):
         found = log_likelihood(sde, score, x, divergence=Exact(), prior=prior, **method)
         assert bool(found.converged.all())
         assert float((found.log_prob - expected).abs().max()) / (D * math.log(2)) < tolerance
+
+
+@each_sde
+def test_the_known_factor_of_the_flow_is_integrated_exactly(sde):
+    """A network that adds a constant c to the Gaussian guess: w moves by c times the change of arctan(kappa/s), in eight steps
+    as in any number, by way of the likelihood and of encode."""
+    s, c = 0.6, torch.tensor([0.3, -1.2], dtype=torch.float64)
+
+    def score(x, t):
+        alpha, sigma = sde.alpha(t).unsqueeze(1), sde.sigma(t).unsqueeze(1)
+        kappa = sigma / alpha
+        r = torch.hypot(torch.tensor(s, dtype=torch.float64), kappa)
+        return -(kappa * x / (alpha * r) + s * c) / (r * sigma)
+
+    flow, x = WhitenedFlow(data_std=s), torch.tensor([[0.5, -0.4]], dtype=torch.float64)
+    angle = lambda t: torch.atan(sde.sigma(t) / sde.alpha(t) / s)
+    moved = x / flow.scale(sde, sde.t_min) + c * (angle(sde.T) - angle(sde.t_min))
+    expected = moved * flow.scale(sde, sde.T)
+    options = dict(solver=Adams(steps=8, points=5, start="rising"), flow=flow)
+    assert torch.allclose(encode(sde, score, x, **options).x, expected, rtol=1e-6)
+    found = log_likelihood(sde, score, x, divergence=Exact(), **options)
+    assert torch.allclose(found.latent, expected, rtol=1e-6)
 
 
 def test_a_tolerance_that_cannot_be_met_ends_with_a_status():
