@@ -32,7 +32,7 @@ from evaluation.estimate import Estimate
 from evaluation.features import Features
 from evaluation.pictures import save_grid
 from evaluation.report import evaluate_samples
-from numerics import Dopri5, SampleStreams, take
+from numerics import Dopri5, SampleStreams, UserError, take
 from samplers import ProbabilityFlow, Sampler
 from sde_lib import SDE, Score
 
@@ -194,16 +194,16 @@ def compare_samplers(
         progress: called with each row when it is there.
 
     Raises:
-        ValueError: no samplers, no budgets, a shape or an x_T that does not fit.
+        UserError: no samplers, no budgets, a shape or an x_T that does not fit.
     """
     shape, budgets = tuple(int(n) for n in shape), tuple(nfe)
     if not samplers or not budgets or len(shape) < 2 or min(shape) < 1 or batch_size < 1:
-        raise ValueError(
+        raise UserError(
             f"got {len(samplers)} samplers, budgets {budgets}, shape {shape}, batch_size {batch_size}; expected at least "
             "one sampler, one budget, a shape (N, *) and a batch of at least 1"
         )
     if x_T is not None and tuple(x_T.shape) != shape:
-        raise ValueError(f"got x_T of shape {tuple(x_T.shape)}; expected shape={shape}")
+        raise UserError(f"got x_T of shape {tuple(x_T.shape)}; expected shape={shape}")
     rows = []
     for name, sampler in samplers.items():
         for budget, one in _at_budgets(sampler, budgets):
@@ -282,7 +282,7 @@ def flow_error(
 
     def quality(x: Tensor) -> dict[str, Estimate]:
         if x.shape != truth.shape:
-            raise ValueError(f"got samples of shape {tuple(x.shape)}; expected {tuple(truth.shape)}, as x_T")
+            raise UserError(f"got samples of shape {tuple(x.shape)}; expected {tuple(truth.shape)}, as x_T")
         squares = (x - truth).double().flatten(1).square().mean(dim=1)
         value = math.sqrt(float(squares.mean()))
         stderr = float(squares.std()) / math.sqrt(len(squares)) / (2 * value) if value > 0 and len(squares) > 1 else 0.0

@@ -14,13 +14,14 @@ import numpy as np
 import torch
 
 from data import Dataset
+from numerics import UserError
 
 
 def bits_per_dim_of_baselines(dataset: Dataset, seed: int = 0) -> dict[str, float]:
     """Test bits/dim of the three, for a data set with grey levels; about ten seconds for digits."""
     levels = dataset.levels
     if levels is None:
-        raise ValueError(f"got {dataset.name}, which has no grey levels; expected images")
+        raise UserError(f"got {dataset.name}, which has no grey levels; expected images")
     fit, validation, test = (dataset.split(name).x.flatten(1).numpy() for name in ("fit", "validation", "test"))
     return {
         "per-pixel histograms": _histograms(fit, validation, test, levels),

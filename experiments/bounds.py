@@ -15,6 +15,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from numerics import UserError
+
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -203,9 +205,9 @@ def main(arguments: list[str]) -> int:
     options = parser.parse_args(arguments)
     for name in ("K", "steps", "draws", "truncation", "batch_size"):
         if getattr(options, name) <= 0:
-            raise ValueError(f"got --{name}={getattr(options, name)}; expected a number > 0")
+            raise UserError(f"got --{name}={getattr(options, name)}; expected a number > 0")
     if options.levels < 2:
-        raise ValueError(f"got --levels={options.levels}; expected an integer >= 2")
+        raise UserError(f"got --levels={options.levels}; expected an integer >= 2")
     device = build.device(options.device)
     run = build.load_run(options.run, device)
     if run.transform.levels is None:

@@ -22,6 +22,7 @@ from data import DataError, Dataset, Split
 from data.transforms import Transform
 from experiments import chains
 from models import Conditioning, Parametrization, ScoreModel
+from numerics import UserError
 from samplers import Sampler
 from sde_lib import SDE, Score, WhitenedFlow
 from training import (
@@ -45,7 +46,7 @@ def values_of(part: str) -> Iterator[None]:
     """Around what is made of `config.part`: whatever its values cannot make is refused in one line that names the part.
 
     Raises:
-        ValueError: a value out of its range, of the wrong type, or missing. Errors of the data stay what they are.
+        UserError: a value out of its range, of the wrong type, or missing. Errors of the data stay what they are.
     """
     try:
         yield
@@ -54,9 +55,9 @@ def values_of(part: str) -> Iterator[None]:
     except ValueError as error:
         if "config." in str(error):
             raise
-        raise ValueError(f"config.{part}: {error}") from error
+        raise UserError(f"config.{part}: {error}") from error
     except (TypeError, AttributeError, KeyError, RuntimeError) as error:
-        raise ValueError(
+        raise UserError(
             f"got a config.{part} that nothing can be made of ({error}); expected values of the kinds that --help shows"
         ) from error
 
@@ -69,7 +70,7 @@ def device(name: str) -> torch.device:
             torch.empty(0, device=chosen)  # a device that torch knows need not be there
             return chosen
         except (RuntimeError, AssertionError) as error:
-            raise ValueError(
+            raise UserError(
                 f"got the device {name!r}, which is not here; expected auto, cpu, cuda, cuda:N or mps"
             ) from error
     if torch.cuda.is_available():
@@ -81,17 +82,17 @@ def device(name: str) -> torch.device:
 def dataset(config: ConfigDict) -> Dataset:
     name = config.data.name
     if name not in data.available():
-        raise ValueError(f"got config.data.name={name!r}; expected one of {', '.join(data.available())}")
+        raise UserError(f"got config.data.name={name!r}; expected one of {', '.join(data.available())}")
     takes = data.options(name)
     given = {key: config.data.get(key) for key in _DATA_OPTIONS if config.data.get(key)}
     for key, value in given.items():
         if key not in takes:
-            raise ValueError(
+            raise UserError(
                 f"got config.data.{key}={value!r} for the data set {name}, which has no {key}; leave it out"
             )
     for key, required in takes.items():
         if required and key not in given:
-            raise ValueError(f"got the data set {name} without config.data.{key}; add --config.data.{key}=...")
+            raise UserError(f"got the data set {name} without config.data.{key}; add --config.data.{key}=...")
     return data.create(name, root=config.data.root or None, **given)
 
 
@@ -102,7 +103,7 @@ _DATA_OPTIONS = ("dataset", "size", "channels", "cache")
 def split(dataset: Dataset, name: str) -> Split:
     """The split of that name, refused as a wrong value where there is none."""
     if name not in dataset.split_names:
-        raise ValueError(f"got the split {name!r} of {dataset.name}; expected one of {', '.join(dataset.split_names)}")
+        raise UserError(f"got the split {name!r} of {dataset.name}; expected one of {', '.join(dataset.split_names)}")
     return dataset.split(name)
 
 
@@ -110,7 +111,7 @@ def split(dataset: Dataset, name: str) -> Split:
 def transform(config: ConfigDict, dataset: Dataset) -> Transform:
     low, high = config.data.low, config.data.high
     if not (all(isinstance(v, int | float) and math.isfinite(v) for v in (low, high)) and low < high):
-        raise ValueError(f"got config.data.low={low!r}, high={high!r}; expected finite numbers, low < high")
+        raise UserError(f"got config.data.low={low!r}, high={high!r}; expected finite numbers, low < high")
     return dataset.transform(low, high)
 
 
@@ -152,7 +153,7 @@ def parametrization(config: ConfigDict, std: float) -> Parametrization:
         )
     )
     if name not in known:
-        raise ValueError(f"got config.model.parametrization={name!r}; expected one of {', '.join(known)}")
+        raise UserError(f"got config.model.parametrization={name!r}; expected one of {', '.join(known)}")
     return known[name]
 
 
@@ -161,12 +162,12 @@ def network(config: ConfigDict, dataset: Dataset, std: float) -> torch.nn.Module
     shape, m = dataset.event_shape, config.model
     classes = dataset.num_classes if m.class_conditional else None
     if m.class_conditional and not classes:
-        raise ValueError(f"got config.model.class_conditional=True for {dataset.name}, which has no labels")
+        raise UserError(f"got config.model.class_conditional=True for {dataset.name}, which has no labels")
     name = m.name if m.name != "auto" else "unet" if len(shape) == 3 else "mlp"
     if name == "mlp":
         return models.create(name, dim=dataset.dim, width=m.mlp_width, depth=m.mlp_depth, num_classes=classes)
     if len(shape) != 3 or shape[1] != shape[2]:
-        raise ValueError(f"got the network {name!r} for samples of shape {shape}; expected square images, or mlp")
+        raise UserError(f"got the network {name!r} for samples of shape {shape}; expected square images, or mlp")
     if name in models.presets.available():
         return models.presets.create(
             name, in_channels=shape[0], image_size=shape[1], **({"num_classes": classes} if classes else {})
@@ -195,7 +196,7 @@ def model(config: ConfigDict, dataset: Dataset) -> ScoreModel:
     std = data_std(config, dataset)
     conditioning = config.model.conditioning
     if conditioning not in _CONDITIONINGS:
-        raise ValueError(f"got config.model.conditioning={conditioning!r}; expected one of {', '.join(_CONDITIONINGS)}")
+        raise UserError(f"got config.model.conditioning={conditioning!r}; expected one of {', '.join(_CONDITIONINGS)}")
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(config.seed)
         net = network(config, dataset, std)
@@ -247,7 +248,7 @@ def objective(config: ConfigDict) -> Objective:
     }
     for name, value, known in (("weighting", c.weighting, weightings), ("times", c.times, times)):
         if value not in known:
-            raise ValueError(f"got config.training.{name}={value!r}; expected one of {', '.join(known)}")
+            raise UserError(f"got config.training.{name}={value!r}; expected one of {', '.join(known)}")
     return DSM(weighting=weightings[c.weighting](), times=times[c.times]())
 
 
@@ -286,12 +287,12 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
     """The model of a run folder's newest whole checkpoint, with its averaged weights; or of a folder that export.py wrote.
 
     Raises:
-        ValueError: for a folder without a configuration or without a whole checkpoint, or one of another network.
+        UserError: for a folder without a configuration or without a whole checkpoint, or one of another network.
     """
     if (folder / "card.json").is_file():
         score_model = ScoreModel.from_pretrained(folder)
         if "config" not in score_model.card:
-            raise ValueError(
+            raise UserError(
                 f"got the pretrained folder {folder}, whose card names no configuration; expected one that "
                 "experiments/export.py wrote: use it through ScoreModel.from_pretrained"
             )
@@ -304,7 +305,7 @@ def load_run(folder: Path, device: torch.device | str = "cpu") -> Run:
         try:
             step = load_weights(score_model, folder)
         except CheckpointError as error:
-            raise ValueError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
+            raise UserError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
     return Run(
         folder=folder,
         config=config,
@@ -329,22 +330,22 @@ def config_of(folder: Path) -> ConfigDict:
     """The configuration that a run folder was made with.
 
     Raises:
-        ValueError: where there is none, or none of a run.
+        UserError: where there is none, or none of a run.
     """
     file = folder / "config.json"
     if not file.is_file():
-        raise ValueError(
+        raise UserError(
             f"got the run folder {folder}, which has no config.json; expected one that an experiment has written: "
             "run experiments/vp.py --workdir=... first"
         )
     try:
         values = json.loads(file.read_text())
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"got {file}, which is not JSON ({error}); expected what an experiment wrote") from error
+        raise UserError(f"got {file}, which is not JSON ({error}); expected what an experiment wrote") from error
     missing = [p for p in _PARTS if not isinstance(values, dict) or not isinstance(values.get(p), dict)]
     missing += [n for n in ("name", "seed") if not isinstance(values, dict) or n not in values]
     if missing:
-        raise ValueError(
+        raise UserError(
             f"got {file}, which is not a run's: it has no {', '.join(missing)}; expected what an experiment wrote"
         )
     return ConfigDict(_tuples(values))

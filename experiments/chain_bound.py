@@ -31,7 +31,7 @@ from experiments.chunks import Chunks
 from experiments.results import update_results
 from likelihood import Uniform, elbo
 from likelihood.bounds import DiscretizedGaussian
-from numerics import SampleStreams
+from numerics import SampleStreams, UserError
 
 READINGS = ("grey values", "dequantised images")
 
@@ -147,7 +147,7 @@ def plan(config: ConfigDict) -> Callable[[Path], None]:
     """Checks the configuration; what it returns scores a run folder, for results.json, report.md and the terminal."""
     draws = config.likelihood.bound_draws
     if draws < 2:
-        raise ValueError(
+        raise UserError(
             f"got config.likelihood.bound_draws={draws}; expected an integer >= 2, so that its error is known"
         )
 

@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 from ml_collections import ConfigDict
 
+from numerics import UserError
 from samplers import Ancestral, AnnealedLangevin, DDPMIndices, PredictorCorrector, Sampler, Uniform
 from sde_lib import SDE, TableVESDE, TableVPSDE
 from training import SMLD, DDPMSimple, DiscreteTime, Objective
@@ -72,7 +73,7 @@ class DDPM(Chain):
         p(x_0 | x_1), which is Tweedie's."""
         steps = steps or self.steps - 1
         if not 1 <= steps < self.steps:
-            raise ValueError(
+            raise UserError(
                 f"got {steps} steps of {self.algorithm} for a chain of config.sde.steps={self.steps}; expected 1 to "
                 f"{self.steps - 1} transitions between its rows, or 0 for all"
             )

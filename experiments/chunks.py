@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 from torch import Tensor
 
-from numerics import take
+from numerics import UserError, take
 from sde_lib import Score
 from training import Interruption
 from training.checkpoint import write_atomically
@@ -94,7 +94,7 @@ class Chunks:
                 with np.load(self.file(k), allow_pickle=False) as part:
                     parts.append({name: part[name] for name in part.files})
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-                raise ValueError(
+                raise UserError(
                     f"got the part {self.file(k)}, which cannot be read ({error}); expected what this command wrote: "
                     "delete it, and the same command does it again"
                 ) from error

@@ -22,10 +22,10 @@ from absl import flags
 from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
-from data import DataError
 from experiments.presets import PRESETS
+from numerics import UserError
 from samplers import SamplingError
-from training.errors import DATA, NON_FINITE, USAGE, TrainingError
+from training.errors import NON_FINITE, USAGE, TrainingError
 
 EXIT_CODES = (
     "exit codes: 0 done; 2 usage: an option, a value or a run folder that does not fit; 3 data that are missing, damaged or do "
@@ -44,11 +44,11 @@ def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) 
         code = main(sys.argv[1:] if argv is None else argv) or 0
     except TrainingError as error:
         code = _complain(name, error, error.exit_code)
-    except DataError as error:
-        code = _complain(name, error, DATA)
     except SamplingError as error:
         code = _complain(name, error, NON_FINITE)
-    except (ValueError, FileNotFoundError, FileExistsError, NotADirectoryError) as error:
+    except UserError as error:
+        code = _complain(name, error, error.exit_code)
+    except (FileNotFoundError, FileExistsError, NotADirectoryError) as error:
         code = _complain(name, error, USAGE)
     except KeyboardInterrupt:
         code = _complain(name, "interrupted", 130)
@@ -85,7 +85,7 @@ class Parser(argparse.ArgumentParser):
         self.register("type", Path, path)
 
     def error(self, message: str) -> NoReturn:
-        raise ValueError(f"{message} (try --help)")
+        raise UserError(f"{message} (try --help)")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -111,7 +111,7 @@ def parse_experiment(config: ConfigDict, arguments: list[str], description: str)
     """What the flags ask for.
 
     Raises:
-        ValueError: for an unknown flag, a value of the wrong type, or a stray argument.
+        UserError: for an unknown flag, a value of the wrong type, or a stray argument.
         SystemExit: after `--help`, which lists every value with its default.
     """
     if any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments):
@@ -129,17 +129,17 @@ def parse_experiment(config: ConfigDict, arguments: list[str], description: str)
         flags.DEFINE_boolean("dry_run", False, "every stage, briefly", flag_values=values)
         rest = values(line)[1:]
     except flags.UnrecognizedFlagError as error:
-        raise ValueError(f"got the unknown flag --{error.flagname}; {_near(error.flagname, config)}") from error
+        raise UserError(f"got the unknown flag --{error.flagname}; {_near(error.flagname, config)}") from error
     except (flags.Error, AttributeError, KeyError, TypeError, ValueError) as error:
-        raise ValueError(_flag_error(error, arguments, config)) from error
+        raise UserError(_flag_error(error, arguments, config)) from error
     if rest:
-        raise ValueError(
+        raise UserError(
             f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
             "(a boolean takes =True or =False)"
         )
     for flag in ("workdir", "init_from"):
         if values[flag].value is not None and not values[flag].value.strip():
-            raise ValueError(f"got --{flag} without a value; expected a path, or . for the current folder")
+            raise UserError(f"got --{flag} without a value; expected a path, or . for the current folder")
     return Request(
         config=values.config,
         workdir=Path(values.workdir),
@@ -165,7 +165,7 @@ def preset(arguments: list[str]) -> tuple[str, list[str]]:
         else:
             rest.append(argument)
     if waiting:
-        raise ValueError("got --preset without a value; expected a name, such as --preset=fashion_mnist")
+        raise UserError("got --preset without a value; expected a name, such as --preset=fashion_mnist")
     return found, rest
 
 

@@ -11,6 +11,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
+from numerics import UserError
+
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -41,7 +43,7 @@ def main(arguments: list[str]) -> int:
     try:
         budgets = tuple(int(v) for v in args.nfe.split(","))
     except ValueError as error:
-        raise ValueError(f"got --nfe={args.nfe!r}; expected integers with commas") from error
+        raise UserError(f"got --nfe={args.nfe!r}; expected integers with commas") from error
     chosen = {name: samplers.create(name) for name in args.samplers.split(",")}
     run = build.load_run(args.run, build.device(args.device))
     measures = tuple(args.measures.split(","))

@@ -17,6 +17,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from numerics import UserError
+
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -74,7 +76,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     args = parser.parse_args(arguments)
     if args.n < LEAST or args.batch_size < 1:
-        raise ValueError(
+        raise UserError(
             f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
         )
     options = dict(option(text) for text in args.option)
@@ -84,7 +86,7 @@ def main(arguments: list[str]) -> int:
     run = build.load_run(args.run, build.device(args.device))
     build.split(run.dataset, args.split)
     if args.split in ("train", "fit"):
-        raise ValueError(
+        raise UserError(
             f"got --split {args.split}, which is what is learned from; expected held-out data, such as test"
         )
     features = _features(args.features, args.inception, run.dataset)
@@ -129,7 +131,7 @@ def main(arguments: list[str]) -> int:
 
 def _features(name: str, inception: Path | None, dataset: Dataset) -> Features:
     if (name == "inception") != (inception is not None):
-        raise ValueError(
+        raise UserError(
             f"got --features {name}{'' if inception is None else f' with --inception {inception}'}; expected --features "
             "inception together with --inception FILE"
         )
@@ -138,7 +140,7 @@ def _features(name: str, inception: Path | None, dataset: Dataset) -> Features:
     if name == "pixels":
         return Coordinates() if dataset.levels is None else Pixels(levels=dataset.levels)
     if name == "classifier" and (dataset.levels is None or dataset.num_classes < 2):
-        raise ValueError(f"got --features classifier for {dataset.name}, which has no labelled images; expected pixels")
+        raise UserError(f"got --features classifier for {dataset.name}, which has no labelled images; expected pixels")
     return default_features(dataset)
 
 
@@ -146,14 +148,14 @@ def of_class(dataset: Dataset, label: int) -> Dataset:
     """The samples of one class, in every split.
 
     Raises:
-        ValueError: there are none.
+        UserError: there are none.
     """
 
     def rows(name: str) -> Split:
         split = dataset.split(name)
         index = torch.empty(0) if split.labels is None else (split.labels == label).nonzero().squeeze(1)
         if len(index) == 0:
-            raise ValueError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
+            raise UserError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
         return split.take(index)
 
     return dataclasses.replace(dataset, splits={name: rows(name) for name in dataset.splits}, validation=0)

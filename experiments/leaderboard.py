@@ -16,6 +16,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from numerics import UserError
+
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -56,7 +58,7 @@ def main(arguments: list[str]) -> int:
         except (OSError, ValueError, RecursionError) as error:
             print(f"leaderboard.py: {' '.join(f'{folder} is left out: {error}'.split())}", file=sys.stderr)
     if not tables:
-        raise ValueError(f"got {len(args.runs)} folders, none with results; expected run folders")
+        raise UserError(f"got {len(args.runs)} folders, none with results; expected run folders")
     for i, ((data, fingerprint, split), found) in enumerate(sorted(tables.items())):
         print("\n" * (i > 0) + f"{data} (fingerprint {fingerprint or 'unknown'}), {split}:\n")
         _print(sorted(found, key=lambda line: line.order))
@@ -68,14 +70,14 @@ def lines(folder: Path) -> Iterator[tuple[tuple[str, str, str], Line]]:
     there are no results.
 
     Raises:
-        ValueError: what is there are no results.
+        UserError: what is there are no results.
     """
     results, config = _read(folder)
     if not results:
         return
     name = _mapping(config.get("data")).get("name")
     if not isinstance(name, str):
-        raise ValueError("its configuration names no data set")
+        raise UserError("its configuration names no data set")
     bits, training = _mapping(results.get("bits_per_dim")), _mapping(results.get("training"))
     protocol = _mapping(bits.get("protocol"))
     place = (name, str(protocol.get("data") or "")[:8], str(bits.get("split") or protocol.get("split") or "test"))
@@ -114,9 +116,9 @@ def _json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except ValueError as error:
-        raise ValueError(f"{file.name} is not JSON ({error})") from error
+        raise UserError(f"{file.name} is not JSON ({error})") from error
     if not isinstance(value, dict):
-        raise ValueError(f"{file.name} holds a {type(value).__name__}, expected an object")
+        raise UserError(f"{file.name} holds a {type(value).__name__}, expected an object")
     return value
 
 

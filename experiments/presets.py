@@ -19,6 +19,8 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+from numerics import UserError
+
 _FASHION_MNIST = {
     "data": {"name": "fashion_mnist"},
     "model": {"multipliers": (1, 1, 2), "fourier_features": ()},
@@ -98,10 +100,10 @@ def apply(config: ConfigDict, name: str) -> ConfigDict:
     """`config` of one SDE's script, with the preset's changes for it.
 
     Raises:
-        ValueError: for an unknown name.
+        UserError: for an unknown name.
     """
     if name not in PRESETS:
-        raise ValueError(f"got the preset {name!r}; expected one of {', '.join(PRESETS)}")
+        raise UserError(f"got the preset {name!r}; expected one of {', '.join(PRESETS)}")
     changes = dict(PRESETS[name])
     only = changes.pop("only", {}).get(config.sde.name, {})
     for change in (changes, only):

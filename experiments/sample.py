@@ -16,6 +16,8 @@ import sys
 import time
 from pathlib import Path
 
+from numerics import UserError
+
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
@@ -46,7 +48,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--device", default="auto", help="auto, cpu, cuda, ...")
     args = parser.parse_args(arguments)
     if args.n < 1 or args.batch_size < 1:
-        raise ValueError(f"got --n={args.n}, --batch_size={args.batch_size}; expected integers >= 1")
+        raise UserError(f"got --n={args.n}, --batch_size={args.batch_size}; expected integers >= 1")
     options = dict(option(text) for text in args.option)
     if args.steps is not None:
         options["steps"] = args.steps
@@ -73,7 +75,7 @@ def main(arguments: list[str]) -> int:
 def _animate(file: Path, run: build.Run, sampler: samplers.Sampler, seed: int, n: int) -> None:
     """The states of the first samples on their way, each scaled to the picture's range by its own spread."""
     if run.dataset.levels is None:
-        raise ValueError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
+        raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
     path = Trajectory()
     with torch.no_grad():
         ids = torch.arange(min(16, n))
@@ -101,7 +103,7 @@ def option(text: str) -> tuple[str, object]:
     """Name and value of an `--option NAME=VALUE`; what is no Python literal is text."""
     name, equals, value = text.partition("=")
     if not equals or not name:
-        raise ValueError(f"got --option {text!r}; expected NAME=VALUE")
+        raise UserError(f"got --option {text!r}; expected NAME=VALUE")
     try:
         return name, ast.literal_eval(value)
     except (ValueError, SyntaxError):

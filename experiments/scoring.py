@@ -29,7 +29,7 @@ from likelihood import (
     bits_per_dim,
     pilot_grid,
 )
-from numerics import Adams, SampleStreams, SciPy, Solver, TorchDiffEq
+from numerics import Adams, SampleStreams, SciPy, Solver, TorchDiffEq, UserError
 from sde_lib import SDE, Score, WhitenedFlow
 from sde_lib.time_grids import StepDensity
 
@@ -67,9 +67,9 @@ class Protocol:
     def __post_init__(self) -> None:
         known = ("fast", "accurate", "scipy", "torchdiffeq")
         if self.solver not in known:
-            raise ValueError(f"got solver={self.solver!r}; expected one of {', '.join(known)}")
+            raise UserError(f"got solver={self.solver!r}; expected one of {', '.join(known)}")
         if self.dequantizer not in ("uniform", "truncated_normal"):
-            raise ValueError(f"got dequantizer={self.dequantizer!r}; expected uniform or truncated_normal")
+            raise UserError(f"got dequantizer={self.dequantizer!r}; expected uniform or truncated_normal")
         for name, least in (
             ("steps", 1),
             ("probes", 0),
@@ -79,9 +79,9 @@ class Protocol:
             ("limit", 0),
         ):
             if getattr(self, name) < least:
-                raise ValueError(f"got {name}={getattr(self, name)}; expected an integer >= {least}")
+                raise UserError(f"got {name}={getattr(self, name)}; expected an integer >= {least}")
         if not self.tolerance > 0:
-            raise ValueError(f"got tolerance={self.tolerance}; expected a number > 0")
+            raise UserError(f"got tolerance={self.tolerance}; expected a number > 0")
 
     def make_solver(self) -> Solver:
         return {
@@ -229,7 +229,7 @@ def _pilot(
         table = json.loads(file.read_text())
         return StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
     except (ValueError, KeyError, TypeError) as error:
-        raise ValueError(
+        raise UserError(
             f"got the grid {file}, which cannot be read ({error}); expected what this command wrote: delete it"
         ) from error
 

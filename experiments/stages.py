@@ -24,6 +24,7 @@ from experiments.pictures import draw_samples, save_samples
 from experiments.results import read_results, update_results, write_json
 from experiments.scoring import Protocol, score_split
 from models import ScoreModel
+from numerics import UserError
 from samplers import Sampler
 from training import (
     Callback,
@@ -42,7 +43,7 @@ from training import (
 
 def set_threads(config: ConfigDict) -> None:
     if config.threads < 0:
-        raise ValueError(f"got config.threads={config.threads}; expected an integer >= 0")
+        raise UserError(f"got config.threads={config.threads}; expected an integer >= 0")
     if config.threads:
         torch.set_num_threads(config.threads)
 
@@ -192,14 +193,14 @@ def splits(config: ConfigDict, dataset: Dataset) -> tuple[Split, Split, bool]:
     """What is trained on, what is validated on, and whether the second is part of the first."""
     name, n = config.training.split, config.training.validation
     if name not in ("train", "fit") or n < 0:
-        raise ValueError(
+        raise UserError(
             f"got config.training.split={name!r}, validation={n}; expected train or fit, and an integer >= 0"
         )
     data = dataset.split(name)
     if "validation" in dataset.split_names:
         return data, dataset.split("validation"), name == "train" and "validation" not in dataset.splits
     if name == "fit":
-        raise ValueError(
+        raise UserError(
             f"got config.training.split='fit' for {dataset.name}, which sets no images aside; expected train"
         )
     return data, data.take(slice(max(0, len(data) - n) if n else None, None)), True
@@ -209,7 +210,7 @@ def plan(config: ConfigDict, dataset: Dataset) -> tuple[Sampler, Sampler, Protoc
     """The two samplers and the way of scoring, all checked."""
     c = config.sampling
     if c.n < 1 or c.sampler == c.second:
-        raise ValueError(
+        raise UserError(
             f"got config.sampling.n={c.n}, sampler={c.sampler!r}, second={c.second!r}; expected n >= 1 and two samplers"
         )
     build.split(dataset, config.likelihood.split)

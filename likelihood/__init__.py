@@ -21,6 +21,7 @@ from likelihood.latent import (
 from likelihood.methods import Method, accurate, fast
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
+from numerics import UserError
 
 _NAMES: dict[str, type[Divergence] | type[Dequantizer]] = {
     "exact": Exact,
@@ -40,14 +41,14 @@ def create(name: str, **options: object) -> Divergence | Dequantizer:
     """The trace estimator or dequantiser of that name.
 
     Raises:
-        ValueError: for an unknown name or option.
+        UserError: for an unknown name or option.
     """
     if name not in _NAMES:
-        raise ValueError(f"got {name!r}; expected one of {', '.join(_NAMES)}")
+        raise UserError(f"got {name!r}; expected one of {', '.join(_NAMES)}")
     try:
         return _NAMES[name](**options)
     except TypeError as error:
-        raise ValueError(f"got options {sorted(options)} for {name!r}: {error}") from error
+        raise UserError(f"got options {sorted(options)} for {name!r}: {error}") from error
 
 
 __all__ = [

@@ -34,7 +34,7 @@ from likelihood.dequantization import Dequantizer, Uniform
 from likelihood.divergence import Divergence, Hutchinson
 from likelihood.integration import Prior
 from likelihood.probability_flow import log_likelihood
-from numerics import Generator, SampleStreams, Solver, Status
+from numerics import Generator, SampleStreams, Solver, Status, UserError
 from sde_lib import SDE, CountedScore, Flow, Score, TimeGrid
 
 
@@ -139,12 +139,12 @@ class BitsPerDim:
         about var(e)/2, which is no longer a bound. The trace estimates of a draw are averaged before.
 
         Raises:
-            ValueError: for more draws than there are.
+            UserError: for more draws than there are.
         """
         m = self.estimates.shape[1]
         K = m if K is None else K
         if not 1 <= K <= m:
-            raise ValueError(f"got K={K}; expected 1 to {m}, the draws: score with more draws")
+            raise UserError(f"got K={K}; expected 1 to {m}, the draws: score with more draws")
         nats = self.estimates.mean(dim=2)[:, : m // K * K] * -(self.dimensions * math.log(2))
         groups = nats.reshape(len(nats), m // K, K).logsumexp(dim=2) - math.log(K)
         return groups.mean(dim=1) / -(self.dimensions * math.log(2))
@@ -257,10 +257,10 @@ def bits_per_dim(
             so many images.
 
     Raises:
-        ValueError: for images of another type or range than the transform's levels.
+        UserError: for images of another type or range than the transform's levels.
     """
     if not isinstance(draws, int) or draws < 1:
-        raise ValueError(f"got draws={draws!r}; expected an integer >= 1")
+        raise UserError(f"got draws={draws!r}; expected an integer >= 1")
     check_levels(images, transform)
     dequantizer = Uniform() if dequantizer is None else dequantizer
     t_min = sde.t_min if t_min is None else t_min
@@ -369,13 +369,13 @@ def check_levels(images: Tensor, transform: Transform) -> None:
     """
     levels = transform.levels
     if images.ndim < 2 or images.shape[0] < 1:
-        raise ValueError(f"got images of shape {tuple(images.shape)}; expected a batch (B, *) of one or more")
+        raise UserError(f"got images of shape {tuple(images.shape)}; expected a batch (B, *) of one or more")
     if levels is None:
         if not images.is_floating_point():
-            raise ValueError(f"got data of type {images.dtype} for a transform without levels; expected real numbers")
+            raise UserError(f"got data of type {images.dtype} for a transform without levels; expected real numbers")
         return
     if images.is_floating_point() or images.dtype == torch.bool:
-        raise ValueError(
+        raise UserError(
             f"got images of type {images.dtype}; expected integers 0 ... {levels - 1}: "
             "pass the grey values, the dequantisation is done here"
         )
@@ -384,7 +384,7 @@ def check_levels(images: Tensor, transform: Transform) -> None:
     lowest, highest = flat.amin(dim=1).long(), flat.amax(dim=1).long()
     bad = ((lowest < 0) | (highest >= levels)).nonzero().squeeze(1).tolist()
     if bad:
-        raise ValueError(
+        raise UserError(
             f"got grey values from {int(lowest.min())} to {int(highest.max())}, outside the range in {len(bad)} images (the "
             f"first: {', '.join(map(str, bad[:5]))}); expected 0 ... {levels - 1}: remove them, or give the transform "
             "the data's number of levels"

@@ -37,7 +37,7 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.bits_per_dim import check_levels
 from likelihood.integration import check_state
-from numerics import Generator, expand_as, normal, uniform
+from numerics import Generator, UserError, expand_as, normal, uniform
 from sde_lib import SDE, Score
 
 
@@ -49,9 +49,9 @@ class Decoder(ABC):
     """How much of |eps - eps-hat|^2 at t_min is in -log_prob."""
 
     def check(self, data: Tensor, x_0: Tensor) -> None:
-        """Refuses data that cannot be scored, with a ValueError."""
+        """Refuses data that cannot be scored, with a UserError."""
         if data.shape != x_0.shape:
-            raise ValueError(
+            raise UserError(
                 f"got data of shape {tuple(data.shape)} for x_0 {tuple(x_0.shape)}; expected the same shape"
             )
 
@@ -192,13 +192,13 @@ def elbo(
         data_std: s, the data's standard deviation in model units, for less variance; None for none of it.
 
     Raises:
-        ValueError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
+        UserError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
             a t_min outside (0, T), or grey values outside their range.
     """
     if min(draws, reconstructions, 1 if steps is None else steps) < 1:
-        raise ValueError(f"got draws={draws}, reconstructions={reconstructions}, steps={steps}; expected integers >= 1")
+        raise UserError(f"got draws={draws}, reconstructions={reconstructions}, steps={steps}; expected integers >= 1")
     if data_std is not None and not (data_std > 0 and math.isfinite(data_std)):
-        raise ValueError(f"got data_std={data_std}; expected a finite number > 0, or None")
+        raise UserError(f"got data_std={data_std}; expected a finite number > 0, or None")
     decoder = Gaussian() if decoder is None else decoder
     t_min = sde.t_min if t_min is None else t_min
     check_state(sde, x_0, t_min)
@@ -269,7 +269,7 @@ def elbo(
 
 def _check_grey_values(data: Tensor, transform: Transform) -> None:
     if transform.levels is None:
-        raise ValueError("got a transform without levels for a decoder of grey values; expected one that has them")
+        raise UserError("got a transform without levels for a decoder of grey values; expected one that has them")
     check_levels(data, transform)
 
 

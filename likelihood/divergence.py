@@ -26,7 +26,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import Generator, normal, rademacher
+from numerics import Generator, UserError, normal, rademacher
 
 Function = Callable[[Tensor], Tensor]
 
@@ -75,9 +75,9 @@ def _forward(function: Function, x: Tensor, create_graph: bool) -> tuple[Tensor,
     with torch.enable_grad():
         value = function(x)
     if value.shape != x.shape:
-        raise ValueError(f"got a score of shape {tuple(value.shape)} for x {tuple(x.shape)}; expected the same shape")
+        raise UserError(f"got a score of shape {tuple(value.shape)} for x {tuple(x.shape)}; expected the same shape")
     if not value.requires_grad:
-        raise ValueError(
+        raise UserError(
             "got a score that autograd cannot follow, so it has no trace; expected one that depends on x by "
             "differentiable operations: remove detach() and no_grad() from it"
         )
@@ -130,7 +130,7 @@ def _quadratic_forms(
 
 def _check_rows(rows: int | None) -> None:
     if rows is not None and rows < 1:
-        raise ValueError(f"got rows={rows}; expected an integer >= 1, or None")
+        raise UserError(f"got rows={rows}; expected an integer >= 1, or None")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -202,9 +202,9 @@ class Hutchinson(Divergence):
     def __post_init__(self) -> None:
         _check_rows(self.rows)
         if not isinstance(self.probes, int) or self.probes < 1:
-            raise ValueError(f"got probes={self.probes}; expected an integer >= 1")
+            raise UserError(f"got probes={self.probes}; expected an integer >= 1")
         if self.noise not in ("rademacher", "gaussian"):
-            raise ValueError(f"got noise={self.noise!r}; expected 'rademacher' or 'gaussian'")
+            raise UserError(f"got noise={self.noise!r}; expected 'rademacher' or 'gaussian'")
 
     @property
     def estimates(self) -> int:
@@ -225,7 +225,7 @@ class Hutchinson(Divergence):
         self, function: Function, x: Tensor, probes: Tensor | None, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
         if probes is None:
-            raise ValueError("got no probes; expected those of draw(x, generator)")
+            raise UserError("got no probes; expected those of draw(x, generator)")
         return _quadratic_forms(function, x, probes, self.rows, create_graph)
 
 
@@ -249,7 +249,7 @@ class Coloured(Divergence):
     def __post_init__(self) -> None:
         _check_rows(self.rows)
         if self.spacing < 1 or self.sets < 1:
-            raise ValueError(f"got spacing={self.spacing}, sets={self.sets}; expected integers >= 1")
+            raise UserError(f"got spacing={self.spacing}, sets={self.sets}; expected integers >= 1")
 
     @property
     def estimates(self) -> int:
@@ -264,7 +264,7 @@ class Coloured(Divergence):
 
     def draw(self, x: Tensor, generator: Generator) -> Tensor:
         if x.ndim != 4:
-            raise ValueError(
+            raise UserError(
                 f"got a state of shape {tuple(x.shape)} for Coloured probes; "
                 "expected images (B, C, H, W): use Hutchinson"
             )
@@ -281,6 +281,6 @@ class Coloured(Divergence):
         self, function: Function, x: Tensor, probes: Tensor | None, *, create_graph: bool = False
     ) -> tuple[Tensor, Tensor]:
         if probes is None:
-            raise ValueError("got no probes; expected those of draw(x, generator)")
+            raise UserError("got no probes; expected those of draw(x, generator)")
         value, forms = _quadratic_forms(function, x, probes, self.rows, create_graph)
         return value, forms.reshape(x.shape[0], self.sets, -1).sum(dim=2)

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence, Hutchinson
-from numerics import Dopri5, Generator, Solver, Status, batch_time, expand_as, take
+from numerics import Dopri5, Generator, Solver, Status, UserError, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
 Prior = Callable[[Tensor], Tensor]
@@ -133,7 +133,7 @@ def integrate(
     divergence = Hutchinson() if divergence is None else divergence
     solver = Dopri5() if solver is None else solver
     if not isinstance(solver, Solver):
-        raise ValueError(
+        raise UserError(
             f"got solver={solver!r}; expected a solver of numerics, such as Dopri5() or Adams(steps=64), or the options of "
             "likelihood.fast or likelihood.accurate: log_likelihood(sde, score, x, **accurate())"
         )
@@ -144,7 +144,7 @@ def integrate(
     counted, counts = CountedScore(score), [0]
     fresh = (not solver.adaptive) if divergence.redraw is None else divergence.redraw
     if fresh and solver.adaptive:
-        raise ValueError(
+        raise UserError(
             "got fresh probes with an adaptive solver, whose error control would follow their noise; "
             "expected a solver of fixed steps, or fresh=False"
         )
@@ -208,7 +208,7 @@ def _prior(prior: Prior, z: Tensor) -> Tensor:
     """The log-density of the prior at `z`, `(B,)` nats, float64."""
     found = prior(z)
     if not isinstance(found, Tensor) or found.shape != z.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"got from prior {tuple(found.shape) if isinstance(found, Tensor) else found!r} for z of shape "
             f"{tuple(z.shape)}; expected a log-density for each sample, ({z.shape[0]},)"
         )
@@ -229,7 +229,7 @@ def _steepness(prior: Prior, z: Tensor) -> Tensor:
 def place(times: FlowTimes, grid: TimeGrid, solver: Solver, *, down: bool) -> Tensor:
     """The flow's clock at the grid's times, from t_min up to T or down again, `(N+1,)`."""
     if solver.adaptive:
-        raise ValueError(
+        raise UserError(
             f"got a grid with {type(solver).__name__}, which chooses its own steps; expected a solver of fixed steps"
         )
     sde = times.sde
@@ -242,13 +242,13 @@ def place(times: FlowTimes, grid: TimeGrid, solver: Solver, *, down: bool) -> Te
 def check_state(sde: SDE, x: Tensor, t_min: float) -> None:
     """Refuses a batch that is not `(B, *)`, floating and finite, and a t_min outside (0, T)."""
     if not x.is_floating_point() or x.ndim < 2 or x.shape[0] < 1:
-        raise ValueError(
+        raise UserError(
             f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *): "
             "map images to model units first, or call bits_per_dim"
         )
     if not 0 < t_min < sde.T:
-        raise ValueError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
+        raise UserError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
     finite = x.detach().flatten(1).isfinite().all(dim=1)
     if not bool(finite.all()):
         bad = (~finite).nonzero().squeeze(1).tolist()
-        raise ValueError(f"got {len(bad)} samples with values that are not finite (the first at {bad[0]}): remove them")
+        raise UserError(f"got {len(bad)} samples with values that are not finite (the first at {bad[0]}): remove them")

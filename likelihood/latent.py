@@ -24,7 +24,7 @@ from torch import Tensor
 
 from likelihood.divergence import Divergence
 from likelihood.integration import Likelihood, check_state, integrate, place
-from numerics import Dopri5, Generator, Solution, Solver, Status, batch_time, expand_as, take
+from numerics import Dopri5, Generator, Solution, Solver, Status, UserError, batch_time, expand_as, take
 from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
 
 
@@ -195,13 +195,13 @@ def interpolate(
         weights: K numbers; outside [0, 1] they go on beyond the ends.
 
     Raises:
-        ValueError: for two shapes.
+        UserError: for two shapes.
     """
     if x_a.shape != x_b.shape:
-        raise ValueError(f"got x_a of shape {tuple(x_a.shape)} and x_b of {tuple(x_b.shape)}; expected the same shape")
+        raise UserError(f"got x_a of shape {tuple(x_a.shape)} and x_b of {tuple(x_b.shape)}; expected the same shape")
     weights = torch.as_tensor(weights, dtype=torch.float64, device=x_a.device)
     if weights.ndim != 1 or len(weights) < 1:
-        raise ValueError(f"got weights of shape {tuple(weights.shape)}; expected (K,) with K >= 1")
+        raise UserError(f"got weights of shape {tuple(weights.shape)}; expected (K,) with K >= 1")
     options = dict(solver=solver, flow=flow, grid=grid, t_min=t_min)
     ends = round_trip(sde, score, torch.cat([x_a, x_b]), **options)  # type: ignore[arg-type]
     z_a, z_b = ends.latent.chunk(2)
@@ -257,7 +257,7 @@ def sample_with_log_prob(
     shape, temperature = tuple(shape), _temperature(temperature)
     drawn = sde.prior_sample(shape, generator=generator, device=device, dtype=dtype) if x_T is None else x_T
     if drawn.shape != shape:
-        raise ValueError(f"got x_T of shape {tuple(drawn.shape)} for shape={shape}; expected the same")
+        raise UserError(f"got x_T of shape {tuple(drawn.shape)} for shape={shape}; expected the same")
     x, likelihood = integrate(
         sde,
         score,
@@ -323,5 +323,5 @@ def _rms(x: Tensor) -> Tensor:
 
 def _temperature(value: float) -> float:
     if not (value > 0 and math.isfinite(value)):
-        raise ValueError(f"got temperature={value}; expected a finite number > 0")
+        raise UserError(f"got temperature={value}; expected a finite number > 0")
     return float(value)

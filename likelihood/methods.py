@@ -51,7 +51,7 @@ def fast(
         seed: of the pilot's probe.
 
     Raises:
-        ValueError: for an `x` of which no pilot run converges, or whose standard deviation is not positive.
+        UserError: for an `x` of which no pilot run converges, or whose standard deviation is not positive.
     """
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     grid = pilot_grid(sde, score, x, flow=flow, t_min=t_min, seed=seed)
@@ -67,7 +67,7 @@ def accurate(*, tolerance: float = 1e-7, data_std: float = 1.0, max_steps: int =
         max_steps: attempts after which a sample is given up (`Status.MAX_STEPS`); a step is six evaluations.
 
     Raises:
-        ValueError: for a tolerance below 1e-14, which float64 cannot meet.
+        UserError: for a tolerance below 1e-14, which float64 cannot meet.
     """
     solver = Dopri5(rtol=tolerance, atol=tolerance, max_steps=max_steps)
     return {"solver": solver, "grid": None, "flow": WhitenedFlow(data_std=data_std)}

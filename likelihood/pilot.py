@@ -18,7 +18,7 @@ from torch import Tensor
 
 from likelihood.divergence import Hutchinson
 from likelihood.probability_flow import log_likelihood
-from numerics import Dopri5, SampleStreams, Solution, Solver
+from numerics import Dopri5, SampleStreams, Solution, Solver, UserError
 from numerics.ode import Callback, Field, State
 from sde_lib import SDE, Flow, Score, WhitenedFlow
 from sde_lib.time_grids import StepDensity
@@ -68,7 +68,7 @@ def pilot_grid(
         seed: of the pilot's probe.
 
     Raises:
-        ValueError: where no sample of the pilot converged.
+        UserError: where no sample of the pilot converged.
     """
     flow = WhitenedFlow() if flow is None else flow
     recorder = _Recorder(Dopri5(rtol=tolerance, atol=tolerance))
@@ -83,7 +83,7 @@ def pilot_grid(
         generator=SampleStreams(seed),
     )
     if not bool(found.converged.any()):
-        raise ValueError(
+        raise UserError(
             "got a pilot run in which no sample converged; expected one: loosen its tolerance, or look at the score"
         )
     paths = torch.stack(recorder.seen)[:, found.converged.cpu()]

@@ -61,7 +61,7 @@ def log_likelihood(
             the solver.
 
     Raises:
-        ValueError: for an `x` that is not floating or not finite, or a `t_min` outside (0, T).
+        UserError: for an `x` that is not floating or not finite, or a `t_min` outside (0, T).
     """
     _, found = integrate(
         sde,

@@ -23,6 +23,7 @@ from models.network import ListOf, Network, check_dropout, check_images, check_s
 from models.normalization import GroupNorm
 from models.resampling import Double, Halve, size_of
 from models.residual import ResidualBlock
+from numerics import UserError
 
 
 class ADMBlock(nn.Module):
@@ -73,7 +74,7 @@ class ADM(Network):
         resolutions = level_resolutions(image_size, len(multipliers))
         for resolution in attention_resolutions:
             if resolution not in resolutions:
-                raise ValueError(
+                raise UserError(
                     f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
                     f"at image_size={image_size} the levels have {resolutions}"
                 )
@@ -128,7 +129,7 @@ class ADM(Network):
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
         check_images(x, self.in_channels)
         if label is None:
-            raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
+            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
         embedding = self.embedding(label, class_label)
         h = self.stem(x)
         skips = [h]

@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from models.initialization import conv1x1
 from models.normalization import GroupNorm
+from numerics import UserError
 
 _FUSED_FROM = 256  # tokens: 16×16 pixels
 
@@ -46,7 +47,7 @@ class AttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if channels % heads:
-            raise ValueError(f"attention: {heads} heads do not divide {channels} channels")
+            raise UserError(f"attention: {heads} heads do not divide {channels} channels")
         self.heads = heads
         self.scale = 2**-0.5 if skip_rescale else 1.0
         self.norm = GroupNorm(channels, groups=groups, eps=eps)

@@ -22,8 +22,10 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from numerics import UserError
 
-class CheckpointError(ValueError):
+
+class CheckpointError(UserError):
     """A checkpoint that cannot be read, or does not fit. `missing`, `unexpected`, `misshapen` name tensors."""
 
     def __init__(

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from numerics import UserError
 from sde_lib import SDE
 
 
@@ -67,7 +68,7 @@ class LogSNR(Conditioning):
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
-            raise ValueError(f"LogSNR(scale={self.scale}): expected a number > 0")
+            raise UserError(f"LogSNR(scale={self.scale}): expected a number > 0")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.log_snr(t) - self.center) / self.scale
@@ -87,7 +88,7 @@ class DiscreteIndex(Conditioning):
 
     def __post_init__(self) -> None:
         if self.levels < 1:
-            raise ValueError(f"DiscreteIndex(levels={self.levels}): expected at least 1")
+            raise UserError(f"DiscreteIndex(levels={self.levels}): expected at least 1")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         fraction = t / sde.T

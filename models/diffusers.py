@@ -19,6 +19,7 @@ from models.conditioning import Conditioning, DiscreteIndex, Sigma
 from models.network import check_choice
 from models.parametrization import DATA, NOISE, SCORE, VELOCITY, Parametrization
 from models.score_model import ScoreModel
+from numerics import UserError
 from sde_lib import SDE, VESDE, TableVPSDE
 
 _OUTPUTS: dict[str, Parametrization] = {"epsilon": NOISE, "sample": DATA, "v_prediction": VELOCITY}
@@ -50,7 +51,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
         [-1, 1]; ScoreSdeVe gives a `VESDE`, data in [0, 1] where the network centres its input itself.
 
     Raises:
-        ValueError: for a folder that is none, another kind of scheduler, or a schedule that cannot be read.
+        UserError: for a folder that is none, another kind of scheduler, or a schedule that cannot be read.
         ImportError: for a folder, where diffusers is not installed.
     """
     if isinstance(source, str | os.PathLike):
@@ -59,7 +60,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
         unet = getattr(source, "unet", source)
         scheduler = getattr(source, "scheduler", scheduler)
         if scheduler is None:
-            raise ValueError("from_diffusers(network): pass the scheduler too, from_diffusers(network, scheduler)")
+            raise UserError("from_diffusers(network): pass the scheduler too, from_diffusers(network, scheduler)")
         config = scheduler if isinstance(scheduler, Mapping) else {
             "_class_name": type(scheduler).__name__, **dict(scheduler.config)
         }  # fmt: skip
@@ -91,7 +92,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
 def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
     network, scheduler = folder / "unet", folder / "scheduler" / "scheduler_config.json"
     if not network.is_dir() or not scheduler.is_file():
-        raise ValueError(f"{folder}: expected a diffusers pipeline with unet/ and scheduler/scheduler_config.json")
+        raise UserError(f"{folder}: expected a diffusers pipeline with unet/ and scheduler/scheduler_config.json")
     try:
         from diffusers import UNet2DModel
     except ImportError as error:

@@ -19,6 +19,7 @@ from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding, SmoothEm
 from models.initialization import initialized, linear
 from models.network import Network, check_choice, check_images, check_sizes
 from models.resampling import Size, crop, size_of
+from numerics import UserError
 
 
 class PlainLayerNorm(nn.Module):
@@ -92,7 +93,7 @@ class DiT(Network):
         check_choice("embedding", embedding, ("positional", "smooth"))
         check_sizes(in_channels=in_channels, image_size=image_size, patch=patch, width=width, depth=depth, heads=heads)
         if width % heads or width % 4:
-            raise ValueError(f"width={width}, heads={heads}: expected a width that both the heads and 4 divide")
+            raise UserError(f"width={width}, heads={heads}: expected a width that both the heads and 4 divide")
         self.num_classes, self.learned_variance, self.in_channels = num_classes, learned_variance, in_channels
         self.checkpoint_activations = checkpoint_activations
         self.patch, self.width = patch, width
@@ -114,7 +115,7 @@ class DiT(Network):
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
         check_images(x, self.in_channels)
         if label is None:
-            raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
+            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
         embedding = self.embedding(label, class_label)
         size = size_of(x)
         rows, columns = -(-size[0] // self.patch), -(-size[1] // self.patch)

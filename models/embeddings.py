@@ -20,6 +20,7 @@ from torch import Tensor, nn
 
 from models.initialization import linear
 from models.network import check_choice
+from numerics import UserError
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:
@@ -42,7 +43,7 @@ class PositionalEmbedding(nn.Module):
         super().__init__()
         half = dim // 2
         if dim % 2 or half < 2:
-            raise ValueError(f"a positional embedding needs an even number of at least 4 features, got {dim}")
+            raise UserError(f"a positional embedding needs an even number of at least 4 features, got {dim}")
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(period) / (half - endpoint))
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
         self.dim, self.cosine_first = dim, cosine_first
@@ -63,7 +64,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, dim: int, *, scale: float = 16.0) -> None:
         super().__init__()
         if dim % 2:
-            raise ValueError(f"a Fourier embedding needs an even number of features, got {dim}")
+            raise UserError(f"a Fourier embedding needs an even number of features, got {dim}")
         self.register_buffer("weight", torch.randn(dim // 2) * scale)
         self.dim = dim
 
@@ -86,7 +87,7 @@ class SmoothEmbedding(nn.Module):
         super().__init__()
         half = (dim - 2) // 2
         if dim % 2 or half < 1:
-            raise ValueError(f"a smooth embedding needs an even number of at least 4 features, got {dim}")
+            raise UserError(f"a smooth embedding needs an even number of at least 4 features, got {dim}")
         self.register_buffer("frequencies", torch.arange(1, half + 1) * (top / half), persistent=False)
         self.dim = dim
 
@@ -110,7 +111,7 @@ class ClassEmbedding(nn.Module):
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
         if num_classes < 1:
-            raise ValueError(f"num_classes={num_classes}: expected at least 1, or None for an unconditional network")
+            raise UserError(f"num_classes={num_classes}: expected at least 1, or None for an unconditional network")
         self.num_classes = num_classes
         self.table = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)
@@ -120,7 +121,7 @@ class ClassEmbedding(nn.Module):
             return self.table.weight[self.num_classes].expand(batch, -1)
         if class_label.shape != (batch,) or class_label.is_floating_point():
             got = f"{tuple(class_label.shape)} of {class_label.dtype}"
-            raise ValueError(f"class_label: got shape {got}, expected integers of shape ({batch},)")
+            raise UserError(f"class_label: got shape {got}, expected integers of shape ({batch},)")
         return self.table(class_label)
 
 
@@ -159,5 +160,5 @@ class NoiseLevelEmbedding(nn.Module):
             if self.classes is not None:
                 h = h + self.classes(class_label, label.shape[0])
             elif class_label is not None:
-                raise ValueError("class_label was given to a network without classes: make it with num_classes=…")
+                raise UserError("class_label was given to a network without classes: make it with num_classes=…")
             return self.activation(h)

@@ -25,7 +25,7 @@ from models.network import ListOf, Network, check_choice, check_dropout, check_i
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
-from numerics import expand_as
+from numerics import UserError, expand_as
 
 
 class EncoderLevel(nn.Module):
@@ -100,7 +100,7 @@ class NCSNpp(Network):
         checkpoint_activations: recompute activations in the backward pass: less memory, a third more time.
 
     Raises:
-        ValueError: unknown switches, sizes that are not integers >= 1, or attention at a resolution that no level has.
+        UserError: unknown switches, sizes that are not integers >= 1, or attention at a resolution that no level has.
     """
 
     sigmas: Tensor | None
@@ -149,16 +149,16 @@ class NCSNpp(Network):
         resolutions = level_resolutions(image_size, len(multipliers))
         for resolution in attention_resolutions:
             if resolution not in resolutions:
-                raise ValueError(
+                raise UserError(
                     f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
                     f"at image_size={image_size} the levels have {resolutions}"
                 )
         if num_classes is not None and not conditional:
-            raise ValueError(
+            raise UserError(
                 f"num_classes={num_classes} with conditional=False: a network that is told nothing has no classes"
             )
         if scale_by_sigma and sigmas is None and embedding != "fourier":
-            raise ValueError(
+            raise UserError(
                 "scale_by_sigma needs a label that is sigma (embedding='fourier') or sigmas=(…) to look it up in"
             )
 
@@ -260,7 +260,7 @@ class NCSNpp(Network):
         embedding = None
         if self.embedding is not None:
             if label is None:
-                raise ValueError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
+                raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
             embedding = self.embedding(label, class_label)
         if not self.centered:
             x = 2 * x - 1

@@ -16,6 +16,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from numerics import UserError
+
 M = TypeVar("M", bound=nn.Module)
 
 if TYPE_CHECKING:
@@ -66,27 +68,27 @@ def parameter_count(net: nn.Module) -> int:
 
 
 def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise a `ValueError` that names the argument, its value and what it may be."""
+    """Raise a `UserError` that names the argument, its value and what it may be."""
     if value not in choices:
         expected = ", ".join(map(repr, choices))
-        raise ValueError(f"{name}={value!r}: expected one of {expected}")
+        raise UserError(f"{name}={value!r}: expected one of {expected}")
 
 
 def check_sizes(**sizes: object) -> None:
-    """Raise a `ValueError` that names the first argument that is not an integer >= 1, or a sequence of such."""
+    """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such."""
     for name, value in sizes.items():
         entries = value if isinstance(value, list | tuple) else (value,)
         if not entries or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in entries):
-            raise ValueError(f"{name}={value!r}: expected integers >= 1")
+            raise UserError(f"{name}={value!r}: expected integers >= 1")
 
 
 def check_dropout(dropout: float) -> None:
-    """Raise a `ValueError` for what is no probability below 1."""
+    """Raise a `UserError` for what is no probability below 1."""
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise ValueError(f"dropout={dropout!r}: expected a number in [0, 1)")
+        raise UserError(f"dropout={dropout!r}: expected a number in [0, 1)")
 
 
 def check_images(x: Tensor, channels: int) -> None:
-    """Raise a `ValueError` for what is not `(B, channels, H, W)`."""
+    """Raise a `UserError` for what is not `(B, channels, H, W)`."""
     if x.ndim != 4 or x.shape[1] != channels:
-        raise ValueError(f"got x of shape {tuple(x.shape)}; expected images (B, {channels}, H, W)")
+        raise UserError(f"got x of shape {tuple(x.shape)}; expected images (B, {channels}, H, W)")

@@ -11,6 +11,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from numerics import UserError
+
 
 def groups_of(channels: int) -> int:
     """The published networks' number of groups: `min(channels // 4, 32)`, lowered until it divides
@@ -28,7 +30,7 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-6) -> None:
         groups = groups_of(channels) if groups is None else groups
         if channels % groups:
-            raise ValueError(f"groups={groups} does not divide {channels} channels: choose a divisor, or None")
+            raise UserError(f"groups={groups} does not divide {channels} channels: choose a divisor, or None")
         super().__init__(groups, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -16,6 +16,7 @@ from typing import Any
 from models import networks
 from models.network import Network
 from models.refinenet import geometric_sigmas
+from numerics import UserError
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -182,8 +183,8 @@ def create(name: str, **changes: object) -> Network:
     """The published network of that name, some of its options changed.
 
     Raises:
-        ValueError: for an unknown name, option or value.
+        UserError: for an unknown name, option or value.
     """
     if name not in PRESETS:
-        raise ValueError(f"got the preset {name!r}; expected one of {', '.join(PRESETS)}")
+        raise UserError(f"got the preset {name!r}; expected one of {', '.join(PRESETS)}")
     return PRESETS[name].create(**changes)

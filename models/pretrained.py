@@ -23,6 +23,7 @@ from models import networks
 from models.conditioning import CONDITIONINGS
 from models.parametrization import PARAMETRIZATIONS
 from models.score_model import ScoreModel
+from numerics import UserError
 
 FORMAT = 1
 WEIGHTS, CARD = "model.safetensors", "card.json"
@@ -48,14 +49,14 @@ def save_pretrained(
     model carries.
 
     Raises:
-        ValueError: for a network, SDE, parametrisation or conditioning that has no name, or a reserved key in
+        UserError: for a network, SDE, parametrisation or conditioning that has no name, or a reserved key in
             `card`.
     """
     from safetensors.torch import save
 
     extra = dict(model.card if card is None else card)
     if clash := sorted(set(extra) & set(_RESERVED)):
-        raise ValueError(f"card: got the key {clash[0]!r}, which the model itself fills in; expected other names")
+        raise UserError(f"card: got the key {clash[0]!r}, which the model itself fills in; expected other names")
     weights = save({name: tensor.contiguous() for name, tensor in model.net.state_dict().items()})
     text = json.dumps(
         {
@@ -82,7 +83,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
     says.
 
     Raises:
-        ValueError: where the folder is incomplete, the weights are not the card's, or the card names
+        UserError: where the folder is incomplete, the weights are not the card's, or the card names
             something unknown.
     """
     from safetensors.torch import load
@@ -90,16 +91,16 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
     folder = Path(folder)
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
-            raise ValueError(f"{folder} holds no {name}: expected a folder written by ScoreModel.save_pretrained")
+            raise UserError(f"{folder} holds no {name}: expected a folder written by ScoreModel.save_pretrained")
     try:
         card = json.loads((folder / CARD).read_text())
         if card["format"] != FORMAT:
-            raise ValueError(
+            raise UserError(
                 f"{folder / CARD} has format {card['format']!r}, expected {FORMAT}: it was written by another version"
             )
         data = (folder / WEIGHTS).read_bytes()
         if hashlib.sha256(data).hexdigest() != card["sha256"]:
-            raise ValueError(
+            raise UserError(
                 f"{folder / WEIGHTS} is not the file that {CARD} describes (SHA-256 differs): copy it again"
             )
         net = networks.create(card["network"]["name"], **card["network"]["options"])
@@ -112,13 +113,13 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
             data_range=tuple(card["data_range"]),
         )
     except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise ValueError(f"{folder / CARD} is not a model card: {type(error).__name__}: {error}") from error
+        raise UserError(f"{folder / CARD} is not a model card: {type(error).__name__}: {error}") from error
     state = load(data)
     dtype = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
     try:
         net.to(dtype).load_state_dict(state, strict=True)
     except RuntimeError as error:
-        raise ValueError(
+        raise UserError(
             f"{folder / WEIGHTS} does not fit the network of {CARD}: {' '.join(str(error).split())}"
         ) from error
     model.card = {key: value for key, value in card.items() if key not in _RESERVED}
@@ -129,14 +130,14 @@ def _named(value: object, kinds: Mapping[str, type]) -> dict[str, Any]:
     for name, kind in kinds.items():
         if type(value) is kind:
             return {"name": name, **asdict(value)}  # type: ignore[call-overload]
-    raise ValueError(f"got {value!r}, which cannot be written down by name; expected one of {', '.join(kinds)}")
+    raise UserError(f"got {value!r}, which cannot be written down by name; expected one of {', '.join(kinds)}")
 
 
 def _made(described: Mapping[str, Any], kinds: Mapping[str, type[Kind]], what: str) -> Kind:
     options = dict(described)
     name = options.pop("name")
     if name not in kinds:
-        raise ValueError(f"got the {what} {name!r}; expected one of {', '.join(kinds)}")
+        raise UserError(f"got the {what} {name!r}; expected one of {', '.join(kinds)}")
     return kinds[name](**options)
 
 

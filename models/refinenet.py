@@ -24,7 +24,7 @@ from torch.nn import functional as F
 
 from models.network import ListOf, Network, check_choice, check_images, check_sizes
 from models.resampling import Halve
-from numerics import expand_as
+from numerics import UserError, expand_as
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -251,9 +251,7 @@ class RefineNet(Network):
         check_choice("activation", activation, tuple(_ACTIVATIONS))
         values = tuple(float(sigma) for sigma in sigmas)
         if not values or values[-1] <= 0 or any(a <= b for a, b in pairwise(values)):
-            raise ValueError(
-                f"sigmas: got {len(values)} of them, expected at least one, positive, and strictly falling"
-            )
+            raise UserError(f"sigmas: got {len(values)} of them, expected at least one, positive, and strictly falling")
         self.options["sigmas"] = values
         table = torch.tensor(values, dtype=torch.float64)
         self.checkpoint_activations = checkpoint_activations
@@ -292,7 +290,7 @@ class RefineNet(Network):
         """`x (B, C, H, W)`, `label (B,)` -> `(B, C, H, W)`."""
         check_images(x, self.in_channels)
         if label is None:
-            raise ValueError("this network needs the index of the noise level: call it as net(x, label), label (B,)")
+            raise UserError("this network needs the index of the noise level: call it as net(x, label), label (B,)")
         index = label.long()
         h = self.stem(x if self.centered else 2 * x - 1)
         activations = []
@@ -314,7 +312,7 @@ class RefineNet(Network):
 def geometric_sigmas(largest: float, smallest: float, levels: int) -> tuple[float, ...]:
     """`levels` noise levels falling geometrically from `largest` to `smallest`."""
     if levels < 2 or not 0 < smallest < largest:
-        raise ValueError(
+        raise UserError(
             f"got {levels} levels from {largest} to {smallest}; expected at least 2, and 0 < smallest < largest"
         )
     ratio = math.log(smallest / largest)

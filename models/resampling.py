@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.initialization import conv3x3
+from numerics import UserError
 
 Size = tuple[int, int]
 
@@ -51,7 +52,7 @@ class FIR(nn.Module):
         super().__init__()
         taps = torch.as_tensor(kernel, dtype=torch.float32)
         if taps.ndim != 1 or len(taps) % 2 or len(taps) < 2:
-            raise ValueError(f"fir_kernel: got {tuple(kernel)}, expected an even number of taps, e.g. (1, 3, 3, 1)")
+            raise UserError(f"fir_kernel: got {tuple(kernel)}, expected an even number of taps, e.g. (1, 3, 3, 1)")
         plane = torch.outer(taps, taps)
         self.register_buffer(
             "kernel", (plane / plane.sum()).flip(0, 1).view(1, 1, len(taps), len(taps)), persistent=False

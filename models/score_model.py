@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from models.conditioning import Conditioning, LogSNR
 from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
-from numerics import batch_time, expand_as
+from numerics import UserError, batch_time, expand_as
 from sde_lib import SDE
 
 
@@ -50,7 +50,7 @@ class ScoreModel(nn.Module):
     Everything that it was made from stays readable under these names.
 
     Raises:
-        ValueError: an `sde` or `parametrization` that is none. All methods: a `t` of a shape that is neither `()` nor `(B,)`.
+        UserError: an `sde` or `parametrization` that is none. All methods: a `t` of a shape that is neither `()` nor `(B,)`.
     """
 
     def __init__(
@@ -69,7 +69,7 @@ class ScoreModel(nn.Module):
             ("parametrization", parametrization, Parametrization, "NOISE or Preconditioned(data_std=0.5)"),
         ):
             if not isinstance(value, kind):
-                raise ValueError(f"got {name}={value!r}; expected an object such as {example}")
+                raise UserError(f"got {name}={value!r}; expected an object such as {example}")
         self.net = net
         self.sde = sde
         self.parametrization = parametrization
@@ -124,10 +124,10 @@ class ScoreModel(nn.Module):
         arXiv:2102.09672, equation (15)).
 
         Raises:
-            ValueError: for a network without learned variance.
+            UserError: for a network without learned variance.
         """
         if not getattr(self.net, "learned_variance", False):
-            raise ValueError(
+            raise UserError(
                 f"got {type(self.net).__name__}, which has no learned variance; expected one made with "
                 "learned_variance=True: use the posterior's or the transition's variance"
             )
@@ -146,7 +146,7 @@ class ScoreModel(nn.Module):
         """The score given class labels: `(B,)` integers, one integer for all, or None (no class).
 
         Raises:
-            ValueError: labels that are none of these, or none of the network's.
+            UserError: labels that are none of these, or none of the network's.
         """
         return ConditionedScore(self, labels)
 
@@ -177,19 +177,19 @@ class ConditionedScore:
     def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)
         if num_classes is None and labels is not None:
-            raise ValueError("condition(labels): this network has no classes; expected one made with num_classes=…")
+            raise UserError("condition(labels): this network has no classes; expected one made with num_classes=…")
         self.model = model
         try:
             self.labels = None if labels is None else torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise ValueError(f"condition(labels): got {labels!r}, expected integers of shape () or (B,)") from error
+            raise UserError(f"condition(labels): got {labels!r}, expected integers of shape () or (B,)") from error
         if self.labels is not None and (self.labels.ndim > 1 or self.labels.is_floating_point()):
-            raise ValueError(
+            raise UserError(
                 f"condition(labels): got shape {tuple(self.labels.shape)} of {self.labels.dtype}, "
                 f"expected integers of shape () or (B,)"
             )
         if self.labels is not None and bool(((self.labels < 0) | (self.labels >= int(num_classes or 0))).any()):
-            raise ValueError(
+            raise UserError(
                 f"condition(labels): got {self.labels.tolist()}, expected classes 0 to {int(num_classes or 0) - 1}"
             )
 

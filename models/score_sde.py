@@ -34,6 +34,7 @@ from models.refinenet import NCSN, NCSNv2, RefineNet, geometric_sigmas
 from models.resampling import ConvDouble, ConvHalve
 from models.residual import ResidualBlock
 from models.score_model import ScoreModel
+from numerics import UserError
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
 
 Config = Mapping[str, Any]
@@ -59,7 +60,7 @@ def load_score_sde(
     Raises:
         CheckpointError: a `ValueError`, where the file is unreadable or unsafe, or its tensors do not fit the
             config's network; it lists every missing, unexpected and misshapen tensor.
-        ValueError: for a config with a missing key, an unknown switch, or an unsupported value.
+        UserError: for a config with a missing key, an unknown switch, or an unsupported value.
     """
     check_choice("weights", weights, ("ema", "raw"))
     config = _read_config(config)
@@ -94,15 +95,15 @@ def _read_config(config: Config | str | os.PathLike[str]) -> Config:
     if isinstance(config, str | os.PathLike):
         path = Path(config)
         if not path.is_file():
-            raise ValueError(f"{path}: no such file; expected a JSON file with the checkpoint's config")
+            raise UserError(f"{path}: no such file; expected a JSON file with the checkpoint's config")
         try:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise ValueError(f"{path}: not JSON ({error}); expected the checkpoint's config as JSON") from error
+            raise UserError(f"{path}: not JSON ({error}); expected the checkpoint's config as JSON") from error
     else:
         values = config
     if not isinstance(values, Mapping) or "model" not in values or "data" not in values:
-        raise ValueError(f"config: got the sections {sorted(values)}, expected at least 'model' and 'data'")
+        raise UserError(f"config: got the sections {sorted(values)}, expected at least 'model' and 'data'")
     return values
 
 
@@ -115,7 +116,7 @@ class _Section:
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.values:
-            raise ValueError(f"config.{self.name} has no {key!r}, which the network is built from; add it")
+            raise UserError(f"config.{self.name} has no {key!r}, which the network is built from; add it")
         return self.values[key]
 
     def get(self, key: str, default: Any) -> Any:
@@ -123,14 +124,14 @@ class _Section:
 
     def only(self, known: frozenset[str]) -> None:
         if unknown := sorted(set(self.values) - known):
-            raise ValueError(
+            raise UserError(
                 f"config.{self.name}.{unknown[0]} is an unknown switch; expected only: {', '.join(sorted(known))}"
             )
 
     def require(self, key: str, expected: str) -> None:
         got = self.get(key, expected)
         if str(got).lower() != expected.lower():
-            raise ValueError(f"config.{self.name}.{key}={got!r} is not supported; expected {expected!r}")
+            raise UserError(f"config.{self.name}.{key}={got!r} is not supported; expected {expected!r}")
 
 
 _SCORE_SDE_SWITCHES = frozenset(
@@ -231,7 +232,7 @@ def _score_sde_model(config: Config) -> ScoreModel:
     resolutions = [common["image_size"] // 2**i for i in range(len(common["multipliers"]))]
     common["attention_resolutions"] = tuple(r for r in model["attn_resolutions"] if r in resolutions)
     if common["image_size"] % 2 ** (len(resolutions) - 1):
-        raise ValueError(
+        raise UserError(
             f"config.data.image_size={common['image_size']} cannot be halved {len(resolutions) - 1} times, as the "
             f"network that this config describes does; expected a multiple of {2 ** (len(resolutions) - 1)}"
         )
@@ -288,7 +289,7 @@ def _ncsnv2_model(config: Config) -> ScoreModel:
         sde = TableVESDE(sigmas=sigmas)
     centered = bool(data["rescaled"])
     if data["logit_transform"]:
-        raise ValueError("config.data.logit_transform=True is not supported; expected images in [0, 1] or [-1, 1]")
+        raise UserError("config.data.logit_transform=True is not supported; expected images in [0, 1] or [-1, 1]")
     make = NCSN if name == "ncsn" else NCSNv2
     net = make(
         sigmas=sigmas,

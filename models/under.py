@@ -17,7 +17,7 @@ from typing import Protocol
 
 from torch import Tensor
 
-from numerics import batch_time, expand_as, take
+from numerics import UserError, batch_time, expand_as, take
 from sde_lib import SDE
 
 
@@ -34,7 +34,7 @@ class UnderAnotherSDE:
     """The score of `model` along `sde`: `x (B, *)` and `t ()` or `(B,)` of `sde` -> `(B, *)`.
 
     Raises:
-        ValueError: from every call at a time whose log-SNR the model's own SDE does not reach between its
+        UserError: from every call at a time whose log-SNR the model's own SDE does not reach between its
             `t_min` and `T`.
     """
 
@@ -49,7 +49,7 @@ class UnderAnotherSDE:
         low, high = self.log_snr_range
         slack = 1e-6  # the ends themselves are inside, also as float32
         if bool(((log_snr < low - slack) | (log_snr > high + slack)).any()):
-            raise ValueError(
+            raise UserError(
                 f"got times with a log-SNR from {float(log_snr.min()):.4g} to {float(log_snr.max()):.4g}; "
                 f"the model was trained from {low:.4g} to {high:.4g}: choose an SDE or an interval of times within it"
             )

@@ -1,6 +1,9 @@
 """Numerical tools that know nothing of scores: broadcasting, random streams, initial value problems."""
 
 from numerics.broadcast import as_time, batch_time, expand_as
+from numerics.catalogue import Catalogue, Option
+from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
+from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, FixedGridSolver, Heun, Solution, Solver, Status, take
@@ -9,6 +12,14 @@ from numerics.streams import Generator, SampleStreams, normal, rademacher, unifo
 __all__ = [
     "RK4",
     "Adams",
+    "Catalogue",
+    "Option",
+    "UserError",
+    "nearest",
+    "require_choice",
+    "require_count",
+    "require_positive",
+    "require_range",
     "Dopri5",
     "FixedGridSolver",
     "Generator",

@@ -9,6 +9,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from numerics.errors import UserError
+
 
 def expand_as(c: Tensor, x: Tensor) -> Tensor:
     """The time-like `c`, shaped to multiply the state `x` and cast to its dtype and device.
@@ -22,7 +24,7 @@ def expand_as(c: Tensor, x: Tensor) -> Tensor:
         This is the one cast between coefficients, which are float64, and a state or a network, which need not be.
 
     Raises:
-        ValueError: for any other shape of `c`.
+        UserError: for any other shape of `c`.
     """
     if x.is_floating_point() and c.dtype != x.dtype and c.dtype != torch.bool:
         c = c.to(x.dtype)
@@ -35,7 +37,7 @@ def expand_as(c: Tensor, x: Tensor) -> Tensor:
             return c.reshape(-1, *(1,) * (x.ndim - 1))
         if c.ndim == x.ndim and c.numel() == c.shape[0]:
             return c
-    raise ValueError(
+    raise UserError(
         f"got a time-like quantity of shape {tuple(c.shape)} for a state of shape {tuple(x.shape)}; "
         f"expected () or ({x.shape[0] if x.ndim else 'B'},): pass one value, or one per sample"
     )
@@ -45,13 +47,13 @@ def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
     """`t` as a float64 vector `(B,)` on the device of `x` `(B, *)`; it may come as a number, `()` or `(B,)`.
 
     Raises:
-        ValueError: for any other shape.
+        UserError: for any other shape.
     """
     t = as_time(t, device=x.device)
     if t.ndim == 0:
         return t.expand(x.shape[0])
     if t.shape != x.shape[:1]:
-        raise ValueError(
+        raise UserError(
             f"got t of shape {tuple(t.shape)} for x of shape {tuple(x.shape)}; "
             f"expected () or ({x.shape[0]},): pass one time, or one per sample"
         )

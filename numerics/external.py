@@ -15,6 +15,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from numerics.errors import UserError
 from numerics.ode import Callback, Field, Solution, Solver, State, Status
 
 
@@ -61,7 +62,7 @@ def _solution(y: State, status: Status, u: float, calls: int) -> Solution:
 
 def _refuse(nodes: Tensor | None, keep_path: bool, name: str) -> None:
     if nodes is not None or keep_path:
-        raise ValueError(
+        raise UserError(
             f"got nodes or keep_path=True with {name}, which chooses its own steps; "
             "expected neither: use Heun(steps=...) or RK4(steps=...)"
         )
@@ -155,7 +156,7 @@ class TorchDiffEq(Solver):
 
     def __post_init__(self) -> None:
         if self.parameters and not self.adjoint:
-            raise ValueError(
+            raise UserError(
                 f"got {len(self.parameters)} parameters for TorchDiffEq(adjoint=False), whose gradients autograd finds; "
                 "expected none, or adjoint=True"
             )
@@ -177,7 +178,7 @@ class TorchDiffEq(Solver):
 
         _refuse(nodes, keep_path, "TorchDiffEq")
         if any(part.dtype not in (torch.float32, torch.float64) for part in y):
-            raise ValueError(
+            raise UserError(
                 f"got a state of {[str(p.dtype) for p in y]}; expected float32 or float64, "
                 "in which torchdiffeq is right"
             )
@@ -205,4 +206,4 @@ class TorchDiffEq(Solver):
 
 def _one_of(method: str, known: tuple[str, ...], name: str) -> None:
     if method not in known:
-        raise ValueError(f"got method={method!r} for {name}; expected one of {', '.join(known)}")
+        raise UserError(f"got method={method!r} for {name}; expected one of {', '.join(known)}")

@@ -33,6 +33,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from numerics.errors import UserError
 from numerics.ode import Callback, Field, FiniteWatch, Solution, Solver, State, check_steps, combine, grid_nodes, rms
 
 Weight = Callable[[Tensor], Tensor]
@@ -60,9 +61,9 @@ class Adams(Solver):
     def __post_init__(self) -> None:
         check_steps(self.steps)
         if self.points not in (2, 3, 4, 5):
-            raise ValueError(f"got points={self.points}; expected 2, 3, 4 or 5")
+            raise UserError(f"got points={self.points}; expected 2, 3, 4 or 5")
         if self.start not in ("runge_kutta", "rising"):
-            raise ValueError(f"got start={self.start!r}; expected 'runge_kutta' or 'rising'")
+            raise UserError(f"got start={self.start!r}; expected 'runge_kutta' or 'rising'")
 
     @property
     def order(self) -> int:  # type: ignore[override]

@@ -29,6 +29,7 @@ import torch
 from torch import Tensor
 
 from numerics.broadcast import expand_as
+from numerics.errors import UserError
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
@@ -172,7 +173,7 @@ def grid_nodes(steps: int, u_0: float, u_1: float, nodes: Tensor | None, device:
         return torch.linspace(u_0, u_1, steps + 1, dtype=torch.float64, device=device)
     h = nodes.diff()
     if nodes.ndim != 1 or len(nodes) < 2 or not bool(((h > 0).all() | (h < 0).all()) & nodes.isfinite().all()):
-        raise ValueError(
+        raise UserError(
             f"got nodes of shape {tuple(nodes.shape)} that are not strictly monotone; "
             f"expected (N+1,) with N >= 1, from {u_0:.6g} to {u_1:.6g}"
         )
@@ -241,7 +242,7 @@ class RK4(FixedGridSolver):
 
 def check_steps(steps: int) -> None:
     if not isinstance(steps, int) or steps < 1:
-        raise ValueError(f"got steps={steps!r}; expected an integer >= 1")
+        raise UserError(f"got steps={steps!r}; expected an integer >= 1")
 
 
 # Dormand and Prince (1980): nodes, weights of the stages, and the difference of the fifth and fourth order weights.
@@ -279,9 +280,9 @@ class Dopri5(Solver):
 
     def __post_init__(self) -> None:
         if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
-            raise ValueError(f"got rtol={self.rtol}, atol={self.atol}; expected numbers >= 0, one of them > 0")
+            raise UserError(f"got rtol={self.rtol}, atol={self.atol}; expected numbers >= 0, one of them > 0")
         if max(self.rtol, self.atol) < 1e-14:
-            raise ValueError(
+            raise UserError(
                 f"got rtol={self.rtol}, atol={self.atol}; expected one of them >= 1e-14: float64 has no more digits"
             )
         check_steps(self.max_steps)
@@ -298,7 +299,7 @@ class Dopri5(Solver):
         callback: Callback | None = None,
     ) -> Solution:
         if keep_path:
-            raise ValueError(
+            raise UserError(
                 "got keep_path=True with an adaptive solver, whose samples step at different times; "
                 "expected a solver of fixed steps: use Heun(steps=...) or RK4(steps=...)"
             )

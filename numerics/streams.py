@@ -21,6 +21,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from numerics.errors import UserError
+
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers and Weyl increments of Philox4x32
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -41,10 +43,10 @@ class SampleStreams:
         self.seed = int(seed)
         given = None if ids is None else torch.as_tensor(ids)
         if given is not None and (given.is_floating_point() or bool((given < 0).any())):
-            raise ValueError(f"got ids {given.tolist()}; expected integers >= 0, one a sample")
+            raise UserError(f"got ids {given.tolist()}; expected integers >= 0, one a sample")
         self.ids = None if given is None else given.to(torch.int64)
         if self.ids is not None and self.ids.ndim != 1:
-            raise ValueError(f"got ids of shape {tuple(self.ids.shape)}; expected (B,): one number per sample")
+            raise UserError(f"got ids of shape {tuple(self.ids.shape)}; expected (B,): one number per sample")
         self.draw = draw
 
     def __repr__(self) -> str:
@@ -64,7 +66,7 @@ class SampleStreams:
         n_samples, n = int(shape[0]), math.prod(int(s) for s in shape[1:])
         ids = torch.arange(n_samples, device=device) if self.ids is None else self.ids.to(device or "cpu")
         if ids.shape[0] != n_samples:
-            raise ValueError(
+            raise UserError(
                 f"got a draw for a batch of {n_samples} from streams of {ids.shape[0]} samples; "
                 f"expected equal numbers: give one id per sample, or take() those that remain"
             )

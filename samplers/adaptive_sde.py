@@ -26,17 +26,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import Generator, SampleStreams, expand_as, normal, take
-from samplers.base import (
-    Callback,
-    Run,
-    Sampler,
-    SampleResult,
-    SamplingError,
-    StepInfo,
-    require_count,
-    require_range,
-)
+from numerics import Generator, SampleStreams, UserError, expand_as, normal, require_count, require_range, take
+from samplers.base import Callback, Run, Sampler, SampleResult, SamplingError, StepInfo
 from sde_lib import SDE, Score
 
 
@@ -64,7 +55,7 @@ class AdaptiveSDE(Sampler):
         require_range(self.rtol, "rtol", 0)
         require_range(self.atol, "atol", 0)
         if self.rtol + self.atol == 0:
-            raise ValueError("got rtol=0 and atol=0; expected one of them > 0")
+            raise UserError("got rtol=0 and atol=0; expected one of them > 0")
         require_range(self.first_step, "first_step", 1e-9, 1)
         require_range(self.safety, "safety", 1e-3, 1)
         require_range(self.exponent, "exponent", 0.1, 1)
@@ -89,7 +80,7 @@ class AdaptiveSDE(Sampler):
         callback: Callback | None = None,
     ) -> SampleResult:
         if keep_path:
-            raise ValueError(
+            raise UserError(
                 "got keep_path=True with AdaptiveSDE, whose samples step at different times; "
                 "expected a method on a grid: use PredictorCorrector or a callback"
             )

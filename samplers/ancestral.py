@@ -27,7 +27,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.base import Run, require_choice
+from numerics import UserError, require_choice
+from samplers.base import Run
 from samplers.predictors import Predictor
 from sde_lib import SDE, Score
 
@@ -47,7 +48,7 @@ class Ancestral(Predictor):
 
     def check(self, score: Score) -> None:
         if self.variance == "learned" and not callable(getattr(score, "score_and_variance", None)):
-            raise ValueError(
+            raise UserError(
                 'got variance="learned" and a score without score_and_variance(x, t); expected a model trained with a '
                 'learned variance: use variance="posterior" or "transition"'
             )

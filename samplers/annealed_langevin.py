@@ -22,8 +22,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from numerics import Generator
-from samplers.base import Callback, Run, Sampler, SampleResult, require_count, require_range, set_steps
+from numerics import Generator, UserError, require_count, require_range
+from samplers.base import Callback, Run, Sampler, SampleResult, set_steps
 from samplers.correctors import Corrector
 from samplers.langevin import langevin_step, signal_ratio
 from sde_lib import SDE, Score
@@ -79,7 +79,7 @@ class AnnealedLangevin(Sampler, Corrector):
     def within(self, evaluations: int) -> AnnealedLangevin:
         levels = (evaluations - int(self.denoise)) // self.steps
         if levels < 2:
-            raise ValueError(
+            raise UserError(
                 f"got a budget of {evaluations} evaluations for AnnealedLangevin; expected at least "
                 f"{2 * self.steps + int(self.denoise)}, which is two levels: take fewer steps a level"
             )
@@ -92,7 +92,7 @@ class AnnealedLangevin(Sampler, Corrector):
         else:
             e = self.step_size / 2 * (sigma / sigma[-1]).square()
             if self.step_size >= 4 * float(sigma[-1]) ** 2:
-                raise ValueError(
+                raise UserError(
                     f"got step_size={self.step_size} on levels that end at sigma={float(sigma[-1]):.4g}; expected less than "
                     "4 sigma^2, above which the chain diverges: take a smaller one, a grid that ends earlier, or snr"
                 )

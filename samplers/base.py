@@ -29,7 +29,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor
 
-from numerics import Generator, normal
+from numerics import Generator, UserError, normal, require_count
 from samplers.corrections import CorrectedScore, Correction
 from sde_lib import SDE, CountedScore, Score
 from sde_lib.time_grids import Custom, TimeGrid, Uniform
@@ -151,7 +151,7 @@ class Run:
 
     def _seen(self, x: Tensor, t: Tensor, value: Tensor) -> Tensor:
         if value.shape != x.shape:
-            raise ValueError(
+            raise UserError(
                 f"got a score of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected the same shape"
             )
         if self._record:
@@ -185,13 +185,13 @@ class Sampler(ABC):
 
     def __post_init__(self) -> None:
         if isinstance(self.grid, str):
-            raise ValueError(f"got grid={self.grid!r}; expected a grid such as Karras(), or times (N+1,)")
+            raise UserError(f"got grid={self.grid!r}; expected a grid such as Karras(), or times (N+1,)")
         if self.grid is not None and not callable(self.grid):
             object.__setattr__(self, "grid", Custom(times=self.grid))
         corrections = self.corrections if isinstance(self.corrections, (tuple, list)) else (self.corrections,)
         for correction in corrections:
             if not isinstance(correction, Correction):
-                raise ValueError(
+                raise UserError(
                     f"got the correction {correction!r}; expected ClipDenoised(...), DynamicThreshold(...) "
                     "or Temperature(...)"
                 )
@@ -233,7 +233,7 @@ class Sampler(ABC):
             callback: called with a `StepInfo` after each step.
 
         Raises:
-            ValueError: for a shape, an x_T, or a grid that does not fit; for an option that this method does not have.
+            UserError: for a shape, an x_T, or a grid that does not fit; for an option that this method does not have.
             SamplingError: where values stop being finite, with the step and t.
         """
 
@@ -246,9 +246,9 @@ class Sampler(ABC):
         """This sampler with as many steps as fit into a budget of `evaluations` calls of the score.
 
         Raises:
-            ValueError: where not one step fits, or the method is adaptive.
+            UserError: where not one step fits, or the method is adaptive.
         """
-        raise ValueError(
+        raise UserError(
             f"got a budget of {evaluations} evaluations for {type(self).__name__}, which chooses its own number; "
             "expected a method on a grid: set its tolerance instead"
         )
@@ -273,22 +273,20 @@ class Sampler(ABC):
         except TypeError:
             sizes = ()
         if len(sizes) < 1 or any(n < 1 for n in sizes):
-            raise ValueError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first")
+            raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first")
         if dtype is not None and not dtype.is_floating_point:
-            raise ValueError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+            raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
         if x_T is None:
             if not math.isclose(t_start, sde.T, rel_tol=1e-6):
-                raise ValueError(
+                raise UserError(
                     f"got a grid that starts at t = {t_start:.6g} and no x_T; the prior is the law at T = {sde.T:.6g} "
                     "only: give x_T, the state at that time"
                 )
             return sde.prior_sample(sizes, generator=generator, device=device, dtype=dtype)
         if tuple(x_T.shape) != sizes:
-            raise ValueError(f"got x_T of shape {tuple(x_T.shape)}; expected shape={sizes}")
+            raise UserError(f"got x_T of shape {tuple(x_T.shape)}; expected shape={sizes}")
         if not x_T.is_floating_point() or (dtype is not None and x_T.dtype != dtype):
-            raise ValueError(
-                f"got x_T of {x_T.dtype}; expected {dtype or 'a floating dtype'}: convert it with x_T.to()"
-            )
+            raise UserError(f"got x_T of {x_T.dtype}; expected {dtype or 'a floating dtype'}: convert it with x_T.to()")
         return x_T.detach() if device is None else x_T.detach().to(device)
 
     def _walk(
@@ -351,7 +349,7 @@ class GridSampler(Sampler):
     def within(self, evaluations: int) -> GridSampler:
         steps = (evaluations - int(self.denoise)) // self.evaluations_per_step
         if steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"got a budget of {evaluations} evaluations for {type(self).__name__}; expected at least "
                 f"{self.evaluations_per_step + int(self.denoise)}, which is one step"
             )
@@ -418,13 +416,13 @@ def check_times(sde: SDE, times: Tensor, steps: int) -> Tensor:
     """A grid's answer `(N+1,)` in float64 on the CPU, or a refusal of what no sampler can walk."""
     times = torch.as_tensor(times).detach().to("cpu", torch.float64)
     if times.shape != (steps + 1,) or not bool((times.diff() < 0).all()):
-        raise ValueError(
+        raise UserError(
             f"got a grid of shape {tuple(times.shape)} for steps={steps} that is not {steps + 1} strictly decreasing "
             f"times; expected ({steps + 1},) from T to t_end: check the grid and its ends"
         )
     low = min(sde.t_min, sde.t_end)
     if float(times[0]) > sde.T * (1 + 1e-9) or float(times[-1]) < low * (1 - 1e-9):
-        raise ValueError(
+        raise UserError(
             f"got a grid from {float(times[0]):.6g} to {float(times[-1]):.6g}; expected it within "
             f"[{low:.6g}, {sde.T:.6g}], the SDE's [t_min, T]"
         )
@@ -438,30 +436,12 @@ def set_steps(sampler: Any, name: str = "steps", extra: int = 0) -> None:
     default = next(f.default for f in fields(sampler) if f.name == name)
     if own is not None and steps != own + extra:
         if steps != default:
-            raise ValueError(
+            raise UserError(
                 f"got {name}={steps} and a grid of {own + 1} times; expected {name}={own + extra}: leave {name} out"
             )
         object.__setattr__(sampler, name, own + extra)
         return
     require_count(steps, name)
-
-
-def require_count(value: Any, name: str, least: int = 1) -> None:
-    if not isinstance(value, int) or isinstance(value, bool) or value < least:
-        raise ValueError(f"got {name}={value!r}; expected an integer >= {least}")
-
-
-def require_choice(value: Any, name: str, choices: Sequence[Any]) -> None:
-    if value not in choices:
-        raise ValueError(f"got {name}={value!r}; expected one of {', '.join(repr(c) for c in choices)}")
-
-
-def require_range(value: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Refuses what is not a finite number in [low, high]."""
-    number = isinstance(value, (int, float))
-    if not number or not math.isfinite(value) or not low <= value <= high:
-        expected = f"a finite number >= {low}" if high == math.inf else f"a number in [{low}, {high}]"
-        raise ValueError(f"got {name}={value!r}; expected {expected}")
 
 
 def _default(f: Any) -> Any:

@@ -7,7 +7,8 @@ from typing import Any, Literal
 
 from torch import Tensor
 
-from samplers.base import Callback, StepInfo, require_choice, require_count
+from numerics import UserError, require_choice, require_count
+from samplers.base import Callback, StepInfo
 
 
 class Trajectory:
@@ -34,7 +35,7 @@ class Trajectory:
             return
         frame = info.x if self.what == "x" else info.denoised
         if frame is None:
-            raise ValueError(
+            raise UserError(
                 'got what="denoised" from a sampler that has no denoised estimate; expected what="x", '
                 "or a method on a grid"
             )

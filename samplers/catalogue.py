@@ -14,7 +14,7 @@ from importlib.util import find_spec
 from inspect import signature
 from typing import Any
 
-from numerics import RK4, Dopri5, Heun, SciPy, Solver, TorchDiffEq
+from numerics import RK4, Dopri5, Heun, SciPy, Solver, TorchDiffEq, UserError
 from samplers.adaptive_sde import AdaptiveSDE
 from samplers.ancestral import Ancestral
 from samplers.annealed_langevin import AnnealedLangevin
@@ -105,14 +105,14 @@ def _named(what: str, value: Any, known: dict[str, Any], **options: Any) -> Any:
     """The object that a name stands for, made with `options`; an object itself, which then takes none."""
     if value is None or not isinstance(value, str):
         if options:
-            raise ValueError(f"got {sorted(options)} beside {what}={value!r}; expected them in the object itself")
+            raise UserError(f"got {sorted(options)} beside {what}={value!r}; expected them in the object itself")
         return value
     if value not in known:
-        raise ValueError(f"got {what}={value!r}; expected one of {', '.join(known)}")
+        raise UserError(f"got {what}={value!r}; expected one of {', '.join(known)}")
     try:
         return known[value](**options)
     except TypeError as error:
-        raise ValueError(f"got {sorted(options)} for {what}={value!r}, which does not take all of them") from error
+        raise UserError(f"got {sorted(options)} for {what}={value!r}, which does not take all of them") from error
 
 
 _NAMES: dict[str, Callable[..., Sampler]] = {
@@ -147,12 +147,12 @@ def create(name: str, **options: Any) -> Sampler:
     """The sampler of that name, with its options.
 
     Raises:
-        ValueError: for an unknown name or option, or a missing dependency.
+        UserError: for an unknown name or option, or a missing dependency.
     """
     if name in _NAMES and name not in available():
-        raise ValueError(f"got the sampler {name!r}, which needs the package {_NEEDS[name]}: install it")
+        raise UserError(f"got the sampler {name!r}, which needs the package {_NEEDS[name]}: install it")
     if name not in _NAMES:
-        raise ValueError(f"got the sampler {name!r}; expected one of {', '.join(available())}")
+        raise UserError(f"got the sampler {name!r}; expected one of {', '.join(available())}")
     if isinstance(options.get("grid"), str):
         options["grid"] = time_grids.create(options["grid"])
     if options.pop("clip", False):
@@ -161,7 +161,7 @@ def create(name: str, **options: Any) -> Sampler:
         return _NAMES[name](**options)
     except TypeError as error:
         unknown = str(error).rsplit("argument ", 1)[-1]
-        raise ValueError(
+        raise UserError(
             f"got the option {unknown} for the sampler {name!r}; expected some of {', '.join(_options(_NAMES[name]))}"
         ) from error
 

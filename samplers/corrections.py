@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import expand_as, take
+from numerics import UserError, expand_as, take
 from sde_lib import SDE, Score
 
 
@@ -80,7 +80,7 @@ class ClipDenoised(_OfDenoised):
 
     def __post_init__(self) -> None:
         if not self.low < self.high:
-            raise ValueError(f"got low={self.low}, high={self.high}; expected low < high")
+            raise UserError(f"got low={self.low}, high={self.high}; expected low < high")
 
     def denoised(self, x_0: Tensor) -> Tensor:
         return x_0.clamp(self.low, self.high)
@@ -102,9 +102,9 @@ class DynamicThreshold(_OfDenoised):
 
     def __post_init__(self) -> None:
         if not 0 < self.quantile < 1:
-            raise ValueError(f"got quantile={self.quantile}; expected a number in (0, 1)")
+            raise UserError(f"got quantile={self.quantile}; expected a number in (0, 1)")
         if not self.low < self.high:
-            raise ValueError(f"got low={self.low}, high={self.high}; expected low < high")
+            raise UserError(f"got low={self.low}, high={self.high}; expected low < high")
 
     def denoised(self, x_0: Tensor) -> Tensor:
         middle, half = (self.low + self.high) / 2, (self.high - self.low) / 2
@@ -131,7 +131,7 @@ class Temperature(Correction):
         for name in ("tau", "data_std"):
             value = getattr(self, name)
             if not (value > 0 and math.isfinite(value)):
-                raise ValueError(f"got {name}={value}; expected a finite number > 0")
+                raise UserError(f"got {name}={value}; expected a finite number > 0")
 
     def apply(self, sde: SDE, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
         signal, variance = (sde.alpha(t) * self.data_std).square(), sde.sigma(t).square()

@@ -18,7 +18,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from samplers.base import GridSampler, Run, Step, require_range
+from numerics import require_range
+from samplers.base import GridSampler, Run, Step
 from sde_lib import SDE
 
 

@@ -19,7 +19,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from samplers.base import GridSampler, Run, Step, require_choice
+from numerics import require_choice
+from samplers.base import GridSampler, Run, Step
 from samplers.exponential import exponential_weights, multistep, orders
 from sde_lib import SDE
 from sde_lib.time_grids import LogSNR, TimeGrid

@@ -24,7 +24,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from samplers.base import GridSampler, Run, Step, require_choice, require_range
+from numerics import require_choice, require_range
+from samplers.base import GridSampler, Run, Step
 from samplers.exponential import exponential_weights, multistep, orders
 from sde_lib import SDE
 from sde_lib.time_grids import Logistic, TimeGrid

@@ -17,7 +17,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from samplers.base import Run, require_range
+from numerics import require_range
+from samplers.base import Run
 from samplers.predictors import Predictor
 from sde_lib import SDE
 

@@ -23,8 +23,8 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from numerics import expand_as
-from samplers.base import Run, require_choice, require_count, require_range
+from numerics import expand_as, require_choice, require_count, require_range
+from samplers.base import Run
 from samplers.correctors import Corrector
 from sde_lib import SDE
 

@@ -16,7 +16,8 @@ from typing import Literal
 
 from torch import Tensor
 
-from samplers.base import GridSampler, Run, Step, require_choice
+from numerics import UserError, require_choice
+from samplers.base import GridSampler, Run, Step
 from samplers.correctors import Corrector
 from samplers.langevin import Langevin
 from samplers.predictors import Predictor
@@ -44,9 +45,9 @@ class PredictorCorrector(GridSampler):
         for name, kind in (("predictor", Predictor), ("corrector", Corrector)):
             value = getattr(self, name)
             if value is not None and not isinstance(value, kind):
-                raise ValueError(f"got {name}={value!r}; expected an object such as {_EXAMPLES[name]}, or None")
+                raise UserError(f"got {name}={value!r}; expected an object such as {_EXAMPLES[name]}, or None")
         if self.predictor is None and self.corrector is None:
-            raise ValueError("got predictor=None and corrector=None; expected at least one of the two")
+            raise UserError("got predictor=None and corrector=None; expected at least one of the two")
         require_choice(self.order, "order", ("corrector_first", "predictor_first"))
 
     @property

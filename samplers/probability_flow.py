@@ -17,7 +17,18 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from numerics import Dopri5, FixedGridSolver, Generator, Solution, Solver, Status, batch_time, expand_as, take
+from numerics import (
+    Dopri5,
+    FixedGridSolver,
+    Generator,
+    Solution,
+    Solver,
+    Status,
+    UserError,
+    batch_time,
+    expand_as,
+    take,
+)
 from samplers.base import Callback, Run, Sampler, SampleResult, SamplingError, StepInfo
 from sde_lib import SDE, Flow, FlowTimes, Score, WhitenedFlow
 from sde_lib.time_grids import Custom
@@ -59,11 +70,11 @@ class ProbabilityFlow(Sampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.solver, Solver):
-            raise ValueError(
+            raise UserError(
                 f"got solver={self.solver!r}; expected a solver of numerics such as Dopri5() or RK4(steps=50)"
             )
         if not isinstance(self.flow, Flow):
-            raise ValueError(f"got flow={self.flow!r}; expected a flow of sde_lib such as WhitenedFlow()")
+            raise UserError(f"got flow={self.flow!r}; expected a flow of sde_lib such as WhitenedFlow()")
 
     @property
     def evaluations(self) -> int | None:
@@ -81,7 +92,7 @@ class ProbabilityFlow(Sampler):
             return super().within(evaluations)
         steps = (evaluations - int(self.denoise)) // self.solver.stages
         if steps < 1:
-            raise ValueError(
+            raise UserError(
                 f"got a budget of {evaluations} evaluations for {self!r}; expected at least "
                 f"{self.solver.stages + int(self.denoise)}, which is one step"
             )
@@ -103,7 +114,7 @@ class ProbabilityFlow(Sampler):
     ) -> SampleResult:
         times = self._ends(sde)
         if keep_path and not isinstance(self.solver, FixedGridSolver):
-            raise ValueError(
+            raise UserError(
                 f"got keep_path=True with {type(self.solver).__name__}, whose steps are its own; "
                 "expected a solver on a grid: use ProbabilityFlow(solver=RK4(steps=...))"
             )
@@ -119,7 +130,7 @@ class ProbabilityFlow(Sampler):
     def encode(self, sde: SDE, score: Score, x: Tensor) -> Encoding:
         """The latent at T that belongs to data `x` `(B, *)`, taken as the state at t_end."""
         if not x.is_floating_point():
-            raise ValueError(f"got x of {x.dtype}; expected a floating dtype: convert it with x.to()")
+            raise UserError(f"got x of {x.dtype}; expected a floating dtype: convert it with x.to()")
         result = self._solve(sde, score, x.detach(), self._ends(sde).flip(0), False, False, None)
         assert result.nfe_per_sample is not None and result.solver_error is not None
         return Encoding(
@@ -215,7 +226,7 @@ class FlowField:
         x = (w * expand_as(self.clock.flow.scale(self.sde, t), w)).to(self.dtype)
         score = self.score(x, t)
         if score.shape != x.shape:
-            raise ValueError(
+            raise UserError(
                 f"got a score of shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; expected the same shape"
             )
         return (expand_as(a, w) * w - expand_as(b * self.sde.sigma(t), w) * score.to(w.dtype),)

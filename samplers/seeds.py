@@ -28,7 +28,8 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from samplers.base import GridSampler, Run, Step, require_choice
+from numerics import require_choice
+from samplers.base import GridSampler, Run, Step
 from samplers.exponential import exponential_weights
 from sde_lib import SDE
 from sde_lib.time_grids import LogSNR, TimeGrid

@@ -19,8 +19,8 @@ from typing import Any, ClassVar, Literal
 import torch
 from torch import Tensor
 
-from numerics import SampleStreams
-from samplers.base import GridSampler, Run, Step, require_choice
+from numerics import SampleStreams, require_choice
+from samplers.base import GridSampler, Run, Step
 from sde_lib import SDE
 
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from dataclasses import fields
 
+from numerics import UserError
 from sde_lib import analytic, time_grids
 from sde_lib.base import SDE
 from sde_lib.custom import KernelSDE, TableVESDE, TableVPSDE
@@ -32,31 +33,31 @@ def create(name: str, **options: object) -> SDE:
     """The SDE of that name, for command lines, run folders and pretrained models.
 
     Raises:
-        ValueError: for an unknown name or option.
+        UserError: for an unknown name or option.
     """
     if name not in _NAMES:
-        raise ValueError(f"got the SDE {name!r}; expected one of {', '.join(_NAMES)}")
+        raise UserError(f"got the SDE {name!r}; expected one of {', '.join(_NAMES)}")
     known = [f.name for f in fields(_NAMES[name]) if f.init]  # type: ignore[arg-type]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise ValueError(f"got {', '.join(unknown)} for the SDE {name!r}; expected some of {', '.join(known)}")
+        raise UserError(f"got {', '.join(unknown)} for the SDE {name!r}; expected some of {', '.join(known)}")
     try:
         return _NAMES[name](**options)
     except TypeError as error:
-        raise ValueError(f"got options {sorted(options)} for the SDE {name!r}: {error}") from error
+        raise UserError(f"got options {sorted(options)} for the SDE {name!r}: {error}") from error
 
 
 def describe(sde: SDE) -> dict[str, object]:
     """The `name` and the options with which `create` makes `sde` again, in plain types.
 
     Raises:
-        ValueError: for an SDE of a class that has no name here (a user's own, or one made of functions).
+        UserError: for an SDE of a class that has no name here (a user's own, or one made of functions).
     """
     for name, kind in _NAMES.items():
         if type(sde) is kind:
             options = {f.name: getattr(sde, f.name) for f in fields(sde) if f.init}  # type: ignore[arg-type]
             return {"name": name, **options}
-    raise ValueError(
+    raise UserError(
         f"got an SDE of class {type(sde).__name__}, which cannot be written down by name; "
         f"expected one of {', '.join(_NAMES)}: keep the program that makes it instead"
     )

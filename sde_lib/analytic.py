@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from numerics import Generator, as_time, batch_time, normal, uniform
+from numerics import Generator, UserError, as_time, batch_time, normal, uniform
 from sde_lib.score import Score
 
 if TYPE_CHECKING:
@@ -89,13 +89,13 @@ class Gaussian(Oracle):
         mean, cov = _float64(self.mean), _float64(self.cov)
         D = mean.numel()
         if cov.shape not in ((D,), (D, D)):
-            raise ValueError(f"got cov of shape {tuple(cov.shape)}; expected ({D},) or ({D}, {D}) for {D} dimensions")
+            raise UserError(f"got cov of shape {tuple(cov.shape)}; expected ({D},) or ({D}, {D}) for {D} dimensions")
         if cov.ndim == 1:
             values, vectors = cov, None
         else:
             values, vectors = torch.linalg.eigh(cov)
         if not bool((values > -1e-12).all()):
-            raise ValueError(f"got cov with the eigenvalue {float(values.min()):.3g}; expected none below 0")
+            raise UserError(f"got cov with the eigenvalue {float(values.min()):.3g}; expected none below 0")
         for name, value in (("mean", mean), ("cov", cov), ("_values", values.clamp(min=0)), ("_vectors", vectors)):
             object.__setattr__(self, name, value)
 
@@ -146,12 +146,12 @@ class GaussianMixture(Oracle):
         means, stds, weights = _float64(self.means), _float64(self.stds), _float64(self.weights)
         K, D = means.shape[0], means[0].numel()
         if stds.shape not in ((K,), (K, D)) or weights.shape != (K,):
-            raise ValueError(
+            raise UserError(
                 f"got means {tuple(means.shape)}, stds {tuple(stds.shape)}, weights {tuple(weights.shape)}; "
                 f"expected stds ({K},) or ({K}, {D}) and weights ({K},)"
             )
         if not bool((weights > 0).all() & (stds >= 0).all()):
-            raise ValueError("got a weight <= 0 or a standard deviation < 0; expected positive weights, stds >= 0")
+            raise UserError("got a weight <= 0 or a standard deviation < 0; expected positive weights, stds >= 0")
         if stds.ndim == 1:
             stds = stds.unsqueeze(1).expand(K, D)
         for name, value in (("means", means), ("stds", stds), ("weights", weights / weights.sum())):
@@ -193,7 +193,7 @@ class EmpiricalDistribution(Oracle):
     def __post_init__(self) -> None:
         points = _float64(self.points)
         if points.ndim < 2 or len(points) < 1:
-            raise ValueError(f"got points of shape {tuple(points.shape)}; expected (K, *) with K >= 1")
+            raise UserError(f"got points of shape {tuple(points.shape)}; expected (K, *) with K >= 1")
         object.__setattr__(self, "points", points)
 
     @property

@@ -29,7 +29,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from numerics import Generator, as_time, batch_time, expand_as, normal
+from numerics import Generator, UserError, as_time, batch_time, expand_as, normal
 
 if TYPE_CHECKING:
     from sde_lib.score import Score
@@ -102,10 +102,10 @@ class SDE(ABC):
         """`t` as `(B,)`, float64.
 
         Raises:
-            ValueError: for a number outside [0, T], or a shape that is neither `()` nor `(B,)`.
+            UserError: for a number outside [0, T], or a shape that is neither `()` nor `(B,)`.
         """
         if not isinstance(t, Tensor) and not 0 <= t <= self.T:
-            raise ValueError(f"got t={t}; expected a time in [0, {self.T}]: 0 is data, {self.T} is noise")
+            raise UserError(f"got t={t}; expected a time in [0, {self.T}]: 0 is data, {self.T} is noise")
         return batch_time(t, x)
 
     def drift(self, x: Tensor, t: Time) -> Tensor:
@@ -172,14 +172,14 @@ def check_numbers(**values: float) -> None:
     """Refuses what is not a finite number, by name."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-            raise ValueError(f"got {name}={value!r}; expected a finite number")
+            raise UserError(f"got {name}={value!r}; expected a finite number")
 
 
 def check_times(T: float, t_min: float, t_end: float) -> None:
     """Refuses what is not 0 <= t_min, t_end < T."""
     check_numbers(T=T, t_min=t_min, t_end=t_end)
     if not (0 <= t_min < T and 0 <= t_end < T):
-        raise ValueError(f"got T={T}, t_min={t_min}, t_end={t_end}; expected 0 <= t_min < T and 0 <= t_end < T")
+        raise UserError(f"got T={T}, t_min={t_min}, t_end={t_end}; expected 0 <= t_min < T and 0 <= t_end < T")
 
 
 def _derivative(function: object, t: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import as_time
+from numerics import UserError, as_time
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -25,7 +25,7 @@ class LinearBeta:
 
     def __post_init__(self) -> None:
         if not (0 <= self.beta_min <= self.beta_max and self.beta_max > 0):
-            raise ValueError(
+            raise UserError(
                 f"got beta_min={self.beta_min}, beta_max={self.beta_max}; "
                 "expected 0 <= beta_min <= beta_max, beta_max > 0"
             )

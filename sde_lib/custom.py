@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from numerics import as_time
+from numerics import UserError, as_time
 from sde_lib.base import SDE, Time, check_times
 
 
@@ -39,7 +39,7 @@ class KernelSDE(SDE):
         check_times(self.T, self.t_min, self.t_end)
         l = self.log_snr(torch.linspace(max(self.t_min, 1e-6 * self.T), self.T, 65, dtype=torch.float64))
         if not bool(l.isfinite().all() & (l.diff() < 0).all()):
-            raise ValueError(
+            raise UserError(
                 f"got alpha and sigma whose log signal-to-noise ratio is not finite and strictly decreasing on "
                 f"[{self.t_min}, {self.T}]; expected alpha > 0, sigma > 0 and alpha / sigma falling in time"
             )
@@ -96,7 +96,7 @@ class TableVPSDE(SDE):
         check_times(self.T, self.t_min, self.t_end)
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
-            raise ValueError(f"got betas of shape {tuple(betas.shape)}; expected (N,), N >= 2, all in (0, 1)")
+            raise UserError(f"got betas of shape {tuple(betas.shape)}; expected (N,), N >= 2, all in (0, 1)")
         object.__setattr__(self, "betas", tuple(betas.tolist()))
         B = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-betas).cumsum(0)])
         times = torch.linspace(0, self.T, len(B), dtype=torch.float64)
@@ -130,9 +130,7 @@ class TableVESDE(SDE):
         check_times(self.T, self.t_min, self.t_end)
         sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64).sort().values
         if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas > 0).all() & (sigmas.diff() > 0).all()):
-            raise ValueError(
-                f"got sigmas of shape {tuple(sigmas.shape)}; expected (N,), N >= 2, positive and different"
-            )
+            raise UserError(f"got sigmas of shape {tuple(sigmas.shape)}; expected (N,), N >= 2, positive and different")
         object.__setattr__(self, "sigmas", tuple(sigmas.tolist()))
         times = torch.linspace(0, self.T, len(sigmas), dtype=torch.float64)
         object.__setattr__(self, "log_sigma", MonotoneCubic.through(times, sigmas.log()))

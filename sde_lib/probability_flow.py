@@ -34,6 +34,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from numerics import UserError
 from sde_lib.base import SDE, Time
 
 
@@ -75,7 +76,7 @@ class WhitenedFlow(Flow):
 
     def __post_init__(self) -> None:
         if not (self.data_std > 0 and math.isfinite(self.data_std)):
-            raise ValueError(f"got data_std={self.data_std}; expected a finite number > 0")
+            raise UserError(f"got data_std={self.data_std}; expected a finite number > 0")
 
     def clock(self, sde: SDE, t: Time) -> Tensor:
         return -sde.log_snr(t) / 2
@@ -121,7 +122,7 @@ class FlowTimes:
         self.t_low, self.t_high = min(t_0, t_1), max(t_0, t_1)
         self.u_0, self.u_1 = (float(flow.clock(sde, t)) for t in (t_0, t_1))
         if not (math.isfinite(self.u_0) and math.isfinite(self.u_1)):
-            raise ValueError(
+            raise UserError(
                 f"got times from {t_0} to {t_1}, at one of which the clock {type(flow).__name__} is infinite; "
                 f"expected times > 0: use t_min={sde.t_min}"
             )

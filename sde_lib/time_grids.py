@@ -29,6 +29,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
+from numerics import UserError
 from sde_lib.base import SDE
 
 
@@ -52,22 +53,22 @@ class TimeGrid(ABC):
         """The times `(N+1,)`, float64.
 
         Raises:
-            ValueError: for steps < 1, ends outside the SDE's [t_min, T], or times that do not decrease.
+            UserError: for steps < 1, ends outside the SDE's [t_min, T], or times that do not decrease.
         """
         if not isinstance(steps, int) or steps < 1:
-            raise ValueError(f"got steps={steps!r}; expected an integer >= 1")
+            raise UserError(f"got steps={steps!r}; expected an integer >= 1")
         start = sde.T if self.t_start is None else float(self.t_start)
         end = sde.t_end if self.t_end is None else float(self.t_end)
         low = min(sde.t_min, sde.t_end)
         if not low <= end < start <= sde.T:
-            raise ValueError(
+            raise UserError(
                 f"got t_start={start:.6g}, t_end={end:.6g} in {self!r}; "
                 f"expected {low:.6g} <= t_end < t_start <= {sde.T:.6g}, the SDE's [t_min, T]"
             )
         times = self.place(sde, start, end, steps).to(torch.float64).clone()
         times[0], times[-1] = start, end
         if not bool((times.diff() < 0).all()):  # also where one is NaN
-            raise ValueError(
+            raise UserError(
                 f"got times that do not strictly decrease from {self!r} with steps={steps}; "
                 "expected a grid that this SDE can resolve: take fewer steps or another grid"
             )
@@ -121,7 +122,7 @@ class Karras(_OfLogSNR):
 
     def __post_init__(self) -> None:
         if not (self.rho > 0 and math.isfinite(self.rho)):
-            raise ValueError(f"got rho={self.rho}; expected a finite number > 0")
+            raise UserError(f"got rho={self.rho}; expected a finite number > 0")
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         roots = _linear(math.exp(-first / (2 * self.rho)), math.exp(-last / (2 * self.rho)), steps)
@@ -146,7 +147,7 @@ class Logistic(_OfLogSNR):
 
     def __post_init__(self) -> None:
         if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.center)):
-            raise ValueError(f"got center={self.center}, scale={self.scale}; expected finite numbers, scale > 0")
+            raise UserError(f"got center={self.center}, scale={self.scale}; expected finite numbers, scale > 0")
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         ends = torch.tensor([first, last], dtype=torch.float64)
@@ -169,7 +170,7 @@ class StepDensity(_OfLogSNR):
     def __post_init__(self) -> None:
         knots, density = torch.tensor(self.knots), torch.tensor(self.density)
         if not (len(knots) == len(density) + 1 >= 2 and bool((knots.diff() > 0).all() & (density > 0).all())):
-            raise ValueError(
+            raise UserError(
                 f"got {len(knots)} knots and {len(density)} densities; expected knots that rise and, between each two, "
                 "one density > 0"
             )
@@ -211,19 +212,19 @@ class DDPMIndices(TimeGrid):
 
     def __post_init__(self) -> None:
         if self.spacing not in self.spacings:
-            raise ValueError(f"got spacing={self.spacing!r}; expected one of {', '.join(self.spacings)}")
+            raise UserError(f"got spacing={self.spacing!r}; expected one of {', '.join(self.spacings)}")
         if not isinstance(self.train_steps, int) or self.train_steps < 2:
-            raise ValueError(f"got train_steps={self.train_steps!r}; expected an integer >= 2")
+            raise UserError(f"got train_steps={self.train_steps!r}; expected an integer >= 2")
 
     def indices(self, steps: int) -> Tensor:
         """The chain's indices, `(N+1,)`, int64, decreasing.
 
         Raises:
-            ValueError: for more steps than the chain has.
+            UserError: for more steps than the chain has.
         """
         n = self.train_steps
         if not 1 <= steps <= n - 1:
-            raise ValueError(
+            raise UserError(
                 f"got steps={steps} between the {n} states of a chain; expected 1 to {n - 1} "
                 f"(with the final denoising that is {n} evaluations)"
             )
@@ -250,7 +251,7 @@ class Custom:
     def __post_init__(self) -> None:
         times = torch.as_tensor(self.times, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-            raise ValueError(
+            raise UserError(
                 f"got times of shape {tuple(times.shape)} that are not two or more strictly decreasing ones; "
                 "expected (N+1,) from T down to t_end"
             )
@@ -279,11 +280,11 @@ def create(name: str, **options: object) -> TimeGrid:
     """The grid of that name: uniform, quadratic, log_snr, karras, cosine, logistic, ddpm.
 
     Raises:
-        ValueError: for an unknown name or option.
+        UserError: for an unknown name or option.
     """
     if name not in _NAMES:
-        raise ValueError(f"got the time grid {name!r}; expected one of {', '.join(_NAMES)}")
+        raise UserError(f"got the time grid {name!r}; expected one of {', '.join(_NAMES)}")
     try:
         return _NAMES[name](**options)  # type: ignore[arg-type]
     except TypeError as error:
-        raise ValueError(f"got options {sorted(options)} for the time grid {name!r}: {error}") from error
+        raise UserError(f"got options {sorted(options)} for the time grid {name!r}: {error}") from error

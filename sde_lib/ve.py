@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import as_time
+from numerics import UserError, as_time
 from sde_lib.base import SDE, Time, check_numbers, check_times
 
 
@@ -38,7 +38,7 @@ class VESDE(SDE):
         check_times(self.T, self.t_min, self.t_end)
         check_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
-            raise ValueError(
+            raise UserError(
                 f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"
             )
 

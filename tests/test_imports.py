@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[1]
 PACKAGES = ("numerics", "data", "sde_lib", "samplers", "likelihood", "models", "training", "evaluation", "experiments")
 RANK = {
     "numerics": 0,
-    "data": 0,
+    "data": 1,  # knows of numerics what a user's mistake is
     "sde_lib": 1,
     "samplers": 2,
     "likelihood": 2,

@@ -15,6 +15,7 @@ from __future__ import annotations
 import signal
 
 from data import DataError
+from numerics import UserError
 
 OK, USAGE, DATA, NON_FINITE, DISK = 0, 2, 3, 4, 5
 
@@ -25,7 +26,7 @@ class TrainingError(Exception):
     exit_code: int = 1
 
 
-class UsageError(TrainingError, ValueError):
+class UsageError(TrainingError, UserError):
     """An option, a configuration or a folder that does not fit."""
 
     exit_code = USAGE

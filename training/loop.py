@@ -22,6 +22,7 @@ from torch import Tensor, nn
 
 from data import Split
 from data.transforms import Transform
+from numerics import UserError
 from sde_lib import SDE
 from training.batches import Batches
 from training.callbacks import Callback
@@ -263,7 +264,7 @@ class _Run:
             try:
                 for callback in self.callbacks:
                     callback.on_start(self.state)
-            except (DiskError, ValueError) as problem:
+            except (DiskError, UserError) as problem:
                 error = problem
             except OSError as problem:
                 error = DiskError(f"{self.folder}: cannot be written ({problem.strerror}); make room or write access")

@@ -1,0 +1,181 @@
+"""Objects by name: what a command line, a run folder or a saved model calls them.
+
+A program constructs classes. A configuration has sections `{name, **options}`, and a `Catalogue` makes the object of such a
+section: it knows the names, the options of each (the fields of a dataclass, or the keyword arguments of a function, so there
+is no second list that could drift), and which options are themselves made by name, its *parts*.
+
+    weightings = Catalogue("weighting", {"simple": Simple, "min_snr": MinSNR})
+    objectives = Catalogue("objective", {"dsm": DSM}, parts={"weighting": weightings})
+    objectives.create("dsm", weighting={"name": "min_snr", "gamma": 3.0})
+
+Each package ends in one explicit dict of names; nothing is registered by being imported.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import MISSING, dataclass, fields, is_dataclass
+from importlib.util import find_spec
+from typing import Any, Generic, TypeVar
+
+from numerics.checks import nearest
+from numerics.errors import UserError
+
+T = TypeVar("T")
+REQUIRED: Any = inspect.Parameter.empty
+"""The default of an option that must be given."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Option:
+    """One option of a named thing.
+
+    Attributes:
+        name: as a keyword.
+        default: its value where it is not given, or `REQUIRED`.
+        annotation: its type, as written; a string where it could not be resolved.
+        part: the catalogue that makes its value by name, or None for a plain value.
+    """
+
+    name: str
+    default: Any
+    annotation: Any
+    part: Catalogue[Any] | None = None
+
+
+class Catalogue(Generic[T]):
+    """Names, what makes each of them, and their options.
+
+    Args:
+        kind: what is made, for messages: "sampler".
+        entries: name -> class or function with keyword arguments.
+        parts: option name -> the catalogue that makes its value, for every entry with an option of that name. The value may
+            then be an object, a name, a mapping `{name, **options}`, a tuple of these, or None or "none" for nothing.
+        needs: name -> the optional package without which it is not `available`.
+        derived: options that a command line does not offer, since they follow from something else, such as a network's
+            number of input channels. `create` takes them like all others.
+    """
+
+    def __init__(
+        self,
+        kind: str,
+        entries: Mapping[str, Callable[..., T]],
+        *,
+        parts: Mapping[str, Catalogue[Any]] | None = None,
+        needs: Mapping[str, str] | None = None,
+        derived: tuple[str, ...] = (),
+    ) -> None:
+        self.kind, self.entries = kind, dict(entries)
+        self.parts, self.needs, self.derived = dict(parts or {}), dict(needs or {}), derived
+
+    def available(self) -> tuple[str, ...]:
+        """The names, but for those whose optional package is missing."""
+        return tuple(n for n in self.entries if n not in self.needs or find_spec(self.needs[n]) is not None)
+
+    def options(self, name: str) -> dict[str, Option]:
+        """The options of that name, in their order.
+
+        Raises:
+            UserError: an unknown name.
+        """
+        entry = self._entry(name)
+        return {
+            option: Option(name=option, default=default, annotation=annotation, part=self.parts.get(option))
+            for option, (default, annotation) in _keywords(entry).items()
+        }
+
+    def create(self, name: str, **given: Any) -> T:
+        """The object of that name.
+
+        Raises:
+            UserError: an unknown name, an unknown or missing option, a missing package, or a value that is refused.
+        """
+        entry = self._entry(name)
+        known = self.options(name)
+        for option in given:
+            if option not in known:
+                raise UserError(
+                    f"got the option {option!r} for the {self.kind} {name!r}{nearest(option, known)}; "
+                    f"expected some of {', '.join(known) or 'none'}"
+                )
+        missing = [n for n, o in known.items() if o.default is REQUIRED and n not in given]
+        if missing:
+            raise UserError(f"got the {self.kind} {name!r} without {', '.join(missing)}; expected a value for each")
+        values = {n: v if known[n].part is None else known[n].part.make(v) for n, v in given.items()}  # type: ignore[union-attr]
+        return entry(**values)
+
+    def make(self, value: Any) -> Any:
+        """The object that `value` stands for: itself, or made from a name or a mapping `{name, **options}`.
+
+        Raises:
+            UserError: as in `create`.
+        """
+        if isinstance(value, (tuple, list)):
+            return tuple(self.make(v) for v in value)
+        if isinstance(value, str):
+            return None if value == "none" and "none" not in self.entries else self.create(value)
+        if isinstance(value, Mapping):
+            given = dict(value)
+            if "name" not in given:
+                raise UserError(f"got a {self.kind} without a name; expected one of {', '.join(self.available())}")
+            name = given.pop("name")
+            return None if name == "none" and "none" not in self.entries else self.create(name, **given)
+        return value
+
+    def describe(self, value: object) -> dict[str, Any]:
+        """`{name, **options}` with which `create` makes `value` again, in plain types, its parts likewise.
+
+        Raises:
+            UserError: an object of a class that has no name here.
+        """
+        for name, entry in self.entries.items():
+            if type(value) is entry and is_dataclass(entry):
+                options = {f.name: getattr(value, f.name) for f in fields(entry) if f.init}
+                return {"name": name, **{n: self._described(n, v) for n, v in options.items()}}
+        raise UserError(
+            f"got a {self.kind} of class {type(value).__name__}, which has no name; expected one of "
+            f"{', '.join(self.entries)}: keep the program that makes it instead"
+        )
+
+    def _described(self, option: str, value: Any) -> Any:
+        part = self.parts.get(option)
+        if part is None or value is None:
+            return value
+        return tuple(map(part.describe, value)) if isinstance(value, tuple) else part.describe(value)
+
+    def _entry(self, name: str) -> Callable[..., T]:
+        if name in self.entries and name not in self.available():
+            raise UserError(f"got the {self.kind} {name!r}, which needs the package {self.needs[name]}: install it")
+        if not isinstance(name, str) or name not in self.entries:
+            raise UserError(
+                f"got the {self.kind} {name!r}{nearest(str(name), self.entries)}; expected one of "
+                f"{', '.join(self.available())}"
+            )
+        return self.entries[name]
+
+
+def _keywords(entry: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
+    """Default and type of every argument that can be given by its name."""
+    if isinstance(entry, functools.partial):
+        inner = _keywords(entry.func)
+        return {n: (entry.keywords.get(n, default), kind) for n, (default, kind) in inner.items()}
+    target = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    try:
+        hints = typing.get_type_hints(target)
+    except NameError:  # a name that is imported for type checkers alone
+        hints = {}
+    factories = (
+        {f.name: f.default_factory for f in fields(entry) if f.default_factory is not MISSING}
+        if is_dataclass(entry)
+        else {}
+    )
+    found = {}
+    for p in inspect.signature(entry).parameters.values():
+        if p.kind in (p.VAR_POSITIONAL, p.VAR_KEYWORD, p.POSITIONAL_ONLY):
+            continue
+        default = factories[p.name]() if p.name in factories else p.default
+        found[p.name] = (default, hints.get(p.name, p.annotation))
+    return found
