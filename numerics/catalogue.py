@@ -13,20 +13,20 @@ Each package ends in one explicit dict of names; nothing is registered by being 
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from numerics.checks import nearest
 from numerics.errors import UserError
 
 T = TypeVar("T")
-REQUIRED: Any = inspect.Parameter.empty
-"""The default of an option that must be given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Option:
 
     Attributes:
         name: as a keyword.
-        default: its value where it is not given, or `REQUIRED`.
+        default: its value where it is not given, or `Option.REQUIRED`.
         annotation: its type, as written; a string where it could not be resolved.
         part: the catalogue that makes its value by name, or None for a plain value.
     """
@@ -44,6 +44,8 @@ class Option:
     default: Any
     annotation: Any
     part: Catalogue[Any] | None = None
+
+    REQUIRED: ClassVar[Any] = inspect.Parameter.empty
 
 
 class Catalogue(Generic[T]):
@@ -101,11 +103,23 @@ class Catalogue(Generic[T]):
                     f"got the option {option!r} for the {self.kind} {name!r}{nearest(option, known)}; "
                     f"expected some of {', '.join(known) or 'none'}"
                 )
-        missing = [n for n, o in known.items() if o.default is REQUIRED and n not in given]
+        missing = [n for n, o in known.items() if o.default is Option.REQUIRED and n not in given]
         if missing:
             raise UserError(f"got the {self.kind} {name!r} without {', '.join(missing)}; expected a value for each")
-        values = {n: v if known[n].part is None else known[n].part.make(v) for n, v in given.items()}  # type: ignore[union-attr]
-        return entry(**values)
+        return entry(**{option: self._value(known[option], value) for option, value in given.items()})
+
+    def _value(self, option: Option, value: Any) -> Any:
+        if option.part is not None:
+            return option.part.make(value)
+        kinds = _plain_types(option.annotation)
+        if kinds is None or not isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, list) and tuple in kinds:
+            value = tuple(value)
+        if type(value) in kinds or (type(value) is int and float in kinds):
+            return value
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise UserError(f"got {option.name}={value!r}; expected a value of type {expected}")
 
     def make(self, value: Any) -> Any:
         """The object that `value` stands for: itself, or made from a name or a mapping `{name, **options}`.
@@ -155,6 +169,26 @@ class Catalogue(Generic[T]):
                 f"{', '.join(self.available())}"
             )
         return self.entries[name]
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+
+
+def _plain_types(annotation: Any) -> tuple[type, ...] | None:
+    """The plain types that an annotation admits; None where it admits anything else, or is not known."""
+    if annotation is None:
+        return (type(None),)
+    if annotation in (bool, int, float, str, tuple, type(None)):
+        return (annotation,)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return tuple({type(v) for v in typing.get_args(annotation)})
+    if origin in (tuple, collections.abc.Sequence):
+        return (tuple,)
+    if origin is typing.Union or isinstance(annotation, types.UnionType):
+        parts = [_plain_types(a) for a in typing.get_args(annotation)]
+        return None if any(p is None for p in parts) else tuple(dict.fromkeys(k for p in parts for k in p or ()))
+    return None
 
 
 def _keywords(entry: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

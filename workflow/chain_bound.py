@@ -16,22 +16,22 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
-from ml_collections import ConfigDict
 from torch import Tensor
-from tqdm.auto import tqdm
 
-from experiments import build, chains
-from experiments.chunks import Chunks
-from experiments.results import update_results
-from likelihood import Uniform, elbo
+from likelihood import UniformDequantizer, elbo
 from likelihood.bounds import DiscretizedGaussian
-from numerics import SampleStreams, UserError
+from numerics import SampleStreams
+from workflow import progress
+from workflow.chunks import Chunks
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.trained_run import TrainedRun
 
 READINGS = ("grey values", "dequantised images")
 
@@ -84,102 +84,94 @@ class ChainBound:
         )
 
 
-def bound(run: build.Run, data: Tensor, reading: str, *, draws: int, generator: SampleStreams) -> ChainBound:
-    """The bound of stored data `(B, *)`: grey values, or points, which have the second reading only."""
-    chain = chains.of(run.config)
-    assert isinstance(chain, chains.DDPM)
+def bound(
+    run: TrainedRun, data: Tensor, reading: str, *, steps: int, draws: int, generator: SampleStreams
+) -> ChainBound:
+    """The bound of stored data `(B, *)`: grey values, or points, which have the second reading only.
+
+    Args:
+        steps: transitions between the chain's rows, N - 1: from t_1 = 1/N to T in equal parts. The reconstruction from x_1 is
+            L_0.
+        draws: of step and noise, for each image.
+    """
     sde, transform, D = run.sde, run.transform, data[0].numel()
     decoder, log_det, x_0 = None, transform.log_det, transform.centres(data)
     if reading == "grey values":
         decoder, log_det = DiscretizedGaussian(transform=transform), 0.0  # a probability, not a density
     elif transform.levels is not None:
-        x_0, _ = Uniform()(data, transform, sde, sde.t_min, generator=generator)
-    # the chain's own steps: from t_1 = 1/N to T in N - 1 equal parts; the reconstruction from x_1 is L_0
-    found = elbo(
+        x_0, _ = UniformDequantizer()(data, transform, sde, sde.t_min, generator=generator)
+    parts = elbo(
         sde,
-        run.model,
+        run.score,
         x_0.to(torch.float32),
         decoder=decoder,
         data=None if decoder is None else data,
         draws=draws,
-        steps=chain.steps - 1,
+        steps=steps,
         t_min=sde.t_min,
         data_std=run.model.data_std,
         generator=generator,
     )
     bits = D * math.log(2)
-    terms = torch.stack([found.prior, found.diffusion, found.reconstruction - D * log_det], dim=1) / bits
-    errors = torch.stack([found.diffusion_stderr, found.reconstruction_stderr], dim=1) / bits
-    return ChainBound(terms=terms.cpu(), errors=errors.cpu(), nfe=found.nfe)
+    terms = torch.stack([parts.prior, parts.diffusion, parts.reconstruction - D * log_det], dim=1) / bits
+    errors = torch.stack([parts.diffusion_stderr, parts.reconstruction_stderr], dim=1) / bits
+    return ChainBound(terms=terms.cpu(), errors=errors.cpu(), nfe=parts.nfe)
 
 
-def score_bound(run: build.Run, reading: str) -> tuple[ChainBound, Path]:
+def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tuple[ChainBound, Path]:
     """The bound of the images that the flow's number is of, in fixed chunks that are kept, and the folder of its parts."""
-    c, seed = run.config.likelihood, run.config.seed
-    data = build.split(run.dataset, c.split)
-    n = min(len(data), c.limit or len(data))
+    protocol, seed = run.setup.protocol, run.setup.options.seed
+    data = run.dataset.split(protocol.split)
+    n = min(len(data), protocol.limit or len(data))
+    size = protocol.batch_size or n
     stated = {
         "reading": reading,
-        "split": c.split,
-        "draws": c.bound_draws,
-        "chunk": c.batch_size,
-        "chain": repr(chains.of(run.config)),
+        "split": protocol.split,
+        "draws": draws,
+        "steps": steps,
+        "chunk": size,
+        "sde": repr(run.sde),
         "model": run.fingerprint,
         "data": run.dataset.fingerprint,
         "images": n,
         "seed": seed,
         "torch": torch.__version__,
     }
-    chunks = Chunks(run.folder / "vlb", reading.replace(" ", "_"), stated, n, c.batch_size)
-    device = next(run.model.parameters()).device
-    with tqdm(total=n, initial=chunks.done, desc=f"bound of {reading}", unit="image") as bar:
+    chunks = Chunks(run.folder.path / "vlb", reading.replace(" ", "_"), stated, n, size)
+    with progress.bar(total=n, initial=chunks.done, name=f"bound of {reading}", unit=run.setup.noun) as bar:
         for k, first, last in chunks.todo(alone=True):
-            streams = SampleStreams(seed, data.ids[first:last])
-            part = bound(run, data.x[first:last].to(device), reading, draws=c.bound_draws, generator=streams)
-            chunks.save(k, ids=data.ids[first:last], terms=part.terms, errors=part.errors, nfe=part.nfe)
+            ids = data.ids[first:last]
+            part = bound(
+                run,
+                data.x[first:last].to(run.device),
+                reading,
+                steps=steps,
+                draws=draws,
+                generator=SampleStreams(seed, ids),
+            )
+            chunks.save(k, ids=ids, terms=part.terms, errors=part.errors, nfe=part.nfe)
             bar.update(last - first)
     parts = chunks.load()
     terms, errors = (torch.cat([torch.from_numpy(p[name]) for p in parts]) for name in ("terms", "errors"))
     return ChainBound(terms=terms, errors=errors, nfe=int(parts[0]["nfe"])), chunks.folder
 
 
-def plan(config: ConfigDict) -> Callable[[Path], None]:
-    """Checks the configuration; what it returns scores a run folder, for results.json, report.md and the terminal."""
-    draws = config.likelihood.bound_draws
-    if draws < 2:
-        raise UserError(
-            f"got config.likelihood.bound_draws={draws}; expected an integer >= 2, so that its error is known"
-        )
-
-    def finish(folder: Path) -> None:
-        begun = time.perf_counter()
-        run = build.load_run(folder, build.device(config.device))
-        found = {}
-        for reading in READINGS if run.transform.levels is not None else READINGS[1:]:
-            result, parts = score_bound(run, reading)
-            found[reading] = {**result.asdict(), "text": str(result), "parts": str(parts.relative_to(folder))}
-        first = next(iter(found.values()))
-        seconds = time.perf_counter() - begun
-        results = update_results(
-            folder,
-            {
-                "vlb": {
-                    "mean": first["mean"],
-                    "stderr": first["stderr"],
-                    **found,
-                    "split": run.config.likelihood.split,
-                    "seconds": seconds,
-                }
-            },
-        )
-        flow = results["bits_per_dim"]
-        rows = [(f"chain's bound, {reading}", value["text"]) for reading, value in found.items()]
-        rows.append(("flow of the SDE view, dequantised images", f"{flow['mean']:.3f} ± {flow['stderr']:.3f} bits/dim"))
-        lines = ["", "## One network, two models", "", *(f"- {name}: {text}" for name, text in rows), ""]
-        with open(folder / "report.md", "a") as file:
-            file.write("\n".join(lines))
-        print("\none network, two models: the chain and the flow")
-        for name, text in rows:
-            print(f"  {name}: {text}")
-
-    return finish
+def report_bound(run: TrainedRun, folder: RunFolder, *, steps: int, draws: int) -> None:
+    """Scores a run by the bound, beside its flow: in results.json, report.md and on the terminal."""
+    begun = time.perf_counter()
+    scores: dict[str, dict[str, Any]] = {}
+    for reading in READINGS if run.transform.levels is not None else READINGS[1:]:
+        result, parts = score_bound(run, reading, steps=steps, draws=draws)
+        where = parts.relative_to(folder.path).as_posix()
+        scores[reading] = {**result.asdict(), "text": str(result), "parts": where}
+    first = next(iter(scores.values()))
+    entry = {"mean": first["mean"], "stderr": first["stderr"], "kind": "bound", "unit": run.setup.unit, **scores}
+    seconds = time.perf_counter() - begun
+    results = folder.update_results({"vlb": {**entry, "split": run.setup.protocol.split, "seconds": seconds}})
+    flow = results["bits_per_dim"]
+    rows = [(f"chain's bound, {reading}", value["text"]) for reading, value in scores.items()]
+    rows.append(("flow of the SDE view, dequantised images", f"{flow['mean']:.3f} ± {flow['stderr']:.3f} bits/dim"))
+    folder.add_section("One network, two models", [f"- {name}: {text}" for name, text in rows])
+    print("\none network, two models: the chain and the flow")
+    for name, text in rows:
+        print(f"  {name}: {text}")

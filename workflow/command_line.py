@@ -1,0 +1,262 @@
+"""Command lines that answer in one line.
+
+Two kinds: a system (`score-sde vp …`) takes every value of its configuration as a flag `--config.a.b=…` through
+ml_collections; a tool on a finished run (`score-sde sample …`, `score-sde nll …`) takes plain options. Both refuse what does
+not fit with one line that says what was got, what was expected and what to do, and leave with the exit code that `--help`
+lists. That holds for what a user can get wrong; a bug keeps its traceback, and `--traceback` shows it for the others too.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import signal
+import sys
+import warnings
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NoReturn
+
+from absl import flags
+from ml_collections import ConfigDict, FieldReference
+from ml_collections.config_flags import config_flags
+
+from numerics import UserError, nearest
+from samplers import SamplingError
+from training.errors import NON_FINITE, USAGE, TrainingError
+from workflow import configuration, presets
+from workflow.sections import leaves
+from workflow.system import Config, System
+
+EXIT_CODES = (
+    "exit codes: 0 done; 2 usage: an option, a value or a run folder that does not fit; 3 data that are missing, damaged or do "
+    "not fit; 4 a value that is not finite; 5 the disk, or a checkpoint to go on from that is damaged; 130 stopped by Ctrl-C, "
+    "143 by SIGTERM; 1, with a traceback, a bug"
+)
+_SHARED = {
+    "workdir": "the run folder",
+    "preset": "whole settings by name: " + ", ".join(presets.PRESETS) + "; the values below are the chosen one's",
+    "resume": "go on from the run folder's newest checkpoint, or start where there is none",
+    "allow_change": "names of values, with commas, that may differ from the run folder's on --resume",
+    "init_from": "begin with the averaged weights of a run folder, a checkpoint's file or a pretrained folder (of export.py), "
+    "on data of the same shape; not looked at where --resume finds a checkpoint",
+    "dry_run": "go through every stage in seconds, in a folder that is then removed (in --workdir, where that is given), and "
+    "print what the run would take: memory, disk, time",
+    "quiet": "no progress bars",
+    "traceback": "show where in the program a refused value was found",
+}
+
+
+def run(main: Callable[[list[str]], int | None], argv: list[str] | None = None) -> NoReturn:
+    """Calls `main(arguments)` and leaves with its exit code; a user's mistake becomes one line on stderr."""
+    name = Path(sys.argv[0]).name
+    arguments = sys.argv[1:] if argv is None else argv
+    traced = "--traceback" in arguments
+    arguments = [a for a in arguments if a != "--traceback"]
+    if signal.getsignal(signal.SIGINT) == signal.SIG_DFL:  # while the program was imported; see `experiments`
+        signal.signal(signal.SIGINT, signal.default_int_handler)
+    warnings.showwarning = lambda message, *where, **more: _say(f"{name}: warning: {message}")
+    try:
+        code = main(arguments) or 0
+    except (UserError, TrainingError, SamplingError, *_MISSING) as error:
+        if traced:
+            raise
+        _say(f"{name}: {error}")
+        code = NON_FINITE if isinstance(error, SamplingError) else getattr(error, "exit_code", USAGE)
+    except KeyboardInterrupt:
+        _say(f"{name}: interrupted")
+        code = 130
+    sys.exit(code)
+
+
+_MISSING = (FileNotFoundError, FileExistsError, NotADirectoryError, IsADirectoryError, PermissionError)
+"""What a path that a user has named can run into."""
+
+
+def _say(text: str) -> None:
+    print(" ".join(text.split()), file=sys.stderr)
+
+
+def path(text: str) -> Path:
+    """A path that was named; `~` is the home folder.
+
+    Raises:
+        argparse.ArgumentTypeError: for the empty one, which `Path` takes for the current folder.
+    """
+    if not text.strip():
+        raise argparse.ArgumentTypeError("got an empty path; expected a name, or . for the current folder")
+    return Path(text).expanduser()
+
+
+class Parser(argparse.ArgumentParser):
+    """argparse whose complaint is one line, whose help shows every default, and whose paths are not empty."""
+
+    def __init__(self, **kwargs: Any) -> None:
+        super().__init__(
+            formatter_class=argparse.ArgumentDefaultsHelpFormatter, allow_abbrev=False, epilog=EXIT_CODES, **kwargs
+        )
+        self.register("type", Path, path)
+
+    def error(self, message: str) -> NoReturn:
+        """Raises it as a user's mistake."""
+        raise UserError(f"{message} (try --help)")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Request:
+    """What a system's command line asks for.
+
+    Attributes:
+        config: with its `--config.a.b=…` flags applied, in plain types.
+        workdir: the run folder; given: whether it was named, or is the default.
+        resume, allow_change, init_from, dry_run, quiet: see `--help`.
+    """
+
+    config: Config
+    workdir: Path
+    given: bool
+    resume: bool
+    allow_change: tuple[str, ...]
+    init_from: Path | None
+    dry_run: bool
+    quiet: bool
+
+
+def parse_system(system: System, arguments: list[str]) -> Request:
+    """What the flags ask for.
+
+    Raises:
+        UserError: for an unknown flag, a value of the wrong type, or a stray argument.
+        SystemExit: after `--help`, which lists every value with its default.
+    """
+    asked_for_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments)
+    preset, arguments = _preset([a for a in arguments if a not in ("--help", "-h", "-help", "--helpfull")])
+    config = configuration.default_config(system, preset)
+    arguments = _chosen_sections(config, system, arguments)
+    if asked_for_help:
+        print(_help(system, config))
+        raise SystemExit(0)
+    values = flags.FlagValues()
+    line = ["experiment", *arguments]
+    try:
+        # the values' flags are made from the command line as they are defined
+        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=line)
+        flags.DEFINE_string("workdir", f"runs/{system.name}", "", flag_values=values)
+        flags.DEFINE_string("init_from", None, "", flag_values=values)
+        flags.DEFINE_list("allow_change", [], "", flag_values=values)
+        for name in ("resume", "dry_run", "quiet"):
+            flags.DEFINE_boolean(name, False, "", flag_values=values)
+        rest = values(line)[1:]
+    except flags.UnrecognizedFlagError as error:
+        raise UserError(
+            f"got the unknown flag --{error.flagname}{nearest(error.flagname, _SHARED)} (--help lists all)"
+        ) from error
+    except (flags.Error, ValueError) as error:
+        raise UserError(_wrong_value(error, arguments, config)) from error
+    if rest:
+        raise UserError(
+            f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
+            "(a boolean takes =True or =False)"
+        )
+    for flag in ("workdir", "init_from"):
+        if values[flag].value is not None and not values[flag].value.strip():
+            raise UserError(f"got --{flag} without a value; expected a path, or . for the current folder")
+    return Request(
+        config=configuration.plain(values.config),
+        workdir=path(values.workdir),
+        given=bool(values["workdir"].present),
+        resume=values.resume,
+        allow_change=tuple(values.allow_change),
+        init_from=None if values.init_from is None else path(values.init_from),
+        dry_run=values.dry_run,
+        quiet=values.quiet,
+    )
+
+
+_FLAG = re.compile(r"--?(config\.[\w.]+)(?:=(.*))?$", re.DOTALL)
+
+
+def _chosen_sections(config: ConfigDict, system: System, arguments: list[str]) -> list[str]:
+    """Names the sections that the arguments choose, so that flags for their options exist; the other arguments, with the
+    whole paths of their values."""
+    names, rest = {}, []
+    for argument in arguments:
+        match = _FLAG.match(argument)
+        if match is None:
+            rest.append(argument)
+            continue
+        whole = configuration.resolved_path(config, match[1].removeprefix("config."))
+        if whole.endswith(".name") and match[2] is not None:
+            names[whole] = match[2]
+        else:
+            rest.append(argument)
+    # a section may appear only once the one around it is chosen
+    configuration.change(config, system, names)
+    return [_whole(config, argument) for argument in rest]
+
+
+def _whole(config: ConfigDict, argument: str) -> str:
+    match = _FLAG.match(argument)
+    if match is None:
+        return argument
+    given = match[1].removeprefix("config.")
+    whole = configuration.resolved_path(config, given)
+    group, *keys = whole.split(".")
+    found: Any = config.get(group)
+    for key in keys:
+        found = (
+            found.get_ref(key)
+            if isinstance(found, ConfigDict) and key in found and key == keys[-1]
+            else (found[key] if isinstance(found, ConfigDict) and key in found else None)
+        )
+    if dict(leaves(config)).keys().isdisjoint({whole}):
+        raise UserError(configuration.unknown(given, config))
+    if match[2] is None:
+        return f"--config.{whole}"
+    value = match[2]
+    if value.lower() == "none" and isinstance(found, FieldReference) and found.get_type() is object:
+        value = "None"
+    return f"--config.{whole}={value}"
+
+
+def _preset(arguments: list[str]) -> tuple[str, list[str]]:
+    """The value of `--preset`, "digits" where it is not given, and the other arguments."""
+    chosen, rest = "digits", []
+    waiting = False
+    for argument in arguments:
+        if waiting:
+            chosen, waiting = argument, False
+        elif argument.startswith("--preset="):
+            chosen = argument.removeprefix("--preset=")
+        elif argument == "--preset":
+            waiting = True
+        else:
+            rest.append(argument)
+    if waiting:
+        raise UserError("got --preset without a value; expected a name, such as --preset=fashion_mnist")
+    return chosen, rest
+
+
+def _wrong_value(error: Exception, arguments: list[str], config: ConfigDict) -> str:
+    """The one line behind a refused value."""
+    known = dict(leaves(config))
+    for argument in reversed(arguments):
+        match = _FLAG.match(argument)
+        if match and match[1].removeprefix("config.") in known and match[1] in str(error):
+            value = known[match[1].removeprefix("config.")]
+            return f"got --{match[1]}={match[2]!r}; expected a value of type {type(value).__name__}, such as {value!r}"
+    return f"{error} (--help lists all flags)"
+
+
+def _help(system: System, config: ConfigDict) -> str:
+    default = {"workdir": f"runs/{system.name}", "preset": "digits", "allow_change": "", "init_from": ""}
+    lines = [system.about.strip(), ""]
+    lines += [f"  --{name}={default.get(name, 'False')}  {text}" for name, text in _SHARED.items()]
+    lines += [
+        "",
+        "values of the configuration, with their defaults. A section shows the options of the class that its name chooses, and",
+        "--config.sampling.sampler=ddim chooses one; with --help, what is chosen is shown. None leaves a value open.",
+        "",
+    ]
+    return "\n".join([*lines, *(f"  --config.{name}={value}" for name, value in leaves(config)), "", EXIT_CODES])
