@@ -93,7 +93,8 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
             cost = plan_training(
                 fresh, setup.training_data, setup.transform, setup.options, objective=setup.objective, steps=5
             )
-        expected = _expected(setup, small, cost, drawn, scored, clock.seconds)
+        pilot = _pilot_seconds(scored.parts)
+        expected = expected_seconds(setup, small, cost, drawn, scored, clock.seconds, pilot=pilot)
     kept = f"what was written is in {folder}" if keep else "nothing is kept"
     print(f"every stage went through, in {time.perf_counter() - started:.0f} s; {kept}")
     print(_text(cost, expected, folder.free_bytes))
@@ -137,10 +138,22 @@ def _images(setup: Setup) -> int:
     return min(n, setup.protocol.limit or n)
 
 
-def _expected(
-    setup: Setup, small: Setup, cost: Plan, drawn: dict[str, Drawn], scored: Scored, seconds: dict[str, float]
+def expected_seconds(
+    setup: Setup,
+    small: Setup,
+    cost: Plan,
+    drawn: dict[str, Drawn],
+    scored: Scored,
+    seconds: dict[str, float],
+    *,
+    pilot: float,
 ) -> dict[str, float]:
-    """Seconds of each stage of the run: those of the small one, by evaluations of the network and by samples."""
+    """Seconds of each stage of the run: those of the small one, by evaluations of the network and by samples.
+
+    Args:
+        seconds: of the small run's stages.
+        pilot: seconds of the run that places the solver's steps, which do not grow with the samples.
+    """
     expected = {"training": cost.seconds}
     for (name, found), sampler in zip(drawn.items(), (setup.sampler, setup.second), strict=True):
         nfe = sampler.evaluations or found.nfe
@@ -149,7 +162,6 @@ def _expected(
     nfe = scored.result.nfe
     if setup.protocol.solver == "fast":
         nfe += setup.protocol.steps - small.protocol.steps  # the first ones are as many for any number of steps
-    pilot = _pilot_seconds(scored.parts)
     expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:

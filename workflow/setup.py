@@ -106,7 +106,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
     require_count(config["threads"], "config.threads", 0)
     c = dict(config)
     with _part("data"):
-        dataset, transform = _data(c["data"])
+        dataset, transform = load_data(c["data"])
     data_std = _data_std(dataset, transform)
     for part in ("model", "training", "sampling"):
         c[part] = _filled(c[part], data_std)
@@ -154,7 +154,8 @@ _OPTIONS: Catalogue[TrainingOptions] = Catalogue("training", {"options": Trainin
 _EMBEDDINGS = {"time": "positional", "continuous_time": "positional", "sigma": "fourier"}
 
 
-def _data(section: Config) -> tuple[Dataset, Transform]:
+def load_data(section: Config) -> tuple[Dataset, Transform]:
+    """The data set of the section `data`, and its map to model units."""
     own = data.options(section["name"])
     required = {k for k, o in own.items() if o.default is o.REQUIRED}
     given = {k: v for k, v in section.items() if k in own and not (v is None and k in required)}
@@ -224,7 +225,7 @@ def _splits(training: Config, dataset: Dataset) -> tuple[Split, Split, bool]:
     if "validation" in dataset.split_names:
         return chosen, dataset.split("validation"), name == "train" and "validation" not in dataset.splits
     if name == "fit":
-        raise UserError(f"got split='fit' for {dataset.name}, which sets no {'images'} aside; expected train")
+        raise UserError(f"got split='fit' for {dataset.name}, which sets nothing aside; expected 'train'")
     return chosen, chosen.take(slice(max(0, len(chosen) - n) if n else None, None)), True
 
 
