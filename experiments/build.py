@@ -30,7 +30,7 @@ from training import (
     ELBO,
     CheckpointError,
     ImportanceTime,
-    Likelihood,
+    LikelihoodWeighting,
     LogNormal,
     Objective,
     Simple,
@@ -240,7 +240,7 @@ def objective(config: ConfigDict) -> Objective:
     if chain is not None:
         return chain.objective
     c = config.training
-    weightings = {"simple": Simple, "likelihood": Likelihood, "elbo": ELBO, "soft_min_snr": SoftMinSNR}
+    weightings = {"simple": Simple, "likelihood": LikelihoodWeighting, "elbo": ELBO, "soft_min_snr": SoftMinSNR}
     times = {
         "uniform": StratifiedTime,
         "importance": ImportanceTime,

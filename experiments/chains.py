@@ -20,9 +20,8 @@ from ml_collections import ConfigDict
 
 from numerics import UserError
 from samplers import Ancestral, AnnealedLangevin, DDPMIndices, PredictorCorrector, Sampler, Uniform
-from sde_lib import SDE, TableVESDE, TableVPSDE
+from sde_lib import SDE, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
 from training import SMLD, DDPMSimple, DiscreteTime, Objective
-from training.tables import geometric_sigmas, linear_betas
 
 
 class Chain(ABC):
@@ -62,7 +61,8 @@ class DDPM(Chain):
     @property
     def sde(self) -> TableVPSDE:
         first = 1 / self.steps if self.steps > 0 else 1.0
-        return TableVPSDE(betas=linear_betas(self.steps, self.beta_first, self.beta_last), t_min=first, t_end=first)
+        betas = linear_betas(steps=self.steps, first=self.beta_first, last=self.beta_last)
+        return TableVPSDE(betas=betas, t_min=first, t_end=first)
 
     @property
     def objective(self) -> DDPMSimple:
@@ -97,7 +97,7 @@ class NCSN(Chain):
 
     @property
     def sde(self) -> TableVESDE:
-        sigmas = geometric_sigmas(self.levels, self.sigma_max, self.sigma_min)
+        sigmas = geometric_sigmas(largest=self.sigma_max, smallest=self.sigma_min, levels=self.levels)
         return TableVESDE(sigmas=sigmas, t_end=0.0)
 
     @property
