@@ -11,6 +11,7 @@ from sde_lib.custom import KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.probability_flow import Flow, FlowTimes, PlainFlow, WhitenedFlow
 from sde_lib.score import CountedScore, Score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
+from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
 from sde_lib.time_grids import TimeGrid
 from sde_lib.ve import VESDE
 from sde_lib.vp import VPSDE
@@ -80,9 +81,12 @@ __all__ = [
     "WhitenedFlow",
     "analytic",
     "available",
+    "cosine_betas",
     "create",
     "denoised",
     "describe",
+    "geometric_sigmas",
+    "linear_betas",
     "noise",
     "time_grids",
 ]

@@ -254,7 +254,7 @@ class TestScripts:
             ("ddpm", "--config.sde.steps=0", ("0", "at least")),
             ("ddpm", "--config.likelihood.bound_draws=1", ("bound_draws=1", ">= 2")),
             ("ddpm", "--config.training.weighting=simple", ("config.training.weighting",)),
-            ("ncsn", "--config.sde.levels=1", ("levels=1", "at least 2")),
+            ("ncsn", "--config.sde.levels=1", ("levels=1", "expected an integer >= 2")),
             ("ncsn", "--config.sde.sigma_min=20.0", ("sigmas", "smallest < largest")),
             ("ncsn", "--config.sampling.steps=0", ("steps=0",)),
             ("ncsn", "--config.sampling.step_size=-1.0", ("step_size=-1.0",)),

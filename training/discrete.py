@@ -20,8 +20,9 @@ from torch import Tensor
 
 from sde_lib import SDE
 from training.errors import UsageError
-from training.objectives import NoisePredictor, TimedObjective, dsm_loss
+from training.objectives import TimedObjective, dsm_loss
 from training.time_sampling import TimeSampler
+from training.trainable import NoisePredictor
 from training.weighting import Simple
 
 

@@ -15,7 +15,6 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -25,18 +24,11 @@ from sde_lib import SDE
 from training.errors import UsageError
 from training.streams import StepStreams
 from training.time_sampling import StratifiedTime, TimeSampler
+from training.trainable import NoisePredictor
 from training.weighting import Simple, Weighting
 
 Draws = dict[str, Tensor]
 """Random numbers by name, each `(B, *)`; "t" `(B,)` and "weight" `(B,)` are always among them."""
-
-
-class NoisePredictor(Protocol):
-    """What a denoising loss needs of a model; `models.ScoreModel` is one."""
-
-    sde: SDE
-
-    def noise(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor: ...
 
 
 def predicted_noise(model: NoisePredictor, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:

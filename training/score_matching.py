@@ -26,8 +26,9 @@ from torch import Tensor
 from numerics import expand_as, rademacher
 from sde_lib import SDE
 from training.errors import UsageError
-from training.objectives import Draws, NoisePredictor, TimedObjective, predicted_noise
+from training.objectives import Draws, TimedObjective, predicted_noise
 from training.streams import StepStreams
+from training.trainable import NoisePredictor
 from training.weighting import Simple, Weighting
 
 

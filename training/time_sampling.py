@@ -37,7 +37,7 @@ from torch import Tensor
 from sde_lib import SDE
 from training.errors import UsageError
 from training.streams import real
-from training.weighting import Likelihood, Weighting
+from training.weighting import LikelihoodWeighting, Weighting
 
 
 class TimeSampler(ABC):
@@ -139,7 +139,7 @@ class TabulatedTime(TimeSampler):
     of this very density: a coarse table costs variance, not bias.
     """
 
-    weighting: Weighting = Likelihood()
+    weighting: Weighting = LikelihoodWeighting()
     nodes: int = 1024
     stratified: bool = True
 

@@ -37,7 +37,8 @@ from numerics import expand_as
 from sde_lib import SDE
 from training.discrete import DiscreteTime
 from training.errors import UsageError
-from training.objectives import NoisePredictor, TimedObjective, predicted_noise
+from training.objectives import TimedObjective, predicted_noise
+from training.trainable import NoisePredictor, as_trainable
 
 VARIANCES = ("posterior", "transition", "learned")
 
@@ -147,14 +148,12 @@ def predicted_noise_and_variance(
     """
     if variance != "learned":
         return predicted_noise(model, x, t, labels), None
-    if not getattr(getattr(model, "net", None), "learned_variance", False):
+    asked = as_trainable(model)  # type: ignore[arg-type]
+    if not asked.learned_variance:
         raise UsageError(
             "got variance='learned' for a network without a second output; expected one with learned_variance=True"
         )
-    one = model.evaluate(x, t, labels)  # type: ignore[attr-defined]
-    mean, second = one.output.to(one.x.dtype).chunk(2, dim=1)
-    eps_hat = model.parametrization.noise(mean, one.x, one.alpha, one.sigma)  # type: ignore[attr-defined]
-    return eps_hat.to(x.dtype), (second + 1) / 2
+    return asked.noise_and_variance(x, t, labels)
 
 
 def _prior_kl(sde: SDE, x_0: Tensor) -> Tensor:

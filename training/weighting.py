@@ -53,7 +53,7 @@ class Simple(Weighting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(Weighting):
+class LikelihoodWeighting(Weighting):
     """w = g^2 / sigma^2."""
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -101,7 +101,7 @@ class SoftMinSNR(Weighting):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDM(Weighting):
+class EDMWeighting(Weighting):
     """w = (kappa^2 + sd^2) / sd^2: the error of the preconditioned network's own output, whatever the time.
 
     `data_std`: the standard deviation of the data in model units.

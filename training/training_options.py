@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import math
 import numbers
-from dataclasses import asdict, dataclass
+import re
+from dataclasses import dataclass, fields
 from typing import Any
 
 from training.errors import UsageError
+from training.precision import PRECISIONS
 
 OPTIMIZERS = ("adam", "adamw")
 SCHEDULES = ("constant", "cosine")
-PRECISIONS = ("fp32", "bf16", "fp16")
 PARALLEL = ("ddp", "fsdp")
 
 
@@ -19,34 +21,41 @@ PARALLEL = ("ddp", "fsdp")
 class TrainingOptions:
     """Options of `training.train`. Those of the optimiser default to Song et al. 2021's (arXiv:2011.13456, appendix H).
 
+    What is said of each is its help text on a command line too; `options_help` reads it.
+
     Args:
-        steps: updates in all.
-        batch_size: samples per update, over all processes.
-        seed: of everything that is drawn.
-        optimizer: "adam" or "adamw".
-        learning_rate: its largest value.
-        warmup: steps over which it rises linearly.
-        schedule: "constant", or "cosine", which falls to `final_rate` times the largest at `steps`.
-        final_rate: see there.
-        betas, adam_eps, weight_decay: of the optimiser.
-        clip: largest norm of the gradient, or None.
-        ema: decays of the averages of the weights, the first of which is used for samples; () for none.
-        ema_warmup: whether early averages are shorter; see `training.ema`.
-        power_ema: relative widths sigma_rel of power-function averages for post-hoc reconstruction; see `training.posthoc_ema`.
-        accumulate: parts into which a batch is divided, one after the other.
-        precision: "fp32", or "bf16" or "fp16" (scaled) for the network under autocast.
-        dequantize: whether grey values get fresh uniform noise at every step; False takes the centres of their bins, as
-            DDPM's discretised decoder needs.
+        steps: how many updates to do in all.
+        batch_size: samples per update, over all processes and parts.
+        seed: the seed of batches, noise, times and dropout.
+        optimizer: "adam" or "adamw", which decays weights apart from the gradient.
+        learning_rate: the largest learning rate.
+        warmup: steps over which the learning rate rises linearly to its largest value.
+        schedule: "constant", or "cosine", which falls to `final_rate` times the largest learning rate at the last step.
+        final_rate: where the cosine schedule ends, as a part of the largest learning rate.
+        betas: Adam's decays of the averages of the gradient and of its square.
+        adam_eps: Adam's epsilon, added to the root of the average square.
+        weight_decay: how strongly the optimiser pulls weights to zero.
+        clip: the largest norm of the gradient; longer ones are shortened to it; None for no limit.
+        ema: decays of the weights' moving averages; the first is used for samples; () for none.
+        ema_warmup: whether averages are shorter at first, so that they forget the initial weights; see `training.ema`.
+        power_ema: widths sigma_rel of averages kept for post-hoc reconstruction; see `training.posthoc_ema`.
+        accumulate: parts into which a batch is divided, one after the other, to save memory.
+        precision: numbers of the network: "fp32", or "bf16" or "fp16" under autocast; see `training.precision`.
+        dequantize: whether grey values get fresh uniform noise at every step; else they are put at the centres of their bins,
+            as DDPM's discretised decoder needs.
         flip: whether images are mirrored at random.
-        label_dropout: probability of hiding the class from a conditional network (for guidance).
-        log_every: steps between two looks at the device; a value that is not finite is reported there.
-        eval_every, checkpoint_every: steps between two evaluations and two checkpoints; 0 for none but the last checkpoint.
-        keep, keep_every: which checkpoints stay; see `training.checkpoint`.
-        max_seconds: of training in all; a run stops there with everything saved. None for no limit.
-        nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates, up to `max_skips`.
-        compile: whether the network goes through torch.compile.
+        label_dropout: how often a conditional network is not told the class, which classifier-free guidance needs.
+        log_every: steps between two reports; a loss that is not finite is found there.
+        eval_every: steps between two evaluations; 0 for none.
+        checkpoint_every: steps between two checkpoints; 0 for the last one alone.
+        keep: how many of the newest checkpoints stay.
+        keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
+        max_seconds: seconds of training in all, after which the run stops with everything saved; None for no limit.
+        nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates.
+        max_skips: how many updates may be skipped.
+        compile: whether torch.compile compiles the network.
         checkpoint_activations: whether activations are computed again in the backward pass, to save memory.
-        parallel: "ddp" or "fsdp", how several processes share the work.
+        parallel: how several processes share the work: "ddp" copies the weights, "fsdp" divides them.
         progress: whether to show a progress bar; None shows it on a terminal.
         tensorboard: whether to write TensorBoard events into the run folder.
 
@@ -114,7 +123,7 @@ class TrainingOptions:
         for name, choices in (
             ("optimizer", OPTIMIZERS),
             ("schedule", SCHEDULES),
-            ("precision", PRECISIONS),
+            ("precision", tuple(PRECISIONS)),
             ("nonfinite", ("stop", "skip")),
             ("parallel", PARALLEL),
         ):
@@ -136,9 +145,16 @@ class TrainingOptions:
             * (self.final_rate + (1 - self.final_rate) * 0.5 * (1 + math.cos(math.pi * progress)))
         )
 
-    def as_dict(self) -> dict[str, Any]:
-        """Plain types, for run folders."""
-        return asdict(self)
+
+def options_help() -> dict[str, str]:
+    """A line of plain English for every field of `TrainingOptions`, by name: what a command line shows.
+
+    >>> options_help()["clip"]
+    'the largest norm of the gradient; longer ones are shortened to it; None for no limit'
+    """
+    said = inspect.cleandoc(TrainingOptions.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
+    texts = {m[1]: " ".join(m[2].split()) for m in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", said, re.MULTILINE)}
+    return {f.name: texts.get(f.name, "").removesuffix(".") for f in fields(TrainingOptions)}
 
 
 def _is_count(value: object) -> bool:
