@@ -48,7 +48,8 @@ def _mixture(fit: np.ndarray, validation: np.ndarray, test: np.ndarray, componen
     noise = torch.Generator().manual_seed(seed)
 
     def dequantized(images: np.ndarray) -> np.ndarray:
-        return images + torch.rand(images.shape, generator=noise, dtype=torch.float64).numpy()
+        noisy: np.ndarray = images + torch.rand(images.shape, generator=noise, dtype=torch.float64).numpy()
+        return noisy
 
     fit_v, validation_v, test_v = dequantized(np.tile(fit, (2, 1))), dequantized(validation), dequantized(test)
     models = [

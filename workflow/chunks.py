@@ -83,7 +83,8 @@ class Chunks:
 
     def save(self, k: int, **arrays: Any) -> None:
         buffer = io.BytesIO()
-        np.savez(buffer, **{name: np.asarray(value) for name, value in arrays.items()})
+        arguments: Any = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(buffer, **arguments)
         write_atomically(self.file(k), buffer.getvalue())
 
     def load(self) -> list[dict[str, np.ndarray]]:

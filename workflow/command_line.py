@@ -137,7 +137,7 @@ def parse_system(system: System, arguments: list[str]) -> Request:
     if asked_for_help:
         print(_help(system, config))
         raise SystemExit(0)
-    values = flags.FlagValues()
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
     line = ["experiment", *arguments]
     try:
         # the values' flags are made from the command line as they are defined
@@ -160,7 +160,8 @@ def parse_system(system: System, arguments: list[str]) -> Request:
             "(a boolean takes =True or =False)"
         )
     for flag in ("workdir", "init_from"):
-        if values[flag].value is not None and not values[flag].value.strip():
+        text: Any = values[flag].value
+        if text is not None and not text.strip():
             raise UserError(f"got --{flag} without a value; expected a path, or . for the current folder")
     return Request(
         config=configuration.plain(values.config),

@@ -95,9 +95,9 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
         panel.set_title("loss by noise level, 1 the least", fontsize=10)
     if bound is not None:
         panel = next(todo)
-        steps, values = curve(rows, bound)
+        at, heights = curve(rows, bound)
         errors = dict(zip(*curve(rows, f"{bound}_stderr"), strict=True))
-        panel.errorbar(steps, values, [errors.get(step, 0.0) for step in steps], marker="o", markersize=4, capsize=2)
+        panel.errorbar(at, heights, [errors.get(step, 0.0) for step in at], marker="o", markersize=4, capsize=2)
         panel.set_title(f"validation bound, {_BOUNDS[bound]}", fontsize=10)
     for panel, (title, name) in zip(todo, rest, strict=False):
         values = curve(rows, name)

@@ -105,7 +105,7 @@ def shorten(setup: Setup) -> Setup:
     options = replace(setup.options, steps=_STEPS, log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS)
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
-    protocol = replace(protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps, _SOLVER_STEPS))
+    protocol = replace(protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS))
     small = replace(
         setup,
         options=options,
@@ -128,8 +128,8 @@ def _short(sampler: Sampler) -> Sampler:
 
 
 def _steps(sampler: Sampler) -> int:
-    steps = getattr(sampler, "levels", None) or getattr(sampler, "steps", 0)
-    return int(steps)
+    """Of its grid: an annealed sampler's levels, another's steps."""
+    return int(getattr(sampler, "levels", getattr(sampler, "steps", 0)))
 
 
 def _images(setup: Setup) -> int:
@@ -161,7 +161,7 @@ def expected_seconds(
     images = _images(setup) / small.protocol.limit
     nfe = scored.result.nfe
     if setup.protocol.solver == "fast":
-        nfe += setup.protocol.steps - small.protocol.steps  # the first ones are as many for any number of steps
+        nfe += (setup.protocol.steps or 0) - (small.protocol.steps or 0)  # the first ones are as many for any number of steps
     expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:

@@ -170,6 +170,7 @@ def to_arrays(result: BitsPerDim) -> dict[str, Any]:
 def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     """The result that `to_arrays` took apart."""
     kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
-    counts = {n: (bool(v) if kinds[n] == "bool" else int(v)) for n, v in zip(_COUNTS, part["counts"], strict=True)}
-    tensors = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
-    return BitsPerDim(**tensors, **counts)
+    values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
+    for name, count in zip(_COUNTS, part["counts"], strict=True):
+        values[name] = bool(count) if kinds[name] == "bool" else int(count)
+    return BitsPerDim(**values)

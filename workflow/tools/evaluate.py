@@ -83,7 +83,8 @@ def main(arguments: list[str]) -> int:
         return 0
     made = run.transform.to_data(x)
     report = evaluate_samples(made, run.dataset, features=features, split=args.split)
-    copies = memorisation(*(y[:_SEARCHED].flatten(1) for y in (made, run.dataset.split(args.split).x)), _training(run))
+    held_out = run.dataset.split(args.split).x
+    copies = memorisation(made[:_SEARCHED].flatten(1), held_out[:_SEARCHED].flatten(1), _training(run))
     print(f"{report}\n\nnearest training data, in {_space(run.dataset)}:\n{copies}")
 
     of = f"class {args.label} by " if args.label is not None else ""

@@ -10,6 +10,7 @@ probes are keyed by the image's number. Draws the histograms to RUN/ood_OTHER.pn
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
@@ -65,7 +66,7 @@ def draw(values: dict[str, np.ndarray], first: str, second: str, file: Path) -> 
     from matplotlib import pyplot
 
     both = np.concatenate([values[first], values[second]])
-    edges = np.linspace(both.min(), both.max(), 41)
+    edges = np.linspace(both.min(), both.max(), 41).tolist()
     figure, axes = pyplot.subplots(figsize=(6, 3.5))
     for name in (first, second):
         axes.hist(values[name], bins=edges, density=True, alpha=0.6, label=name)
@@ -121,7 +122,8 @@ def main(arguments: list[str]) -> int:
     finite = {which: v[np.isfinite(v)] for which, v in values.items()}
     file = options.run / f"ood_{name}.png"
     draw(finite, "test", name, file)
-    np.savez(file.with_suffix(".npz"), **values)
+    arrays: Any = values
+    np.savez(file.with_suffix(".npz"), **arrays)
     summary = {
         which: {"mean": float(v.mean()), "images": len(v), "auroc": auroc(finite["test"], v)}
         for which, v in finite.items()
