@@ -38,7 +38,9 @@ def pictures(name: str, n: int = 4):
 
 def with_data(monkeypatch, dataset):
     """Resolves configurations on these data, whatever they name."""
-    monkeypatch.setattr(setup, "load_data", lambda section: (dataset, dataset.transform(section["low"], section["high"])))
+    monkeypatch.setattr(
+        setup, "load_data", lambda section: (dataset, dataset.transform(section["low"], section["high"]))
+    )
 
 
 def config_of(script, preset, **changes):

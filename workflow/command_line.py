@@ -9,7 +9,7 @@ lists. That holds for what a user can get wrong; a bug keeps its traceback, and 
 from __future__ import annotations
 
 import argparse
-import re
+import copy
 import signal
 import sys
 import warnings
@@ -19,7 +19,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 from absl import flags
-from ml_collections import ConfigDict, FieldReference
+from ml_collections import ConfigDict
 from ml_collections.config_flags import config_flags
 
 from numerics import UserError, nearest
@@ -132,28 +132,18 @@ def parse_system(system: System, arguments: list[str]) -> Request:
     """
     asked_for_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments)
     preset, arguments = _preset([a for a in arguments if a not in ("--help", "-h", "-help", "--helpfull")])
-    config = configuration.default_config(system, preset)
-    arguments = _chosen_sections(config, system, arguments)
+    config, arguments = configuration.of_flags(system, preset, arguments)
     if asked_for_help:
         print(_help(system, config))
         raise SystemExit(0)
-    values = flags.FlagValues()  # type: ignore[no-untyped-call]
-    line = ["experiment", *arguments]
     try:
-        # the values' flags are made from the command line as they are defined
-        config_flags.DEFINE_config_dict("config", config, lock_config=True, flag_values=values, sys_argv=line)
-        flags.DEFINE_string("workdir", f"runs/{system.name}", "", flag_values=values)
-        flags.DEFINE_string("init_from", None, "", flag_values=values)
-        flags.DEFINE_list("allow_change", [], "", flag_values=values)
-        for name in ("resume", "dry_run", "quiet"):
-            flags.DEFINE_boolean(name, False, "", flag_values=values)
-        rest = values(line)[1:]
+        values, rest = _read_flags(system, config, arguments)
     except flags.UnrecognizedFlagError as error:
         raise UserError(
             f"got the unknown flag --{error.flagname}{nearest(error.flagname, _SHARED)} (--help lists all)"
         ) from error
     except (flags.Error, ValueError) as error:
-        raise UserError(_wrong_value(error, arguments, config)) from error
+        raise UserError(_wrong_value(error, system, config, arguments)) from error
     if rest:
         raise UserError(
             f"got the stray argument {rest[0]!r}; expected flags only: write --flag=value with an equals sign "
@@ -175,52 +165,6 @@ def parse_system(system: System, arguments: list[str]) -> Request:
     )
 
 
-_FLAG = re.compile(r"--?(config\.[\w.]+)(?:=(.*))?$", re.DOTALL)
-
-
-def _chosen_sections(config: ConfigDict, system: System, arguments: list[str]) -> list[str]:
-    """Names the sections that the arguments choose, so that flags for their options exist; the other arguments, with the
-    whole paths of their values."""
-    names, rest = {}, []
-    for argument in arguments:
-        match = _FLAG.match(argument)
-        if match is None:
-            rest.append(argument)
-            continue
-        whole = configuration.resolved_path(config, match[1].removeprefix("config."))
-        if whole.endswith(".name") and match[2] is not None:
-            names[whole] = match[2]
-        else:
-            rest.append(argument)
-    # a section may appear only once the one around it is chosen
-    configuration.change(config, system, names)
-    return [_whole(config, argument) for argument in rest]
-
-
-def _whole(config: ConfigDict, argument: str) -> str:
-    match = _FLAG.match(argument)
-    if match is None:
-        return argument
-    given = match[1].removeprefix("config.")
-    whole = configuration.resolved_path(config, given)
-    group, *keys = whole.split(".")
-    found: Any = config.get(group)
-    for key in keys:
-        found = (
-            found.get_ref(key)
-            if isinstance(found, ConfigDict) and key in found and key == keys[-1]
-            else (found[key] if isinstance(found, ConfigDict) and key in found else None)
-        )
-    if dict(leaves(config)).keys().isdisjoint({whole}):
-        raise UserError(configuration.unknown(given, config))
-    if match[2] is None:
-        return f"--config.{whole}"
-    value = match[2]
-    if value.lower() == "none" and isinstance(found, FieldReference) and found.get_type() is object:
-        value = "None"
-    return f"--config.{whole}={value}"
-
-
 def _preset(arguments: list[str]) -> tuple[str, list[str]]:
     """The value of `--preset`, "digits" where it is not given, and the other arguments."""
     chosen, rest = "digits", []
@@ -239,15 +183,34 @@ def _preset(arguments: list[str]) -> tuple[str, list[str]]:
     return chosen, rest
 
 
-def _wrong_value(error: Exception, arguments: list[str], config: ConfigDict) -> str:
-    """The one line behind a refused value."""
+def _wrong_value(error: Exception, system: System, config: ConfigDict, arguments: list[str]) -> str:
+    """The one line behind a refused value: that of the first flag that is refused alone."""
     known = dict(leaves(config))
-    for argument in reversed(arguments):
-        match = _FLAG.match(argument)
-        if match and match[1].removeprefix("config.") in known and match[1] in str(error):
-            value = known[match[1].removeprefix("config.")]
-            return f"got --{match[1]}={match[2]!r}; expected a value of type {type(value).__name__}, such as {value!r}"
+    for argument in arguments:
+        match = configuration.FLAG.match(argument)
+        if match is None or match[2] is None:
+            continue
+        try:
+            _read_flags(system, config, [argument])
+        except (flags.Error, ValueError):
+            value = known[match[1]]
+            return f"got --config.{match[1]}={match[2]!r}; expected a value of type {type(value).__name__}, such as {value!r}"
     return f"{error} (--help lists all flags)"
+
+
+def _read_flags(system: System, config: ConfigDict, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
+    """The flags, `config` among them with the values that they give it, and the arguments that are no flags."""
+    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    line = ["score-sde", *arguments]
+    # the values' flags are made from the command line as they are defined
+    changed = copy.deepcopy(config)
+    config_flags.DEFINE_config_dict("config", changed, lock_config=True, flag_values=values, sys_argv=line)
+    flags.DEFINE_string("workdir", f"runs/{system.name}", "", flag_values=values)
+    flags.DEFINE_string("init_from", None, "", flag_values=values)
+    flags.DEFINE_list("allow_change", [], "", flag_values=values)
+    for name in ("resume", "dry_run", "quiet"):
+        flags.DEFINE_boolean(name, False, "", flag_values=values)
+    return values, values(line)[1:]
 
 
 def _help(system: System, config: ConfigDict) -> str:

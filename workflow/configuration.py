@@ -8,6 +8,7 @@ named.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
@@ -97,6 +98,49 @@ def default_config(system: System, preset: str = "digits") -> ConfigDict:
     return config
 
 
+FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+"""`--config.a.b=value`, its path and its text."""
+
+
+def of_flags(system: System, preset: str, arguments: list[str]) -> tuple[ConfigDict, list[str]]:
+    """A system's configuration with the sections that the arguments choose, so that flags for their options exist; and the
+    other arguments, with the whole paths of their values.
+
+    Raises:
+        UserError: an unknown preset, name or path.
+    """
+    config = default_config(system, preset)
+    names, rest = {}, []
+    for argument in arguments:
+        match = FLAG.match(argument)
+        whole = "" if match is None else resolved_path(config, match[1])
+        if match is not None and whole.endswith(".name") and match[2] is not None:
+            names[whole] = match[2]
+        else:
+            rest.append(argument)
+    change(config, system, names)
+    known = dict(leaves(config))
+    return config, [_whole(config, known, argument) for argument in rest]
+
+
+def _whole(config: ConfigDict, known: Mapping[str, Any], argument: str) -> str:
+    """A flag with the whole path of its value, and with None for "none" where that is a value."""
+    match = FLAG.match(argument)
+    if match is None:
+        return argument
+    path = resolved_path(config, match[1])
+    if path not in known:
+        raise UserError(f"got the unknown flag --config.{match[1]}{nearest(match[1], known)} (--help lists all)")
+    if match[2] is None:
+        return f"--config.{path}"
+    *groups, key = path.split(".")
+    group: Any = config
+    for name in groups:
+        group = group[name]
+    several = group.get_type(key) is object
+    return f"--config.{path}={'None' if match[2].lower() == 'none' and several else match[2]}"
+
+
 def plain(config: ConfigDict) -> Config:
     """The configuration in plain types."""
     values: Config = config.to_dict()
@@ -172,8 +216,3 @@ def _tuples(value: Any) -> Any:
     if isinstance(value, dict):
         return {k: _tuples(v) for k, v in value.items()}
     return tuple(_tuples(v) for v in value) if isinstance(value, list) else value
-
-
-def unknown(path: str, config: ConfigDict) -> str:
-    """What to say of a path that is not there."""
-    return f"got the unknown flag --config.{path}{nearest(path, [p for p, _ in leaves(config)])} (--help lists all)"

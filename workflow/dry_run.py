@@ -105,7 +105,9 @@ def shorten(setup: Setup) -> Setup:
     options = replace(setup.options, steps=_STEPS, log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS)
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
-    protocol = replace(protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS))
+    protocol = replace(
+        protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS)
+    )
     small = replace(
         setup,
         options=options,
@@ -161,7 +163,9 @@ def expected_seconds(
     images = _images(setup) / small.protocol.limit
     nfe = scored.result.nfe
     if setup.protocol.solver == "fast":
-        nfe += (setup.protocol.steps or 0) - (small.protocol.steps or 0)  # the first ones are as many for any number of steps
+        nfe += (setup.protocol.steps or 0) - (
+            small.protocol.steps or 0
+        )  # the first ones are as many for any number of steps
     expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:
