@@ -251,7 +251,7 @@ class TestScripts:
             ("ddpm", "--config.sampling.steps=1000", ("1000", "999")),
             ("ddpm", "--config.sampling.variance=learnt", ("learnt", "posterior")),
             ("ddpm", "--config.sde.beta_last=1.5", ("1.5", "betas")),
-            ("ddpm", "--config.sde.steps=0", ("0", "at least")),
+            ("ddpm", "--config.sde.steps=0", ("steps=0", "expected an integer >= 2")),
             ("ddpm", "--config.likelihood.bound_draws=1", ("bound_draws=1", ">= 2")),
             ("ddpm", "--config.training.weighting=simple", ("config.training.weighting",)),
             ("ncsn", "--config.sde.levels=1", ("levels=1", "expected an integer >= 2")),

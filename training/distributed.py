@@ -87,11 +87,6 @@ class Group:
         dist.all_gather(padded, mine)
         return torch.cat([part[:size] for part, size in zip(padded, sizes, strict=True)])
 
-    def barrier(self) -> None:
-        """Waits for all."""
-        if self.world > 1:
-            dist.barrier()
-
     def on_main(self, work: Callable[[], object]) -> None:
         """Does `work` in the main process alone; an error there is raised in all, so that none is left waiting."""
         self.everywhere(work if self.is_main else lambda: None)

@@ -24,7 +24,7 @@ from data import Split
 from data.transforms import Transform
 from training.batches import Batches
 from training.callbacks import Callback
-from training.checkpoint import CheckpointFolder
+from training.checkpoint import CHECKPOINTS, CheckpointFolder
 from training.distributed import Group, current_group
 from training.errors import DiskError, Interrupted, UsageError
 from training.objectives import DSM, Objective
@@ -39,8 +39,6 @@ from training.trainable import as_trainable
 from training.training_options import TrainingOptions
 from training.triggers import Triggers
 from training.updater import Updater
-
-CHECKPOINTS = "checkpoints"
 
 
 def train(
