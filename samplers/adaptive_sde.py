@@ -1,39 +1,39 @@
-r"""An adaptive solver of the reverse SDE, with a step size per sample.
-
-From t with step h and the same increment W ~ N(0, h) of the Brownian path:
-
-    x'  = x - h (f x - g^2 score)(x, t) + g(t) W                         Euler-Maruyama
-    x~  = x - h (f x - g^2 score)(x', t - h) + g(t - h) W
-    x'' = (x' + x~) / 2                                                  the stochastic improved Euler method
-    E   = rms[(x' - x'') / max(atol, rtol max(|x'|, |x'_before|))]
-    E <= 1: x <- x'', t <- t - h;        always h <- min(t - t_end, safety h E^-exponent)
-
-(Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, with the choices of its published code: extrapolation, safety = 0.9,
-exponent = 0.9, and a norm per sample.) Two evaluations an attempt. A sample that has arrived leaves the batch, and its
-result does not depend on its batch mates.
-
-One thing differs. That code draws W anew after a rejection, which favours increments that make small errors; here an
-increment once drawn is kept, and a shorter step takes its part of it by the Brownian bridge (Rackauckas and Nie 2017,
-"Adaptive methods for stochastic differential equations via natural embeddings and rejection sampling with memory"; of
-several rejections in a row only the longest interval is remembered).
-"""
+"""An adaptive solver of the reverse SDE, with a step size per sample."""
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
-from numerics import Generator, SampleStreams, UserError, expand_as, normal, require_count, require_range, take
-from samplers.base import Callback, Run, Sampler, SampleResult, SamplingError, StepInfo
+from numerics import SampleStreams, UserError, expand_as, normal, require_count, require_range, take
+from samplers.base import Sampler
+from samplers.result import SampleResult, SamplingError, StepInfo
+from samplers.run import Run
 from sde_lib import SDE, Score
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class AdaptiveSDE(Sampler):
-    """See the module's text.
+    r"""An adaptive solver of the reverse SDE, with a step size per sample.
+
+    From t with step h and the same increment W ~ N(0, h) of the Brownian path:
+
+        x'  = x - h (f x - g^2 score)(x, t) + g(t) W                         Euler-Maruyama
+        x~  = x - h (f x - g^2 score)(x', t - h) + g(t - h) W
+        x'' = (x' + x~) / 2                                                  the stochastic improved Euler method
+        E   = rms[(x' - x'') / max(atol, rtol max(|x'|, |x'_before|))]
+        E <= 1: x <- x'', t <- t - h;        always h <- min(t - t_end, safety h E^-exponent)
+
+    (Jolicoeur-Martineau et al. 2021, arXiv:2105.14080, with the choices of its published code: extrapolation, safety = 0.9,
+    exponent = 0.9, and a norm per sample.) Two evaluations an attempt. A sample that has arrived leaves the batch, and its
+    result does not depend on its batch mates.
+
+    One thing differs. That code draws W anew after a rejection, which favours increments that make small errors; here an
+    increment once drawn is kept, and a shorter step takes its part of it by the Brownian bridge (Rackauckas and Nie 2017,
+    "Adaptive methods for stochastic differential equations via natural embeddings and rejection sampling with memory"; of
+    several rejections in a row only the longest interval is remembered).
 
     Args:
         rtol, atol: relative and absolute tolerance; 0.0078 is one of 256 grey levels of data in [-1, 1].
@@ -41,6 +41,11 @@ class AdaptiveSDE(Sampler):
         safety, exponent: of the step control.
         max_steps: attempts after which the run is given up.
         grid: only its two ends are used.
+        denoise, corrections: as in every `Sampler`.
+
+    Raises:
+        UserError: for an option out of its range; when sampling, for keep_path.
+        SamplingError: after max_steps attempts.
     """
 
     rtol: float = 0.02
@@ -63,32 +68,22 @@ class AdaptiveSDE(Sampler):
 
     @property
     def evaluations(self) -> None:
+        """None: the number of steps follows from the tolerances."""
         return None
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        sde: SDE,
-        score: Score,
-        shape: Sequence[int],
-        *,
-        x_T: Tensor | None = None,
-        generator: Generator = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        keep_path: bool = False,
-        callback: Callback | None = None,
-    ) -> SampleResult:
+    def _check(self, score: Score, keep_path: bool) -> None:
         if keep_path:
             raise UserError(
                 "got keep_path=True with AdaptiveSDE, whose samples step at different times; "
                 "expected a method on a grid: use PredictorCorrector or a callback"
             )
-        own = getattr(self.grid, "steps", 1)
-        ends = self._nodes(sde, own)
-        t_start, t_end = float(ends[0]), float(ends[-1])
-        x = self._start(sde, t_start, shape, x_T, generator, device, dtype)
-        run = Run(sde, score, self.corrections, generator, x)
+
+    def _times(self, sde: SDE) -> Tensor:
+        return self._nodes(sde, getattr(self.grid, "steps", 1))
+
+    def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
+        sde, generator, callback = run.sde, run.generator, run.callback
+        t_start, t_end = float(times[0]), float(times[-1])
         batch, everyone = x.shape[0], x.clone()
         reached = torch.full((batch,), t_start, dtype=torch.float64, device=x.device)
         ids = torch.arange(batch, device=x.device)
@@ -150,7 +145,7 @@ class AdaptiveSDE(Sampler):
                 f"t = {float(t[0]):.6g}; expected them to arrive: loosen rtol and atol or raise max_steps"
             )
         if isinstance(generator, SampleStreams) and streams is not generator:
-            generator.draw = streams.draw  # type: ignore[union-attr]
+            generator.draw = streams.draw
         evaluations = 2 * attempts
         if self.denoise:
             everyone = run.denoised(everyone, t_end)

@@ -8,7 +8,7 @@ from typing import Any, Literal
 from torch import Tensor
 
 from numerics import UserError, require_choice, require_count
-from samplers.base import Callback, StepInfo
+from samplers.result import Callback, StepInfo
 
 
 class Trajectory:

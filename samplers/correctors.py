@@ -1,22 +1,21 @@
-r"""Correctors: steps of a Markov chain whose stationary law is the marginal at one time.
-
-A corrector is prepared once for a grid and then called as `correct(i, x, run)`, which leaves x at t_i. The methods are
-one file each: `langevin`, `annealed_langevin`.
-"""
+"""Correctors: steps of a Markov chain whose stationary law is (nearly) the marginal at one time. One file each:
+`langevin`, `annealed_langevin`."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 
 from torch import Tensor
 
-from samplers.base import Run
+from samplers.step import Step
 from sde_lib import SDE
 
 
 class Corrector(ABC):
-    """A way of staying at t_i and coming nearer to its law."""
+    """A way of staying at t_i and coming nearer to its law: `prepare(sde, times) -> step`, and then `x = step(i, x, run)`.
+
+    These two members are all that is asked of a corrector.
+    """
 
     @property
     @abstractmethod
@@ -24,5 +23,5 @@ class Corrector(ABC):
         """Calls of the score each time it is applied."""
 
     @abstractmethod
-    def prepare(self, sde: SDE, times: Tensor) -> Callable[[int, Tensor, Run], Tensor]:
-        """The chain on the grid `times` `(N+1,)`, float64, called as `correct(i, x, run)` with i = 0 ... N."""
+    def prepare(self, sde: SDE, times: Tensor) -> Step:
+        """The chain on the grid `times` `(N+1,)`, float64, called with i = 0 ... N; it leaves x at t_i."""

@@ -1,14 +1,4 @@
-r"""DDIM: the non-Markovian reverse step, from deterministic to ancestral.
-
-With D the denoised mean, eps the predicted noise and kappa = sigma / alpha,
-
-    x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z,     w = eta sigma_s sqrt(1 - kappa_s^2 / kappa_t^2)
-
-(Song, Meng, Ermon 2020, arXiv:2010.02502, equations (12) and (16), written for any linear SDE). eta = 1 is ancestral
-sampling with the posterior variance; eta = 0 is Euler's method on dx/alpha = eps dkappa, of order 1, and the same as
-DPM-Solver++ of order 1. Any sub-sequence of steps is a grid; the default grid and number of steps are those of
-`PredictorCorrector`, so the two can be compared directly, but 20 to 100 steps are usual here.
-"""
+"""DDIM: the non-Markovian reverse step, from deterministic to ancestral."""
 
 from __future__ import annotations
 
@@ -19,16 +9,32 @@ import torch
 from torch import Tensor
 
 from numerics import require_range
-from samplers.base import GridSampler, Run, Step
+from samplers.base import GridSampler
+from samplers.step import Step, affine
 from sde_lib import SDE
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class DDIM(GridSampler):
-    """See the module's text.
+    r"""The non-Markovian reverse step, from deterministic to ancestral.
+
+    With D the denoised mean, eps the predicted noise and kappa = sigma / alpha,
+
+        x_s = alpha_s D + sqrt(sigma_s^2 - w^2) eps + w z,     w = eta sigma_s sqrt(1 - kappa_s^2 / kappa_t^2)
+
+    (Song, Meng, Ermon 2020, arXiv:2010.02502, equations (12) and (16), written for any linear SDE). eta = 1 is ancestral
+    sampling with the posterior variance; eta = 0 is Euler's method on dx/alpha = eps dkappa, of order 1, and the same as
+    DPM-Solver++ of order 1. Any sub-sequence of steps is a grid; the default grid and number of steps are those of
+    `PredictorCorrector`, so the two can be compared directly, but 20 to 100 steps are usual here.
+
+        DDIM(steps=50)(sde, score, (16, 3, 32, 32), generator=SampleStreams(0)).x
 
     Args:
         eta: in [0, 1]; 0 is deterministic, 1 ancestral.
+        steps, grid, denoise, corrections: as in every `GridSampler`.
+
+    Raises:
+        UserError: for an eta outside [0, 1].
     """
 
     eta: float = 0.0
@@ -40,20 +46,13 @@ class DDIM(GridSampler):
         require_range(self.eta, "eta", 0, 1)
 
     def method(self, sde: SDE, times: Tensor) -> Step:
+        """The step on the grid `times` `(N+1,)`."""
         t, s = times[:-1], times[1:]
         h = (sde.log_snr(s) - sde.log_snr(t)) / 2  # the step in log(alpha / sigma)
         w = self.eta * (-torch.expm1(-2 * h)).sqrt()  # in units of sigma_s
-        # x_s = (alpha_s/alpha_t) x_t + c score, c = alpha_s sigma_t (kappa_t - kappa_s sqrt(1 - w^2)),
+        # x_s = a x_t + c score, a = alpha_s / alpha_t, c = alpha_s sigma_t (kappa_t - kappa_s sqrt(1 - w^2)),
         # and kappa_s = kappa_t exp(-h): the difference without cancellation at eta = 0
         q = (1 - w.square()).clamp(min=0).sqrt()
         loss = -torch.expm1(-h) + torch.exp(-h) * (1 - q)
-        of_x = (sde.alpha(s) / sde.alpha(t)).tolist()
-        of_score = (sde.alpha(s) / sde.alpha(t) * sde.sigma(t).square() * loss).tolist()
-        of_noise = (sde.sigma(s) * w).tolist()
-        now = t.tolist()
-
-        def step(i: int, x: Tensor, run: Run) -> Tensor:
-            mean = (x * of_x[i]).add_(run.score(x, now[i]), alpha=of_score[i])
-            return mean.add_(run.noise(x), alpha=of_noise[i]) if self.eta > 0 else mean
-
-        return step
+        a = sde.alpha(s) / sde.alpha(t)
+        return affine(t, x=a, score=a * sde.sigma(t).square() * loss, noise=sde.sigma(s) * w)

@@ -19,11 +19,18 @@ same polynomial, so the methods are of the full order of their papers.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from typing import NamedTuple
 
 import numpy as np
+import numpy.typing as npt
 from torch import Tensor
 
-from samplers.base import Run, Step
+from samplers.run import Run
+from samplers.step import StatefulStep, Step
+
+Values = npt.NDArray[np.float64]
 
 _NODES, _WEIGHTS = np.polynomial.legendre.leggauss(64)
 
@@ -34,7 +41,7 @@ def exponential_weights(
     end: float,
     rate: float,
     *,
-    variable: Callable[[np.ndarray], np.ndarray] | None = None,
+    variable: Callable[[Values], Values] | None = None,
 ) -> list[float]:
     """The weights w_j of (1), one for each of the points.
 
@@ -67,41 +74,55 @@ def orders(order: int, steps: int, lower_at_end: bool) -> list[int]:
     return [min(order, i + 1, steps - i if lower else order) for i in range(steps)]
 
 
-def multistep(
-    value: Callable[[int, Tensor, Run], Tensor],
-    of_x: list[float],
-    predicting: list[list[float]],
-    correcting: list[list[float] | None],
-    of_noise: list[float] | None = None,
-) -> Step:
-    """The step of a linear multistep method for (1).
+class History(NamedTuple):
+    """What a multistep method remembers: the values of F, the newest first, and the state the last step began from."""
+
+    values: tuple[Tensor, ...] = ()
+    before: Tensor | None = None
+
+
+@dataclass(frozen=True, kw_only=True)
+class Multistep(StatefulStep[History]):
+    """The step of a linear multistep method for (1):  x_s = a_i x_t + sum_j w_ij F_{i-j} + c_i z.
 
     Args:
         value: F at step i, from one evaluation of the score at x.
-        of_x: the factor of x in each step.
-        predicting: the weights of each step, for the values of F from the newest back.
+        of_x: a_i, the factor of x in each step.
+        predicting: w_i, the weights of each step, for the values of F from the newest back.
         correcting: the weights with which a step is made again once F at its end is known, that value first; None
             where it is not. The value itself is not evaluated again, so a correction costs none.
-        of_noise: the noise's standard deviation in each step, if any.
+        of_noise: c_i, the noise's standard deviation in each step, if any.
     """
-    known: list[Tensor] = []  # values of F, the newest first
-    before: list[Tensor] = []  # the state that the step before began from
-    longest = max(len(w) for w in (*predicting, *(w for w in correcting if w is not None)))
 
-    def combine(x: Tensor, factor: float, weights: list[float]) -> Tensor:
-        x = x * factor
-        for w, F in zip(weights, known, strict=False):
-            x.add_(F, alpha=w)
-        return x
+    value: Step
+    of_x: list[float]
+    predicting: list[list[float]]
+    correcting: list[list[float] | None]
+    of_noise: list[float] | None = None
 
-    def step(i: int, x: Tensor, run: Run) -> Tensor:
-        known.insert(0, value(i, x, run))
-        del known[longest:]
-        again = correcting[i - 1] if i > 0 else None
-        if again is not None:
-            x = combine(before[0], of_x[i - 1], again)
-        before[:] = [x]
-        x = combine(x, of_x[i], predicting[i])
-        return x if of_noise is None else x.add_(run.noise(x), alpha=of_noise[i])
+    @cached_property
+    def longest(self) -> int:
+        """How many values are remembered."""
+        return max(len(w) for w in (*self.predicting, *self.correcting) if w is not None)
 
-    return step
+    def init(self, x: Tensor, run: Run) -> History:
+        """Nothing is known yet."""
+        return History()
+
+    def __call__(self, i: int, x: Tensor, run: Run, state: History) -> tuple[Tensor, History]:
+        """The step from t_i, with the step before it made again where there are weights for that."""
+        values = (self.value(i, x, run), *state.values)[: self.longest]
+        again = self.correcting[i - 1] if i > 0 else None
+        if again is not None and state.before is not None:
+            x = _combine(state.before, self.of_x[i - 1], again, values)
+        end = _combine(x, self.of_x[i], self.predicting[i], values)
+        if self.of_noise is not None:
+            end.add_(run.noise(x), alpha=self.of_noise[i])
+        return end, History(values, x)
+
+
+def _combine(x: Tensor, factor: float, weights: list[float], values: tuple[Tensor, ...]) -> Tensor:
+    x = x * factor
+    for w, F in zip(weights, values, strict=False):
+        x.add_(F, alpha=w)
+    return x

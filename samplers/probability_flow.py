@@ -11,7 +11,6 @@ per sample, so that no sample depends on its batch mates; `Heun` and `RK4` on th
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 
 import torch
@@ -20,7 +19,6 @@ from torch import Tensor
 from numerics import (
     Dopri5,
     FixedGridSolver,
-    Generator,
     Solution,
     Solver,
     Status,
@@ -29,7 +27,9 @@ from numerics import (
     expand_as,
     take,
 )
-from samplers.base import Callback, Run, Sampler, SampleResult, SamplingError, StepInfo
+from samplers.base import Sampler
+from samplers.result import Callback, SampleResult, SamplingError, StepInfo
+from samplers.run import Run
 from sde_lib import SDE, Flow, FlowTimes, Score, WhitenedFlow
 from sde_lib.time_grids import Custom
 
@@ -98,28 +98,18 @@ class ProbabilityFlow(Sampler):
             )
         return replace(self, solver=replace(self.solver, steps=steps))  # type: ignore[type-var]
 
-    @torch.no_grad()
-    def __call__(
-        self,
-        sde: SDE,
-        score: Score,
-        shape: Sequence[int],
-        *,
-        x_T: Tensor | None = None,
-        generator: Generator = None,
-        device: torch.device | str | None = None,
-        dtype: torch.dtype | None = None,
-        keep_path: bool = False,
-        callback: Callback | None = None,
-    ) -> SampleResult:
-        times = self._ends(sde)
+    def _times(self, sde: SDE) -> Tensor:
+        return self._ends(sde)
+
+    def _check(self, score: Score, keep_path: bool) -> None:
         if keep_path and not isinstance(self.solver, FixedGridSolver):
             raise UserError(
                 f"got keep_path=True with {type(self.solver).__name__}, whose steps are its own; "
                 "expected a solver on a grid: use ProbabilityFlow(solver=RK4(steps=...))"
             )
-        x = self._start(sde, float(times[0]), shape, x_T, generator, device, dtype)
-        return self._solve(sde, score, x, times, self.denoise, keep_path, callback)
+
+    def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
+        return self._solve(run.sde, run.original, x, times, self.denoise, run.keep_path, run.callback)
 
     @torch.no_grad()
     def decode(self, sde: SDE, score: Score, latent: Tensor) -> SampleResult:
@@ -156,7 +146,7 @@ class ProbabilityFlow(Sampler):
         keep_path: bool,
         callback: Callback | None,
     ) -> SampleResult:
-        run = Run(sde, score, self.corrections, None, x, record=False)
+        run = Run(sde, score, self.corrections, None, x)
         clock = FlowTimes(self.flow, sde, float(times[0]), float(times[-1]))
         fixed = isinstance(self.solver, FixedGridSolver)
         nodes = None

@@ -1,15 +1,4 @@
-r"""The reverse SDE by torchsde: Euler, Milstein, and a stochastic Runge-Kutta method of strong order 1.5.
-
-torchsde (Li et al. 2020, arXiv:2001.01328; Kidger et al. 2021, arXiv:2105.13493) integrates forwards in time, so its
-clock is T - t and the drift changes sign. Its Brownian path is a function of the seed alone, on a dyadic tree: the
-same seed with more steps is the *same path* solved better, so refinement converges pathwise. (The results for two
-numbers of steps still differ by their errors.) The noise of these SDEs is additive, so Milstein's method equals
-Euler's.
-
-The path's entropy comes from `generator`: one tree for the batch from a `torch.Generator`, and one for each sample from
-`SampleStreams`, so that a sample does not depend on its batch mates (and the trees then cost time for each sample).
-The package is imported when the sampler is called.
-"""
+"""The reverse SDE by torchsde."""
 
 from __future__ import annotations
 
@@ -20,16 +9,32 @@ import torch
 from torch import Tensor
 
 from numerics import SampleStreams, require_choice
-from samplers.base import GridSampler, Run, Step
+from samplers.base import GridSampler
+from samplers.run import Run
+from samplers.step import StatefulStep
 from sde_lib import SDE
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TorchSDE(GridSampler):
-    """See the module's text.
+    r"""The reverse SDE by torchsde: Euler, Milstein, and a stochastic Runge-Kutta method of strong order 1.5.
+
+    torchsde (Li et al. 2020, arXiv:2001.01328; Kidger et al. 2021, arXiv:2105.13493) integrates forwards in time, so its
+    clock is T - t and the drift changes sign. Its Brownian path is a function of the seed alone, on a dyadic tree: the
+    same seed with more steps is the *same path* solved better, so refinement converges pathwise. (The results for two
+    numbers of steps still differ by their errors.) The noise of these SDEs is additive, so Milstein's method equals
+    Euler's.
+
+    The path's entropy comes from `generator`: one tree for the batch from a `torch.Generator`, and one for each sample from
+    `SampleStreams`, so that a sample does not depend on its batch mates (and the trees then cost time for each sample).
+    The package is imported when the sampler is called.
 
     Args:
         solver: "euler", "milstein" (one evaluation a step) or "srk" (four).
+        steps, grid, denoise, corrections: as in every `GridSampler`.
+
+    Raises:
+        UserError: for another solver.
     """
 
     steps: int = 500
@@ -43,28 +48,34 @@ class TorchSDE(GridSampler):
 
     @property
     def evaluations_per_step(self) -> int:  # type: ignore[override]
+        """Calls of the score a step."""
         return self.costs[self.solver]
 
-    def method(self, sde: SDE, times: Tensor) -> Step:
+    def method(self, sde: SDE, times: Tensor) -> StatefulStep[Any]:
+        """The step on the grid `times` `(N+1,)`."""
+        return _OneStep(times, self.solver)
+
+
+class _OneStep(StatefulStep[Any]):
+    """A step of torchsde, which remembers the Brownian path of a run."""
+
+    def __init__(self, times: Tensor, solver: str) -> None:
+        self.T, self.solver = float(times[0]), solver
+        self.clock = (self.T - times).clone()
+
+    def init(self, x: Tensor, run: Run) -> Any:
+        return _brownian(run.generator, x.flatten(1), float(self.clock[-1]))
+
+    def __call__(self, i: int, x: Tensor, run: Run, state: Any) -> tuple[Tensor, Any]:
         from torchsde import sdeint
 
-        T = float(times[0])
-        clock = (T - times).clone()
-        paths: list[Any] = []  # made at the first step, when the batch is known
-
-        def step(i: int, x: Tensor, run: Run) -> Tensor:
-            flat = x.flatten(1)
-            if not paths:
-                paths.append(_brownian(run.generator, flat, float(clock[-1])))
-            ends = clock[i : i + 2]
-            # longer than the interval, which torchsde then cuts to one step that ends exactly there
-            dt = 2 * float(ends[1] - ends[0])
-            problem = _Reverse(sde, run, x.shape, T)
-            with torch.no_grad():
-                end = sdeint(problem, flat, ends.to(x.device), bm=paths[0], method=self.solver, dt=dt)[-1]
-            return end.reshape(x.shape)
-
-        return step
+        ends = self.clock[i : i + 2]
+        # longer than the interval, which torchsde then cuts to one step that ends exactly there
+        dt = 2 * float(ends[1] - ends[0])
+        problem = _Reverse(run, x.shape, self.T)
+        with torch.no_grad():
+            end = sdeint(problem, x.flatten(1), ends.to(x.device), bm=state, method=self.solver, dt=dt)[-1]
+        return end.reshape(x.shape), state
 
 
 class _Reverse:
@@ -73,20 +84,21 @@ class _Reverse:
     noise_type = "diagonal"
     sde_type = "ito"
 
-    def __init__(self, sde: SDE, run: Run, shape: torch.Size, T: float) -> None:
-        self.sde, self.run, self.shape, self.T = sde, run, shape, T
-        self._known: dict[tuple[float, int], tuple[Tensor, Tensor]] = {}
+    def __init__(self, run: Run, shape: torch.Size, T: float) -> None:
+        self.sde, self.run, self.shape, self.T = run.sde, run, shape, T
+        self._known: list[tuple[float, Tensor, Tensor]] = []  # the clock, the state and the drift of one step's stages
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         # torchsde evaluates once more before it begins, to see the shape, and its Runge-Kutta method evaluates a stage
         # again for each later one
-        key = (float(u), id(y))
-        if key not in self._known:
-            t = self.T - float(u)
-            x = y.reshape(self.shape)
-            drift = float(self.sde.g(t)) ** 2 * self.run.score(x, t) - float(self.sde.f(t)) * x
-            self._known[key] = (y, drift.flatten(1))  # y is kept so that its id stays its own
-        return self._known[key][1]
+        for clock, state, drift in self._known:
+            if clock == float(u) and torch.equal(state, y):
+                return drift
+        t = self.T - float(u)
+        x = y.reshape(self.shape)
+        drift = (float(self.sde.g(t)) ** 2 * self.run.score(x, t) - float(self.sde.f(t)) * x).flatten(1)
+        self._known.append((float(u), y, drift))
+        return drift
 
     def g(self, u: Tensor, y: Tensor) -> Tensor:
         # the term of y is 0: Milstein's method differentiates this by y

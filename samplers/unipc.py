@@ -1,15 +1,4 @@
-r"""UniPC: a multistep predictor and a corrector that costs no further evaluation.
-
-    predict   x~_s = (sigma_s/sigma_t) x_t + alpha_s sum_j w_j D_j            the last p values of D
-    evaluate  D_s = D(x~_s, s)
-    correct   x_s  = (sigma_s/sigma_t) x_t + alpha_s (w'_s D_s + sum_j w'_j D_j)       the new value too
-
-(Zhao et al. 2023, arXiv:2302.04867, multistep, data prediction.) D_s, taken at the prediction, also serves the
-next step, so a step costs one evaluation. The weights, of `samplers.exponential`, integrate the interpolating
-polynomial exactly; the paper's linear systems have the same solution, in which its function B(h) drops out (it matters
-only where the published code puts 1/2 for the solution of a system of one unknown). With the corrector the order is
-p + 1. The last step, to t_end, is not corrected.
-"""
+"""UniPC: a multistep predictor and a corrector that costs no further evaluation."""
 
 from __future__ import annotations
 
@@ -20,19 +9,34 @@ import torch
 from torch import Tensor
 
 from numerics import require_choice
-from samplers.base import GridSampler, Run, Step
-from samplers.exponential import exponential_weights, multistep, orders
+from samplers.base import GridSampler
+from samplers.exponential import Multistep, exponential_weights, orders
+from samplers.run import Nodes, numbers
 from sde_lib import SDE
 from sde_lib.time_grids import Logistic, TimeGrid
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class UniPC(GridSampler):
-    """See the module's text.
+    r"""UniPC: a multistep predictor and a corrector that costs no further evaluation.
+
+        predict   x~_s = (sigma_s/sigma_t) x_t + alpha_s sum_j w_j D_j            the last p values of D
+        evaluate  D_s = D(x~_s, s)
+        correct   x_s  = (sigma_s/sigma_t) x_t + alpha_s (w'_s D_s + sum_j w'_j D_j)       the new value too
+
+    (Zhao et al. 2023, arXiv:2302.04867, multistep, data prediction.) D_s, taken at the prediction, also serves the
+    next step, so a step costs one evaluation. The weights, of `samplers.exponential`, integrate the interpolating
+    polynomial exactly; the paper's linear systems have the same solution, in which its function B(h) drops out (it matters
+    only where the published code puts 1/2 for the solution of a system of one unknown). With the corrector the order is
+    p + 1. The last step, to t_end, is not corrected.
 
     Args:
         order: p, the number of values the predictor uses: 1, 2 or 3.
         lower_order_final: in runs of fewer than 15 steps, end with orders 2 and 1.
+        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is `Logistic()` unless given.
+
+    Raises:
+        UserError: for an option that is none of those.
     """
 
     steps: int = 20
@@ -45,21 +49,17 @@ class UniPC(GridSampler):
         super().__post_init__()
         require_choice(self.order, "order", (1, 2, 3))
 
-    def method(self, sde: SDE, times: Tensor) -> Step:
-        now = times.tolist()
-        alpha, sigma = sde.alpha(times), sde.sigma(times)
-        l = sde.log_snr(times) / 2
-        of_x = (alpha[1:] / alpha[:-1] * torch.exp(-l.diff())).tolist()
-        variance, signal, lambdas = sigma.square().tolist(), alpha.tolist(), l.tolist()
+    def method(self, sde: SDE, times: Tensor) -> Multistep:
+        """The step on the grid `times` `(N+1,)`."""
+        alpha, l = sde.alpha(times), sde.log_snr(times) / 2
+        of_x = numbers(alpha[1:] / alpha[:-1] * torch.exp(-l.diff()))
+        nodes, lambdas = Nodes(sde, times), numbers(l)
         predicting: list[list[float]] = []
         correcting: list[list[float] | None] = []
-        for i, k in enumerate(orders(self.order, len(now) - 1, self.lower_order_final)):
+        for i, k in enumerate(orders(self.order, len(times) - 1, self.lower_order_final)):
             points = [lambdas[i - j] for j in range(k)]
             for table, nodes in ((predicting, points), (correcting, [lambdas[i + 1], *points])):
                 weights = exponential_weights(nodes, lambdas[i], lambdas[i + 1], 1.0)
-                table.append([signal[i + 1] * w for w in weights])
+                table.append([nodes.alpha[i + 1] * w for w in weights])
 
-        def denoised(i: int, x: Tensor, run: Run) -> Tensor:
-            return torch.add(x, run.score(x, now[i]), alpha=variance[i]).div_(signal[i])
-
-        return multistep(denoised, of_x, predicting, correcting)
+        return Multistep(value=nodes.denoised, of_x=of_x, predicting=predicting, correcting=correcting)

@@ -1,0 +1,139 @@
+r"""One run of a sampler: the counted score, the noise, and what one evaluation of the score says.
+
+    (1)  D(x, t) = (x + sigma^2 score(x, t)) / alpha       the denoised mean
+    (2)  eps(x, t) = -sigma score(x, t)                    the predicted noise
+
+These are (2) and (1) of `sde_lib.score`, here at one time for the whole batch, with plain numbers for the coefficients:
+two operations on tensors and none that waits for the device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+from numerics import Generator, UserError, normal
+from samplers.corrections import CorrectedScore, Correction
+from samplers.result import Callback
+from sde_lib import SDE, CountedScore, Score
+
+
+class Run:
+    """One run, as a step may use it: `run.score(x, t)` at the number t, and `run.noise(x)`.
+
+    Args:
+        sde: the forward process.
+        score: `score(x, t)` with x `(B, *)`, t `(B,)`.
+        corrections: of the score, applied at every evaluation, in order.
+        generator: of the noise.
+        like: the first state `(B, *)`.
+        keep_path: the caller wants the states at all times.
+        callback: called after each step.
+    """
+
+    def __init__(
+        self,
+        sde: SDE,
+        score: Score,
+        corrections: Sequence[Correction],
+        generator: Generator,
+        like: Tensor,
+        *,
+        keep_path: bool = False,
+        callback: Callback | None = None,
+    ) -> None:
+        self.sde, self.generator, self.corrections = sde, generator, tuple(corrections)
+        self.keep_path, self.callback = keep_path, callback
+        self.original = score
+        self.counted = CountedScore(score)
+        self.batched: Score = CorrectedScore.around(sde, self.counted, self.corrections)
+        self._pair: CountedScore | None = None
+        self._batch, self._device = like.shape[0], like.device
+        # there is no float64 on Apple's devices
+        self._time_dtype = torch.float32 if like.device.type == "mps" else torch.float64
+        self._last: tuple[Tensor, float, Tensor] | None = None
+
+    @property
+    def nfe(self) -> int:
+        """Calls of the score so far."""
+        return self.counted.nfe + (0 if self._pair is None else self._pair.nfe)
+
+    def times(self, t: float) -> Tensor:
+        """`t` for every sample, `(B,)`; a fill on the device, which waits for nothing."""
+        return torch.full((self._batch,), t, dtype=self._time_dtype, device=self._device)
+
+    def score(self, x: Tensor, t: float) -> Tensor:
+        """The score at `x` `(B, *)` and the number `t`, corrected and counted."""
+        return self._seen(x, t, self.batched(x, self.times(t)))
+
+    def score_and_variance(self, x: Tensor, t: float) -> tuple[Tensor, Tensor]:
+        """The score and the learned variance's place between its bounds, both `(B, *)`, from one evaluation."""
+        if self._pair is None:
+            self._pair = CountedScore(self.original.score_and_variance)  # type: ignore[attr-defined]
+        batch_t = self.times(t)
+        value, place = self._pair(x, batch_t)
+        for correction in self.corrections:
+            value = correction.apply(self.sde, x, batch_t, value)
+        return self._seen(x, t, value), place
+
+    def noise(self, x: Tensor) -> Tensor:
+        """Fresh standard normals shaped like `x`."""
+        return normal(x.shape, self.generator, device=x.device, dtype=x.dtype)
+
+    def denoised(self, x: Tensor, t: float) -> Tensor:
+        """The denoised mean (1) given `x` at `t`, `(B, *)`; one evaluation."""
+        return tweedie(x, self.score(x, t), float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2)
+
+    def estimate(self) -> Tensor | None:
+        """The denoised mean as the last evaluation saw it; None where none was made, or without a callback."""
+        if self._last is None:
+            return None
+        x, t, value = self._last
+        return tweedie(x, value, float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2)
+
+    def _seen(self, x: Tensor, t: float, value: Tensor) -> Tensor:
+        if value.shape != x.shape:
+            raise UserError(
+                f"got a score of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; "
+                "expected the same shape: return grad log p_t(x), one number for each entry of x"
+            )
+        if self.callback is not None:
+            self._last = (x, t, value)
+        return value
+
+
+class Nodes:
+    """The times of a grid and what the score says at them, with all coefficients computed beforehand.
+
+    `nodes.denoised` and `nodes.noise` are steps' functions of `(i, x, run)`: (1) and (2) of `samplers.run` at t_i.
+
+    Args:
+        sde: the forward process.
+        times: `(N+1,)`, float64, on the CPU.
+    """
+
+    def __init__(self, sde: SDE, times: Tensor) -> None:
+        alpha, sigma = sde.alpha(times), sde.sigma(times)
+        self.t, self.alpha = numbers(times), numbers(alpha)
+        self.variance, self._minus_sigma = numbers(sigma.square()), numbers(-sigma)
+
+    def denoised(self, i: int, x: Tensor, run: Run) -> Tensor:
+        """D(x, t_i), `(B, *)`."""
+        return tweedie(x, run.score(x, self.t[i]), self.alpha[i], self.variance[i])
+
+    def noise(self, i: int, x: Tensor, run: Run) -> Tensor:
+        """eps(x, t_i), `(B, *)`."""
+        return run.score(x, self.t[i]) * self._minus_sigma[i]
+
+
+def tweedie(x: Tensor, score: Tensor, alpha: float, variance: float) -> Tensor:
+    """(1) for the value of a score at `x`, both `(B, *)`, at one time of that alpha and variance sigma^2."""
+    return torch.add(x, score, alpha=variance).div_(alpha)
+
+
+def numbers(values: Tensor) -> list[float]:
+    """A vector `(N,)` as plain numbers."""
+    found: list[float] = values.tolist()
+    return found
