@@ -9,7 +9,7 @@ x = transform(split.x + u)                # u in [0, 1): dequantised, in [-1, 1]
 from __future__ import annotations
 
 from data.cache import mapped, save
-from data.catalogue import available, create, options
+from data.catalogue import DATASETS, available, create, options
 from data.cifar import cifar10
 from data.dataset import Dataset, Split, from_tensor
 from data.densities import Checkerboard, Density, Gaussians, Moons, Pinwheel, Rings, Spirals, SwissRoll
@@ -34,6 +34,7 @@ from data.two_dimensional import (
 
 __all__ = [
     "Checkerboard",
+    "DATASETS",
     "DataError",
     "Dataset",
     "Decoder",

@@ -218,14 +218,54 @@ class Dataset:
             return self._carved[name]
         raise DataError(f"{self.name} has no split {name!r}, expected one of {', '.join(self.split_names)}")
 
-    def transform(self, low: float = -1.0, high: float = 1.0) -> Transform:
-        """The affine map to model units: `Rescale` of grey levels to [low, high]; continuous data are
-        standardised by the mean and standard deviation of the whole train split (one number each, so no
-        direction is favoured)."""
+    def transform(self, low: float = -1.0, high: float = 1.0, *, scaling: str = "auto") -> Transform:
+        """The affine map to model units: `Rescale` of grey levels to [low, high]; continuous data are standardised by the
+        training split.
+
+        Args:
+            low, high: model values of the lowest and highest grey level.
+            scaling: of continuous data. "joint": one mean and one standard deviation, so no direction is favoured; "columns":
+                each column of (N, D), or channel, by its own; "auto": by columns where their standard deviations differ more
+                than tenfold, or their means by more than ten of the smallest, and else jointly.
+
+        Raises:
+            DataError: another scaling, or a column that is constant.
+        """
+        if scaling not in ("auto", "joint", "columns"):
+            raise DataError(f"{self.name}: got scaling={scaling!r}; expected auto, joint or columns")
         if self.levels is not None:
             return Rescale(levels=self.levels, low=low, high=high)
+        if scaling == "columns" or (scaling == "auto" and self._unlike):
+            means, stds = self._column_moments
+            constant = [i for i, std in enumerate(stds) if not std > 0]
+            if constant:
+                raise DataError(
+                    f"{self.name}: the training data are constant in column {constant[0]}, expected columns that vary; "
+                    "leave it out, or use scaling='joint'"
+                )
+            return Standardize(shift=means, scale=stds)
         mean, std = self._moments
         return Standardize(shift=mean, scale=std)
+
+    @property
+    def _unlike(self) -> bool:
+        """Whether one mean and one standard deviation would misfit the columns."""
+        means, stds = self._column_moments
+        if len(stds) < 2 or not min(stds) > 0:
+            return False
+        return max(stds) > 10 * min(stds) or max(means) - min(means) > 10 * min(stds)
+
+    @cached_property
+    def _column_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
+        """Mean and standard deviation of each column (dimension 1) of the training data."""
+        x = self.splits["train"].x
+        total, n = torch.zeros(x.shape[1], dtype=torch.float64), x.numel() // x.shape[1]
+        for chunk in x.split(_ROWS):
+            total += chunk.double().transpose(0, 1).flatten(1).sum(dim=1)
+        mean, square = total / n, torch.zeros_like(total)
+        for chunk in x.split(_ROWS):
+            square += (chunk.double().transpose(0, 1).flatten(1) - mean.unsqueeze(1)).square().sum(dim=1)
+        return tuple(mean.tolist()), tuple((square / n).sqrt().tolist())
 
     @cached_property
     def _moments(self) -> tuple[float, float]:

@@ -13,17 +13,18 @@ from __future__ import annotations
 from models import presets
 from models.adm import ADM
 from models.checkpoint_reader import CheckpointError
-from models.conditioning import Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
+from models.conditioning import CONDITIONINGS, Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
 from models.diffusers import from_diffusers
 from models.dit import DiT
 from models.energy import EnergyModel
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.network import Network, parameter_count
-from models.networks import available, create
+from models.networks import NETWORKS, available, create, for_data, options
 from models.parametrization import (
     DATA,
     NOISE,
+    PARAMETRIZATIONS,
     SCORE,
     VELOCITY,
     Data,
@@ -40,7 +41,12 @@ from models.under import UnderAnotherSDE
 from models.unet import UNet
 
 __all__ = [
+    "CONDITIONINGS",
     "DATA",
+    "NETWORKS",
+    "PARAMETRIZATIONS",
+    "for_data",
+    "options",
     "MLP",
     "NOISE",
     "SCORE",

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import Catalogue, UserError
 from sde_lib import SDE
 
 
@@ -99,10 +99,15 @@ class DiscreteIndex(Conditioning):
         return torch.round(index).clamp(0, self.levels - 1)
 
 
-CONDITIONINGS: dict[str, type[Conditioning]] = {
-    "continuous_time": ContinuousTime,
-    "sigma": Sigma,
-    "log_sigma": LogSigma,
-    "log_snr": LogSNR,
-    "discrete_index": DiscreteIndex,
-}
+CONDITIONINGS: Catalogue[Conditioning] = Catalogue(
+    "conditioning",
+    {
+        "continuous_time": ContinuousTime,
+        "time": ContinuousTime,
+        "sigma": Sigma,
+        "log_sigma": LogSigma,
+        "log_snr": LogSNR,
+        "discrete_index": DiscreteIndex,
+    },
+)
+"""How a network is told the time, by name; "time" is short for "continuous_time"."""

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from numerics import UserError, expand_as
+from numerics import Catalogue, UserError, expand_as
 
 
 class Parametrization(ABC):
@@ -147,10 +147,8 @@ DATA = Data()
 VELOCITY = Velocity()
 SCORE = ScoreOutput()
 
-PARAMETRIZATIONS: dict[str, type[Parametrization]] = {
-    "noise": Noise,
-    "data": Data,
-    "velocity": Velocity,
-    "score": ScoreOutput,
-    "preconditioned": Preconditioned,
-}
+PARAMETRIZATIONS: Catalogue[Parametrization] = Catalogue(
+    "parametrization",
+    {"noise": Noise, "data": Data, "velocity": Velocity, "score": ScoreOutput, "preconditioned": Preconditioned},
+)
+"""What a network's output means, by name."""

@@ -13,10 +13,9 @@ from dataclasses import dataclass
 from types import MappingProxyType
 from typing import Any
 
-from models import networks
 from models.network import Network
-from models.refinenet import geometric_sigmas
 from numerics import UserError
+from sde_lib import geometric_sigmas
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -28,8 +27,11 @@ class Preset:
     parameters: int
     source: str
 
-    def create(self, **changes: object) -> Network:
+    def create(self, **changes: Any) -> Network:
         """The network, some of its options changed (e.g. `dropout=0.0`)."""
+
+        from models import networks
+
         return networks.create(self.network, **{**self.options, **changes})
 
 
@@ -77,7 +79,7 @@ _PRESETS = {
     ),
     "ncsnpp_celeba64": Preset(
         network="ncsnpp",
-        options={**_CELEBA, "sigmas": geometric_sigmas(90.0, 0.01, 1000)},
+        options={**_CELEBA, "sigmas": geometric_sigmas(levels=1000, largest=90.0, smallest=0.01)},
         parameters=62_693_251,
         source=_SONG,
     ),
@@ -103,19 +105,19 @@ _PRESETS = {
     "ncsnv2_cifar10": Preset(network="ncsnv2", options={}, parameters=29_694_083, source="Song and Ermon 2020"),
     "ncsnv2_celeba64": Preset(
         network="ncsnv2",
-        options={"sigmas": geometric_sigmas(90.0, 0.01, 500)},
+        options={"sigmas": geometric_sigmas(levels=500, largest=90.0, smallest=0.01)},
         parameters=29_694_083,
         source="Song and Ermon 2020",
     ),
     "ncsnv2_lsun128": Preset(
         network="ncsnv2",
-        options={"sigmas": geometric_sigmas(190.0, 0.01, 1086), "size": "128"},
+        options={"sigmas": geometric_sigmas(levels=1086, largest=190.0, smallest=0.01), "size": "128"},
         parameters=83_445_379,
         source="Song and Ermon 2020",
     ),
     "ncsnv2_ffhq256": Preset(
         network="ncsnv2",
-        options={"sigmas": geometric_sigmas(348.0, 0.01, 2311), "size": "256"},
+        options={"sigmas": geometric_sigmas(levels=2311, largest=348.0, smallest=0.01), "size": "256"},
         parameters=94_132_611,
         source="Song and Ermon 2020",
     ),

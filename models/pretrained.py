@@ -12,7 +12,6 @@ import hashlib
 import json
 import os
 from collections.abc import Mapping
-from dataclasses import asdict
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -63,8 +62,8 @@ def save_pretrained(
             "format": FORMAT,
             "network": networks.describe(model.net),
             "sde": sde_lib.describe(model.sde),
-            "parametrization": _named(model.parametrization, PARAMETRIZATIONS),
-            "conditioning": _named(model.conditioning, CONDITIONINGS),
+            "parametrization": PARAMETRIZATIONS.describe(model.parametrization),
+            "conditioning": CONDITIONINGS.describe(model.conditioning),
             "data_range": model.data_range,
             "data_std": model.data_std,
             "sha256": hashlib.sha256(weights).hexdigest(),
@@ -107,8 +106,8 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
         model = ScoreModel(
             net,
             sde_lib.create(**card["sde"]),
-            _made(card["parametrization"], PARAMETRIZATIONS, "parametrization"),
-            conditioning=_made(card["conditioning"], CONDITIONINGS, "conditioning"),
+            PARAMETRIZATIONS.make(card["parametrization"]),
+            conditioning=CONDITIONINGS.make(card["conditioning"]),
             data_std=card["data_std"],
             data_range=tuple(card["data_range"]),
         )
@@ -124,21 +123,6 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
         ) from error
     model.card = {key: value for key, value in card.items() if key not in _RESERVED}
     return model.to(device).eval()
-
-
-def _named(value: object, kinds: Mapping[str, type]) -> dict[str, Any]:
-    for name, kind in kinds.items():
-        if type(value) is kind:
-            return {"name": name, **asdict(value)}  # type: ignore[call-overload]
-    raise UserError(f"got {value!r}, which cannot be written down by name; expected one of {', '.join(kinds)}")
-
-
-def _made(described: Mapping[str, Any], kinds: Mapping[str, type[Kind]], what: str) -> Kind:
-    options = dict(described)
-    name = options.pop("name")
-    if name not in kinds:
-        raise UserError(f"got the {what} {name!r}; expected one of {', '.join(kinds)}")
-    return kinds[name](**options)
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -13,7 +13,6 @@ noise level at all and its output is divided by sigma.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -25,6 +24,7 @@ from torch.nn import functional as F
 from models.network import ListOf, Network, check_choice, check_images, check_sizes
 from models.resampling import Halve
 from numerics import UserError, expand_as
+from sde_lib import geometric_sigmas
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "elu": F.elu,
@@ -309,23 +309,47 @@ class RefineNet(Network):
         return h / expand_as(self.sigmas[index], h)
 
 
-def geometric_sigmas(largest: float, smallest: float, levels: int) -> tuple[float, ...]:
-    """`levels` noise levels falling geometrically from `largest` to `smallest`."""
-    if levels < 2 or not 0 < smallest < largest:
-        raise UserError(
-            f"got {levels} levels from {largest} to {smallest}; expected at least 2, and 0 < smallest < largest"
-        )
-    ratio = math.log(smallest / largest)
-    return tuple(largest * math.exp(ratio * i / (levels - 1)) for i in range(levels))
+def NCSN(  # noqa: N802 - reads as the network it makes
+    *,
+    sigmas: Sequence[float] = geometric_sigmas(levels=10, largest=1.0, smallest=0.01),
+    in_channels: int = 3,
+    channels: int = 128,
+    size: str = "64",
+    activation: str = "elu",
+    centered: bool = False,
+    checkpoint_activations: bool = False,
+) -> RefineNet:
+    """Song and Ermon 2019: a `RefineNet` with conditional normalisation; by default 10 levels from 1 to 0.01."""
+    return RefineNet(
+        sigmas=sigmas,
+        in_channels=in_channels,
+        channels=channels,
+        size=size,
+        conditional=True,
+        activation=activation,
+        centered=centered,
+        checkpoint_activations=checkpoint_activations,
+    )
 
 
-def NCSN(*, sigmas: Sequence[float] | None = None, channels: int = 128, **options: object) -> RefineNet:  # noqa: N802
-    """Song and Ermon 2019: conditional normalisation; by default 10 levels from 1 to 0.01."""
-    sigmas = geometric_sigmas(1.0, 0.01, 10) if sigmas is None else sigmas
-    return RefineNet(sigmas=sigmas, channels=channels, conditional=True, **options)  # type: ignore[arg-type]
-
-
-def NCSNv2(*, sigmas: Sequence[float] | None = None, channels: int = 128, **options: object) -> RefineNet:  # noqa: N802
-    """Song and Ermon 2020: output divided by sigma; by default CIFAR-10's 232 levels from 50 to 0.01."""
-    sigmas = geometric_sigmas(50.0, 0.01, 232) if sigmas is None else sigmas
-    return RefineNet(sigmas=sigmas, channels=channels, conditional=False, **options)  # type: ignore[arg-type]
+def NCSNv2(  # noqa: N802 - reads as the network it makes
+    *,
+    sigmas: Sequence[float] = geometric_sigmas(levels=232, largest=50.0, smallest=0.01),
+    in_channels: int = 3,
+    channels: int = 128,
+    size: str = "64",
+    activation: str = "elu",
+    centered: bool = False,
+    checkpoint_activations: bool = False,
+) -> RefineNet:
+    """Song and Ermon 2020: a `RefineNet` whose output is divided by sigma; by default CIFAR-10's 232 levels from 50 to 0.01."""
+    return RefineNet(
+        sigmas=sigmas,
+        in_channels=in_channels,
+        channels=channels,
+        size=size,
+        conditional=False,
+        activation=activation,
+        centered=centered,
+        checkpoint_activations=checkpoint_activations,
+    )
