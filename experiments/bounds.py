@@ -104,13 +104,12 @@ def rows(
                     model,
                     images[part],
                     transform,
+                    method=method,
                     dequantizer=dequantizer,
                     draws=K,
                     divergence=Hutchinson(probes=probes) if probes else Exact(),
                     companions=0,
-                    t_min=t_min,
                     generator=SampleStreams(seed, ids[part]),
-                    **method,
                 )
                 for part in tqdm(batches, desc=f"flow, {name}", unit="batch")
             ]

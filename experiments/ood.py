@@ -108,10 +108,10 @@ def main(arguments: list[str]) -> int:
                 run.model,
                 images[i : i + options.batch_size].to(device),
                 run.transform,
+                method=method,
                 divergence=Hutchinson(probes=2),
                 companions=0,
                 generator=SampleStreams(options.seed, ids[i : i + options.batch_size]),
-                **method,
             )
             for i in tqdm(range(0, len(images), options.batch_size), desc=f"scoring {which}", unit="batch")
         ]

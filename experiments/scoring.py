@@ -23,8 +23,10 @@ from likelihood import (
     Divergence,
     Exact,
     Hutchinson,
+    Method,
+    NoDequantization,
     TruncatedNormal,
-    Uniform,
+    UniformDequantizer,
     accurate,
     bits_per_dim,
     pilot_grid,
@@ -86,7 +88,7 @@ class Protocol:
     def make_solver(self) -> Solver:
         return {
             "fast": lambda: Adams(steps=self.steps, points=5, start="rising"),
-            "accurate": lambda: accurate(tolerance=self.tolerance)["solver"],
+            "accurate": lambda: accurate(tolerance=self.tolerance).solver,
             "scipy": lambda: SciPy("RK45", self.tolerance),
             "torchdiffeq": lambda: TorchDiffEq("dopri5", self.tolerance),
         }[self.solver]()
@@ -96,8 +98,10 @@ class Protocol:
             return Exact()
         return Coloured(spacing=self.spacing, sets=self.probes) if self.spacing else Hutchinson(probes=self.probes)
 
-    def make_dequantizer(self) -> Dequantizer:
-        return Uniform() if self.dequantizer == "uniform" else TruncatedNormal()
+    def make_dequantizer(self, transform: Transform) -> Dequantizer:
+        if transform.levels is None:
+            return NoDequantization()
+        return UniformDequantizer() if self.dequantizer == "uniform" else TruncatedNormal()
 
     def time(self, sde: SDE, transform: Transform) -> float:
         """t_min, the time of the density."""
@@ -153,6 +157,7 @@ def score_split(
     grid = None
     if not protocol.make_solver().adaptive and not chunks.complete:
         grid = _pilot(sde, score, dataset, transform, protocol, flow, chunks.folder / "grid.json", device)
+    method = Method(protocol.make_solver(), flow=flow or WhitenedFlow(), grid=grid, t_min=t_min)
     watched = chunks.watched(score)
     bar = tqdm(total=n, initial=chunks.done, desc=f"scoring {protocol.split}", unit="image", disable=not progress)
     with bar:
@@ -163,13 +168,10 @@ def score_split(
                 watched,
                 data.x[first:last].to(device),
                 transform,
-                dequantizer=protocol.make_dequantizer(),
+                method=method,
+                dequantizer=protocol.make_dequantizer(transform),
                 draws=protocol.draws,
                 divergence=protocol.make_divergence(),
-                solver=protocol.make_solver(),
-                flow=flow,
-                grid=grid,
-                t_min=t_min,
                 companions=16 if k == 0 else 0,  # the solver's error, from the first images
                 generator=SampleStreams(protocol.seed, ids),
             )
@@ -178,6 +180,7 @@ def score_split(
                 ids=ids,
                 estimates=found.estimates.cpu(),
                 solver_error=found.solver_error.cpu(),
+                companion_error=found.companion_error.cpu(),
                 status=found.status.cpu(),
                 failed_at=found.failed_at.cpu(),
                 counts=[
@@ -210,12 +213,8 @@ def _pilot(
     if not file.exists():
         data = dataset.split("train").x[:8].to(device)
         t_min = protocol.time(sde, transform)
-        noise = protocol.make_dequantizer()
-        x = (
-            transform(data)
-            if transform.levels is None
-            else noise(data, transform, sde, t_min, generator=SampleStreams(protocol.seed))[0]
-        )
+        noise = protocol.make_dequantizer(transform)
+        x, _ = noise(data, transform, sde, t_min, generator=SampleStreams(protocol.seed))
         grid = pilot_grid(sde, score, x.to(torch.float32), flow=flow, t_min=t_min)
         temporary = file.with_name(f".{file.name}.{os.getpid()}")
         temporary.write_text(json.dumps({"knots": grid.knots, "density": grid.density}))
@@ -236,9 +235,12 @@ def _pilot(
 
 def _result(part: dict[str, np.ndarray]) -> BitsPerDim:
     nfe, nbe, companion_nfe, dimensions, exact, noisy = (int(v) for v in part["counts"])
+    # older parts hold the companions' error as the solver's
+    companion_error = part.get("companion_error", np.full_like(part["solver_error"], np.nan))
     return BitsPerDim(
         estimates=torch.from_numpy(part["estimates"]),
         solver_error=torch.from_numpy(part["solver_error"]),
+        companion_error=torch.from_numpy(companion_error),
         status=torch.from_numpy(part["status"]),
         failed_at=torch.from_numpy(part["failed_at"]),
         nfe=nfe,

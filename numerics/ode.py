@@ -117,8 +117,9 @@ class Solver(ABC):
                 f"got steps={steps} for {self!r}, which chooses its own steps; "
                 "expected a solver of fixed steps, such as RK4(steps=...)"
             )
-        method: Any = self
-        return replace(method, steps=steps)  # type: ignore[no-any-return]
+        method: Any = self  # a dataclass, of which this class cannot know
+        changed: Self = replace(method, steps=steps)
+        return changed
 
     @abstractmethod
     def __call__(
