@@ -207,7 +207,7 @@ def compete(recipe: str, race: Race, seed: int, rate: float, cost: float, folder
         ids=dataset.split("test").ids[: len(found.per_image)].numpy(),
         per_image=found.per_image.numpy(),
         converged=found.converged.numpy(),
-        solver_error=found.solver_error.numpy(),
+        solver_error=found.stated_error.numpy(),
     )
     _write(
         file,

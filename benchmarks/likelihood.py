@@ -41,7 +41,7 @@ import numpy as np
 import torch
 
 from experiments import build
-from likelihood import Coloured, Hutchinson, Uniform, accurate, bits_per_dim, fast, log_likelihood
+from likelihood import Coloured, Hutchinson, Method, Uniform, accurate, bits_per_dim, fast, log_likelihood
 from numerics import Adams, SampleStreams, SciPy, TorchDiffEq, rademacher
 
 FAMILIES = ("reference code", "SciPy", "torchdiffeq", "accurate", "fast")
@@ -116,16 +116,14 @@ class Subject:
             self.sde,
             self.model,
             self.x,
+            method=Method(solver, flow=self.flow, grid=grid),
             divergence=Hutchinson(fresh=False),
-            solver=solver,
-            flow=self.flow,
-            grid=grid,
             generator=self.streams(),
         )
         return found.log_prob, found.nfe
 
     def fast(self, steps):
-        return self.ours(Adams(steps=steps, points=5, start="rising"), self.method["grid"])
+        return self.ours(Adams(steps=steps, points=5, start="rising"), self.method.grid)
 
     def rows(self, families=FAMILIES):
         found = {}
@@ -139,7 +137,7 @@ class Subject:
                 TorchDiffEq("dopri5", tol)
             )
             found[f"accurate, {tolerance:g}, per sample"] = lambda tol=tolerance: self.ours(
-                accurate(tolerance=tol)["solver"]
+                accurate(tolerance=tol).solver
             )
         for steps in (20, 24, 28, 32, 40, 48, 64, 96):
             found[f"fast, {steps} steps"] = lambda n=steps: self.fast(n)
@@ -204,10 +202,8 @@ def estimators(subject, steps, repeats):
                 subject.sde,
                 subject.model,
                 subject.x,
+                method=Method(solver, flow=subject.flow, grid=subject.method.grid),
                 divergence=divergence,
-                solver=solver,
-                flow=subject.flow,
-                grid=subject.method["grid"],
                 generator=SampleStreams(100 + k, torch.arange(subject.n)),
             )
             values.append(subject.bits(found.log_prob))
@@ -305,9 +301,7 @@ def main():
                 one.model,
                 one.run.dataset.split("test").x[:64],
                 one.run.transform,
-                solver=Adams(steps=96, points=5, start="rising"),
-                flow=one.flow,
-                grid=one.method["grid"],
+                method=Method(Adams(steps=96, points=5, start="rising"), flow=one.flow, grid=one.method.grid),
                 generator=SampleStreams(5, torch.arange(64)),
             )
             print(f"{name}: {values[name]}")

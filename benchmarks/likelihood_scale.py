@@ -38,7 +38,9 @@ def score(args, n):
     for first in range(0, n, args.chunk):
         ids = torch.arange(first, min(first + args.chunk, n))
         part = images[ids % len(images)]
-        bits_per_dim(run.sde, run.model, part, run.transform, companions=0, generator=SampleStreams(0, ids), **method)
+        bits_per_dim(
+            run.sde, run.model, part, run.transform, method=method, companions=0, generator=SampleStreams(0, ids)
+        )
     seconds = time.process_time() - begun
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
     print(f"{n:7} images {seconds:9.2f} s {1e3 * seconds / n:8.2f} ms an image {peak:8.0f} MiB peak", flush=True)

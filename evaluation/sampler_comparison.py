@@ -212,7 +212,7 @@ def compare_samplers(
                 ids = torch.arange(first, min(first + batch_size, shape[0]))
                 result = one(
                     sde,
-                    take(score, ids),  # type: ignore[arg-type]
+                    take(score, ids),
                     (len(ids), *shape[1:]),
                     x_T=None if x_T is None else x_T[ids],
                     generator=SampleStreams(seed, ids),
@@ -277,7 +277,7 @@ def flow_error(
     parts = []
     for first in range(0, len(x_T), batch_size):
         ids = torch.arange(first, min(first + batch_size, len(x_T)))
-        parts.append(flow(sde, take(score, ids), (len(ids), *x_T.shape[1:]), x_T=x_T[ids]).x.to("cpu"))  # type: ignore[arg-type]
+        parts.append(flow(sde, take(score, ids), (len(ids), *x_T.shape[1:]), x_T=x_T[ids]).x.to("cpu"))
     truth = torch.cat(parts)
 
     def quality(x: Tensor) -> dict[str, Estimate]:

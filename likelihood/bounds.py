@@ -18,10 +18,7 @@ linear SDE. (2) is at least (1) for the same model and decreases to it as the st
 The bounds hold for *their* model, the reverse SDE; the flow's density is another model's unless the score is exact. With a
 wrong score either may be larger.
 
-Decoders: `Gaussian`, for real-valued x_0, is N(x_0-hat, (sigma/alpha)^2) around the denoised image; without it the number
-would lack about 0.9 bits/dim at t_min = 1e-5. `Bins`, for grey levels, gives each pixel the normalised likelihood of its
-level under x_tmin (Kingma et al. 2021, equation (8)); `DiscretizedGaussian` is DDPM's L_0, the mass of N(x_0-hat, s^2) in
-the level's bin, the outermost bins open (Ho et al. 2020, equation (13)).
+The decoder is `GaussianDecoder` for real-valued x_0, `Bins` or `DiscretizedGaussian` for grey levels.
 """
 
 from __future__ import annotations
@@ -35,18 +32,22 @@ import torch
 from torch import Tensor
 
 from data.transforms import Transform
-from likelihood.bits_per_dim import check_levels
-from likelihood.integration import check_state
-from numerics import Generator, UserError, expand_as, normal, uniform
+from likelihood.dequantization import check_grey_values
+from likelihood.integration import check_data
+from numerics import Generator, UserError, expand_as, normal, require_count, require_positive, uniform
 from sde_lib import SDE, Score
 
 
 class Decoder(ABC):
-    """p(x_0 | x_tmin), the last step of the model."""
+    """p(x_0 | x_tmin), the last step of the model.
+
+    Attributes:
+        needs_score: does it need the denoised image, one evaluation?
+        length_weight: how much of |eps - eps-hat|^2 at t_min is in -log_prob.
+    """
 
     needs_score: ClassVar[bool] = True
     length_weight: ClassVar[float] = 0.0
-    """How much of |eps - eps-hat|^2 at t_min is in -log_prob."""
 
     def check(self, data: Tensor, x_0: Tensor) -> None:
         """Refuses data that cannot be scored, with a UserError."""
@@ -67,8 +68,11 @@ class Decoder(ABC):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Gaussian(Decoder):
-    """N(x_0-hat, (sigma/alpha)^2 I), for real-valued data."""
+class GaussianDecoder(Decoder):
+    """N(x_0-hat, (sigma/alpha)^2 I) around the denoised image x_0-hat, for real-valued data.
+
+    Without it the bound would lack about 0.9 bits/dim at t_min = 1e-5.
+    """
 
     length_weight: ClassVar[float] = 0.5
 
@@ -81,14 +85,20 @@ class Gaussian(Decoder):
 
 @dataclass(frozen=True, kw_only=True)
 class Bins(Decoder):
-    """Each pixel on its own: p(k | x) proportional to N(x; alpha c_k, sigma^2) over the levels' centres c_k."""
+    """Each pixel on its own: p(k | x) proportional to N(x; alpha c_k, sigma^2) over the levels' centres c_k.
+
+    (Kingma et al. 2021, arXiv:2107.00630, equation (8).)
+
+    Args:
+        transform: from level units to model units.
+    """
 
     transform: Transform
     needs_score: ClassVar[bool] = False
 
     def check(self, data: Tensor, x_0: Tensor) -> None:
         super().check(data, x_0)
-        _check_grey_values(data, self.transform)
+        check_grey_values(data, self.transform)
 
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
         levels = torch.arange(self.transform.levels or 0, dtype=torch.float64, device=x.device)
@@ -100,13 +110,19 @@ class Bins(Decoder):
 
 @dataclass(frozen=True, kw_only=True)
 class DiscretizedGaussian(Decoder):
-    """The mass that N(x_0-hat, s^2) puts into the grey value's bin, the outermost bins open; s = sigma/alpha at t_min."""
+    """The mass that N(x_0-hat, s^2) puts into the grey value's bin, the outermost bins open; s = sigma/alpha at t_min.
+
+    DDPM's L_0 (Ho et al. 2020, arXiv:2006.11239, equation (13)).
+
+    Args:
+        transform: from level units to model units.
+    """
 
     transform: Transform
 
     def check(self, data: Tensor, x_0: Tensor) -> None:
         super().check(data, x_0)
-        _check_grey_values(data, self.transform)
+        check_grey_values(data, self.transform)
 
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
         s, half = sigma / alpha, math.exp(self.transform.log_det) / 2
@@ -120,16 +136,18 @@ class DiscretizedGaussian(Decoder):
         flip = below > 0
         low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
         log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-        mass = log_high + torch.log1p(-torch.exp(log_low - log_high).clamp(max=1 - 1e-16))
+        mass: Tensor = log_high + torch.log1p(-torch.exp(log_low - log_high).clamp(max=1 - 1e-16))
         return mass.flatten(1).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)
 class Bound:
-    """An upper bound on -log p(x_0), `(B,)` nats, as the sum of its parts.
+    """An upper bound on -log p(x_0), `(B,)` nats, as the sum reconstruction + prior + diffusion.
 
     Attributes:
-        reconstruction, prior, diffusion: `(B,)` nats, the three terms of (1) or (2).
+        reconstruction: `(B,)` nats, E[-log p(x_0 | x_tmin)].
+        prior: `(B,)` nats, KL(q(x_T | x_0) || prior).
+        diffusion: `(B,)` nats, 1/2 integral of E |eps - eps-hat|^2 over log-SNR, or the sum of a chain's steps.
         reconstruction_stderr, diffusion_stderr: `(B,)` nats, of the Monte Carlo estimates over noise, and over times and
             noise; NaN below two draws.
         nfe: evaluations of the score.
@@ -171,7 +189,13 @@ def elbo(
     data_std: float | None = None,
     generator: Generator = None,
 ) -> Bound:
-    """The bound (1), or with `steps` the bound (2) of the chain of that many steps.
+    """A variational bound on -log p(x_0), of the continuous reverse SDE or, with `steps`, of a chain of that many steps.
+
+        E[-log p(x_0 | x_tmin)] + KL(q(x_T | x_0) || prior) + 1/2 integral over log-SNR of E |eps - eps-hat|^2,
+
+    for a chain with  sum over i of 1/2 (snr(t_{i-1}) - snr(t_i)) E |x_0 - x_0-hat(x_{t_i}, t_i)|^2  in place of the integral
+
+    (Kingma et al. 2021, arXiv:2107.00630, equations (11) to (15); Ho et al. 2020, arXiv:2006.11239, equation (5).)
 
     Times are stratified: draw j of an image takes its log-SNR (or its step) from the j-th of `draws` equal parts, shifted by
     one uniform number an image, and its own noise.
@@ -183,9 +207,9 @@ def elbo(
 
     Args:
         x_0: clean data in model units, `(B, *)`.
-        decoder: `Gaussian()` unless given.
+        decoder: `GaussianDecoder()` unless given.
         data: what the decoder scores, where that is not `x_0` (grey values for `Bins` and `DiscretizedGaussian`).
-        draws: evaluations for the integral; for (2), a multiple of `steps` takes every step equally often.
+        draws: evaluations for the integral; for a chain, a multiple of `steps` takes every step equally often.
         reconstructions: draws of the noise at t_min for the first term; with two or more its error is known.
         steps: of the chain, at times equally spaced from t_min to T; None for the continuous bound.
         t_min: the time of the decoder; `sde.t_min` unless given.
@@ -195,13 +219,17 @@ def elbo(
         UserError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
             a t_min outside (0, T), or grey values outside their range.
     """
-    if min(draws, reconstructions, 1 if steps is None else steps) < 1:
-        raise UserError(f"got draws={draws}, reconstructions={reconstructions}, steps={steps}; expected integers >= 1")
-    if data_std is not None and not (data_std > 0 and math.isfinite(data_std)):
-        raise UserError(f"got data_std={data_std}; expected a finite number > 0, or None")
-    decoder = Gaussian() if decoder is None else decoder
+    require_count(draws, "draws")
+    require_count(reconstructions, "reconstructions")
+    if steps is not None:
+        require_count(steps, "steps")
+    if data_std is not None:
+        require_positive(data_std, "data_std")
+    decoder = GaussianDecoder() if decoder is None else decoder
     t_min = sde.t_min if t_min is None else t_min
-    check_state(sde, x_0, t_min)
+    check_data(x_0)
+    if not 0 < t_min < sde.T:
+        raise UserError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
     decoder.check(x_0 if data is None else data, x_0)
     B, device = x_0.shape[0], x_0.device
 
@@ -267,12 +295,6 @@ def elbo(
     )
 
 
-def _check_grey_values(data: Tensor, transform: Transform) -> None:
-    if transform.levels is None:
-        raise UserError("got a transform without levels for a decoder of grey values; expected one that has them")
-    check_levels(data, transform)
-
-
 def _kl_to_prior(sde: SDE, x_0: Tensor) -> Tensor:
     """KL(N(alpha_T x_0, sigma_T^2 I) || N(0, prior_std^2 I)), `(B,)` nats."""
     x_0 = x_0.flatten(1).to(torch.float64)
@@ -291,5 +313,6 @@ def _stratified_stderr(terms: Tensor, steps: int | None) -> Tensor:
     if n < 2:
         return torch.full(terms.shape[:1], math.nan, dtype=torch.float64, device=terms.device)
     if steps is not None and n % steps == 0 and n > steps:
-        return (terms.unflatten(1, (steps, -1)).var(dim=2).sum(dim=1) * (n // steps)).sqrt() / n
+        within = terms.reshape(len(terms), steps, -1).var(dim=2)
+        return (within.sum(dim=1) * (n // steps)).sqrt() / n
     return (terms.diff(dim=1).square().mean(dim=1) / 2 / n).sqrt()

@@ -1,20 +1,7 @@
 r"""The trace of a network's Jacobian, together with its value, from one forward pass.
 
-    exact         tr J = sum_i e_i^T J e_i                        D vector-Jacobian products
-    Hutchinson    tr J = E[v^T J v],   E[v v^T] = I               one product a probe
-
-(Hutchinson 1990; for flows Grathwohl et al. 2019, arXiv:1810.01367; for score models Song et al. 2021,
-arXiv:2011.13456, appendix D.2). The variance of one probe with random signs is 2 sum_{i != j} S_ij^2, S the symmetric
-part of J; that of a Gaussian probe is 2 sum_{ij} S_ij^2, the diagonal included. The diagonal is most of it: on a trained
-28x28 network a Gaussian probe was measured to have ten times the standard deviation (0.62 against 0.059 bits/dim). So
-signs are the default.
-
-Products are vector-Jacobian ones (reverse mode): a Jacobian-vector product was measured at twice the time, and fused
-attention has none.
-
-`Coloured` splits the pixels into k^2 lattices of spacing k and takes one probe of random signs on each: the cross terms
-that are left are those between pixels at least k apart, where the Jacobian of an image network is small (probing of
-Bekas, Kokiopoulou and Saad 2007; Tang and Saad 2012). Its k^2 products are *one* estimate.
+`Exact` computes it, `Hutchinson` and `Coloured` estimate it by random vectors. Products are vector-Jacobian ones (reverse
+mode): a Jacobian-vector product was measured at twice the time, and fused attention has none.
 """
 
 from __future__ import annotations
@@ -26,13 +13,17 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, normal, rademacher
+from numerics import Generator, UserError, normal, rademacher, require_choice, require_count
+from sde_lib import check_score
 
 Function = Callable[[Tensor], Tensor]
 
 
 class Divergence(ABC):
-    """How to get a trace: `draw` makes the random vectors of an evaluation, `trace` uses them."""
+    """How to get tr(d f / d x) of a network f: `draw` makes the random vectors of an evaluation, `trace` uses them.
+
+    (For the probability flow of score models: Song et al. 2021, arXiv:2011.13456, appendix D.2.)
+    """
 
     @property
     def exact(self) -> bool:
@@ -74,8 +65,7 @@ def _forward(function: Function, x: Tensor, create_graph: bool) -> tuple[Tensor,
         x = x.detach().requires_grad_()
     with torch.enable_grad():
         value = function(x)
-    if value.shape != x.shape:
-        raise UserError(f"got a score of shape {tuple(value.shape)} for x {tuple(x.shape)}; expected the same shape")
+    check_score(value, x)
     if not value.requires_grad:
         raise UserError(
             "got a score that autograd cannot follow, so it has no trace; expected one that depends on x by "
@@ -129,13 +119,15 @@ def _quadratic_forms(
 
 
 def _check_rows(rows: int | None) -> None:
-    if rows is not None and rows < 1:
-        raise UserError(f"got rows={rows}; expected an integer >= 1, or None")
+    if rows is not None:
+        require_count(rows, "rows")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Exact(Divergence):
-    """The trace itself, from D products that share one forward pass.
+    """The trace itself, tr J = sum_i e_i^T J e_i, from D vector-Jacobian products that share one forward pass.
+
+    In a few dimensions it costs no more than an estimate.
 
     Args:
         rows: products times batch taken at once, which bounds the memory; None for a default of the device.
@@ -184,11 +176,16 @@ class Exact(Divergence):
 
 @dataclass(frozen=True, kw_only=True)
 class Hutchinson(Divergence):
-    """`probes` independent random probes, each one estimate.
+    """`probes` independent estimates v^T J v of tr J = E[v^T J v], E[v v^T] = I, at one vector-Jacobian product each.
+
+    (Hutchinson 1990; for flows Grathwohl et al. 2019, arXiv:1810.01367.) With S the symmetric part of J, the variance of one
+    probe of random signs is 2 sum_{i != j} S_ij^2, and that of a Gaussian probe is 2 sum_{ij} S_ij^2, the diagonal included.
+    The diagonal is most of it: on a trained 28x28 network a Gaussian probe was measured to have ten times the standard
+    deviation (0.62 against 0.059 bits/dim). So signs are the default.
 
     Args:
         probes: how many; with two or more a standard error comes with the result.
-        noise: "rademacher" (random signs) or "gaussian", which is much worse; see above.
+        noise: "rademacher" (random signs) or "gaussian", which is much worse.
         fresh: draw new probes at every evaluation (fixed grids only: the sum along the path is still unbiased, and its
             error much smaller), or keep one set along the path. None: fresh wherever the solver's grid is fixed.
         rows: products times batch taken at once; None for a default of the device.
@@ -201,10 +198,8 @@ class Hutchinson(Divergence):
 
     def __post_init__(self) -> None:
         _check_rows(self.rows)
-        if not isinstance(self.probes, int) or self.probes < 1:
-            raise UserError(f"got probes={self.probes}; expected an integer >= 1")
-        if self.noise not in ("rademacher", "gaussian"):
-            raise UserError(f"got noise={self.noise!r}; expected 'rademacher' or 'gaussian'")
+        require_count(self.probes, "probes")
+        require_choice(self.noise, "noise", ("rademacher", "gaussian"))
 
     @property
     def estimates(self) -> int:
@@ -233,7 +228,11 @@ class Hutchinson(Divergence):
 class Coloured(Divergence):
     """`sets` independent sets of probes of random signs on the k^2 pixel lattices of spacing k, for `(B, C, H, W)`.
 
-    A set is one estimate and costs k^2 products. All channels of a lattice's pixels are in one probe.
+        tr J = E[sum over the lattices c of v_c^T J v_c],     v_c random signs on lattice c and 0 elsewhere
+
+    The cross terms that are left are those between pixels at least k apart, where the Jacobian of an image network is small
+    (probing: Bekas, Kokiopoulou and Saad 2007; Tang and Saad 2012). A set is *one* estimate and costs k^2 products. All
+    channels of a lattice's pixels are in one probe.
 
     Args:
         spacing: k; 2 to 4 pay on images.
@@ -248,8 +247,8 @@ class Coloured(Divergence):
 
     def __post_init__(self) -> None:
         _check_rows(self.rows)
-        if self.spacing < 1 or self.sets < 1:
-            raise UserError(f"got spacing={self.spacing}, sets={self.sets}; expected integers >= 1")
+        require_count(self.spacing, "spacing")
+        require_count(self.sets, "sets")
 
     @property
     def estimates(self) -> int:

@@ -13,8 +13,10 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence, Hutchinson
-from numerics import Dopri5, Generator, Solver, Status, UserError, batch_time, expand_as, take
-from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
+from likelihood.method import Method
+from numerics import Generator, Status, UserError, batch_time, expand_as
+from sde_lib import SDE, CountedScore, FlowField, Score
+from sde_lib.flow_map import check_batch
 
 Prior = Callable[[Tensor], Tensor]
 """z `(B, *)` -> log-density `(B,)` in nats."""
@@ -64,51 +66,60 @@ class Likelihood:
 
 
 class AugmentedField:
-    """d(w, l)/du for the state w and the accumulated trace l `(B, K)`, in nats per dimension."""
+    """d(w, l)/du for the state w `(B, *)` of a `FlowField` and the accumulated trace l `(B, K)`, in nats per dimension:
+
+        dw/du = a w + b eps(c w, t),      dl/du = a + (b c / D) tr(d eps / d x),      eps = -sigma score
+
+    The network's value and trace come from one forward pass.
+
+    Args:
+        flow: the flow's field, which has the score.
+        divergence: how to get the trace.
+        probes: the random vectors of the whole path, or None where none are needed or `draw` makes them.
+        draw: makes new ones for an `x` `(B, *)` at every evaluation.
+        counts: where vector-Jacobian products are counted, in its first entry.
+        create_graph: keep everything differentiable.
+    """
 
     def __init__(
         self,
-        times: FlowTimes,
-        score: Score,
+        flow: FlowField,
         divergence: Divergence,
+        *,
         probes: Tensor | None,
         draw: Callable[[Tensor], Tensor | None] | None,
         counts: list[int],
-        dtype: torch.dtype,
         create_graph: bool,
     ) -> None:
-        self.times, self.score, self.divergence = times, score, divergence
+        self.flow, self.divergence = flow, divergence
         self.probes, self.draw, self.counts = probes, draw, counts
-        self.dtype, self.create_graph = dtype, create_graph
-        self.weight = times.flow.weight
+        self.create_graph = create_graph
+        self.weight = flow.weight
 
     def take(self, index: Tensor) -> AugmentedField:
+        """The field for the samples at `index` `(b,)`."""
         return AugmentedField(
-            self.times,
-            take(self.score, index),  # type: ignore[arg-type]
+            self.flow.take(index),
             self.divergence,
-            None if self.probes is None else self.probes[index],
-            self.draw,
-            self.counts,
-            self.dtype,
-            self.create_graph,
+            probes=None if self.probes is None else self.probes[index],
+            draw=self.draw,
+            counts=self.counts,
+            create_graph=self.create_graph,
         )
 
     def __call__(self, u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        w = y[0]
-        sde, flow = self.times.sde, self.times.flow
-        t = self.times.time(u)
-        c, sigma = flow.scale(sde, t), sde.sigma(t)
-        a, b = flow.coefficients(sde, t)
-        x = (expand_as(c, w) * w).to(self.dtype)
+        """The slopes of the state `(w, l)` at `u` `(B,)`."""
+        w, l = y
+        point = self.flow.at(u)
+        x = self.flow.data(point, w)
         probes = self.probes if self.draw is None else self.draw(x)
-        value, trace = self.divergence.trace(lambda v: self.score(v, t), x, probes, create_graph=self.create_graph)
+        value, trace = self.divergence.trace(
+            lambda v: self.flow.score(v, point.t), x, probes, create_graph=self.create_graph
+        )
         self.counts[0] += self.divergence.products(x)
-        factor = -b * sigma  # eps = -sigma score
-        slope = expand_as(a, w) * w + expand_as(factor, w) * value.to(w.dtype)
-        D = w[0].numel()
-        rate = expand_as(a, y[1]) + expand_as(factor * c / D, y[1]) * trace.to(y[1].dtype)
-        return slope, rate
+        of_trace = point.of_score * point.scale / w[0].numel()
+        rate = expand_as(point.of_state, l) + expand_as(of_trace, l) * trace.to(l.dtype)
+        return self.flow.slope(point, w, value), rate
 
 
 def integrate(
@@ -116,12 +127,9 @@ def integrate(
     score: Score,
     x: Tensor,
     *,
+    method: Method,
     down: bool,
     divergence: Divergence | None,
-    solver: Solver | None,
-    flow: Flow | None,
-    grid: TimeGrid | None,
-    t_min: float | None,
     prior: Prior | None = None,
     generator: Generator = None,
     create_graph: bool = False,
@@ -131,16 +139,9 @@ def integrate(
     Args and errors as in `log_likelihood`.
     """
     divergence = Hutchinson() if divergence is None else divergence
-    solver = Dopri5() if solver is None else solver
-    if not isinstance(solver, Solver):
-        raise UserError(
-            f"got solver={solver!r}; expected a solver of numerics, such as Dopri5() or Adams(steps=64), or the options of "
-            "likelihood.fast or likelihood.accurate: log_likelihood(sde, score, x, **accurate())"
-        )
-    flow = WhitenedFlow() if flow is None else flow
-    t_min = sde.t_min if t_min is None else t_min
-    check_state(sde, x, t_min)
-    times = FlowTimes(flow, sde, t_min, sde.T)
+    solver, flow = method.solver, method.flow
+    check_data(x)
+    times, nodes = method.clock(sde, down=down)
     counted, counts = CountedScore(score), [0]
     fresh = (not solver.adaptive) if divergence.redraw is None else divergence.redraw
     if fresh and solver.adaptive:
@@ -149,24 +150,21 @@ def integrate(
             "expected a solver of fixed steps, or fresh=False"
         )
     field = AugmentedField(
-        times,
-        counted,
+        FlowField(times, counted, x.dtype),
         divergence,
-        None if fresh else divergence.draw(x, generator),
-        (lambda v: divergence.draw(v, generator)) if fresh else None,
-        counts,
-        x.dtype,
-        create_graph,
+        probes=None if fresh else divergence.draw(x, generator),
+        draw=(lambda v: divergence.draw(v, generator)) if fresh else None,
+        counts=counts,
+        create_graph=create_graph,
     )
+    t_min = times.end if down else times.start
     c_0, c_T = (flow.scale(sde, batch_time(t, x)) for t in (t_min, sde.T))
     first, last = (c_T, c_0) if down else (c_0, c_T)
     w = x.to(torch.float64)
     w = w / expand_as(first, w)
     start = torch.zeros(x.shape[0], divergence.estimates, dtype=torch.float64, device=x.device)
     with torch.set_grad_enabled(create_graph):
-        nodes = None if grid is None else place(times, grid, solver, down=down).to(x.device)
-        clock = (times.u_1, times.u_0) if down else (times.u_0, times.u_1)
-        found = solver(field, (w, start), *clock, nodes=nodes)
+        found = solver(field, (w, start), times.u_0, times.u_1, nodes=None if nodes is None else nodes.to(x.device))
         end = expand_as(last, found.y[0]) * found.y[0]
         z = x if down else end
         change = -found.y[1] if down else found.y[1]
@@ -223,32 +221,17 @@ def _steepness(prior: Prior, z: Tensor) -> Tensor:
         if not value.requires_grad:  # a constant
             return z.new_zeros(z.shape[0])
         (slope,) = torch.autograd.grad(value, z)
-    return slope.flatten(1).norm(dim=1)
+    norms: Tensor = slope.flatten(1).norm(dim=1)
+    return norms
 
 
-def place(times: FlowTimes, grid: TimeGrid, solver: Solver, *, down: bool) -> Tensor:
-    """The flow's clock at the grid's times, from t_min up to T or down again, `(N+1,)`."""
-    if solver.adaptive:
-        raise UserError(
-            f"got a grid with {type(solver).__name__}, which chooses its own steps; expected a solver of fixed steps"
-        )
-    sde = times.sde
-    t = grid.place(sde, sde.T, times.t_low, solver.steps).flip(0)  # type: ignore[attr-defined]
-    nodes = times.flow.clock(sde, t)
-    nodes[0], nodes[-1] = times.u_0, times.u_1
-    return nodes.flip(0) if down else nodes
-
-
-def check_state(sde: SDE, x: Tensor, t_min: float) -> None:
-    """Refuses a batch that is not `(B, *)`, floating and finite, and a t_min outside (0, T)."""
-    if not x.is_floating_point() or x.ndim < 2 or x.shape[0] < 1:
-        raise UserError(
-            f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *): "
-            "map images to model units first, or call bits_per_dim"
-        )
-    if not 0 < t_min < sde.T:
-        raise UserError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
+def check_data(x: Tensor) -> None:
+    """Refuses a batch that is not `(B, *)`, floating and finite, with a UserError that names the first bad sample."""
+    check_batch(x)
     finite = x.detach().flatten(1).isfinite().all(dim=1)
     if not bool(finite.all()):
         bad = (~finite).nonzero().squeeze(1).tolist()
-        raise UserError(f"got {len(bad)} samples with values that are not finite (the first at {bad[0]}): remove them")
+        raise UserError(
+            f"got {len(bad)} samples with values that are not finite (the first at {bad[0]}); expected finite ones: "
+            "remove them"
+        )

@@ -1,16 +1,9 @@
 r"""The flow as an invertible map between data and latents, and samples that come with their density.
 
 The probability flow takes a state x at t_min to a latent z at T and back (Song et al. 2021, arXiv:2011.13456, section
-4.3). The prior makes latents comparable: their directions carry the content, so two are interpolated along a great circle,
-
-    (1)  slerp(z_a, z_b, w) = (sin((1 - w) o) z_a + sin(w o) z_b) / sin o,     o the angle between them
-
-(Shoemake 1985), and a temperature scales them, z = temperature * prior_std * noise. A sample drawn downwards has collected
-the integral of the divergence on its way, so its log-density is known at no more than the trace's cost:
-
-    (2)  log p_t(x) = log p_T(z) + D log(c_T / c_t) - integral over u from T down to t of  D a + b c tr(d eps / d x)
-
-in the notation of `likelihood.probability_flow`, whose (1) this is, read from the other end.
+4.3). The prior makes latents comparable: their directions carry the content, so two are interpolated along a great circle
+(`slerp`), and a temperature scales them, z = temperature * prior_std * noise. A sample drawn downwards has collected the
+integral of the divergence on its way, so its log-density is known at no more than the trace's cost.
 """
 
 from __future__ import annotations
@@ -23,28 +16,11 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence
-from likelihood.integration import Likelihood, check_state, integrate, place
-from numerics import Dopri5, Generator, Solution, Solver, Status, UserError, batch_time, expand_as, take
-from sde_lib import SDE, CountedScore, Flow, FlowTimes, Score, TimeGrid, WhitenedFlow
-
-
-@dataclass(frozen=True, kw_only=True)
-class Transported:
-    """Where the flow has taken a batch.
-
-    Attributes:
-        x: the state at the other end, `(B, *)`: a latent from `encode`, data from `decode`. Only samples that `converged`
-            are right.
-        solver_error: `(B,)`, the solver's estimate of the error of `x`, root mean square per entry; NaN where it makes none.
-        converged: `(B,)`: arrived, and finite.
-        nfe: forward evaluations of the score, calls whatever the batch; evaluations: `(B,)`, each sample's own.
-    """
-
-    x: Tensor
-    solver_error: Tensor
-    converged: Tensor
-    nfe: int
-    evaluations: Tensor
+from likelihood.integration import Likelihood, check_data, integrate
+from likelihood.method import Method
+from numerics import Generator, UserError, expand_as, require_positive
+from sde_lib import SDE, Score, Transported, transport
+from sde_lib.flow_map import check_batch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -105,68 +81,41 @@ class SampledLikelihood:
         return self.likelihood.log_prob
 
 
-class _Field:
-    """dw/du = a w + b eps: coefficients and state in float64, the score in the data's dtype."""
+def encode(sde: SDE, score: Score, x: Tensor, *, method: Method | None = None) -> Transported:
+    """The latents at T of data `x` `(B, *)`, taken as states at t_min, by the probability flow.
 
-    def __init__(self, times: FlowTimes, score: Score, dtype: torch.dtype) -> None:
-        self.times, self.score, self.dtype = times, score, dtype
-        self.weight = times.flow.weight
+    `samplers.ProbabilityFlow.encode` takes them as states at t_end, where samplers stop.
 
-    def take(self, index: Tensor) -> _Field:
-        return _Field(self.times, take(self.score, index), self.dtype)  # type: ignore[arg-type]
+    Args:
+        method: as in `log_likelihood`.
 
-    def __call__(self, u: Tensor, y: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (w,) = y
-        sde, flow = self.times.sde, self.times.flow
-        t = self.times.time(u)
-        a, b = flow.coefficients(sde, t)
-        value = self.score((expand_as(flow.scale(sde, t), w) * w).to(self.dtype), t)
-        return (expand_as(a, w) * w - expand_as(b * sde.sigma(t), w) * value.to(w.dtype),)
-
-
-def encode(
-    sde: SDE,
-    score: Score,
-    x: Tensor,
-    *,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
-) -> Transported:
-    """The latents at T of data `x` `(B, *)`, taken as states at t_min. Options as in `log_likelihood`."""
-    return _transport(sde, score, x, solver, flow, grid, sde.t_min if t_min is None else t_min, down=False)
+    Raises:
+        UserError: for an x that is not a floating, finite batch.
+    """
+    return _transport(sde, score, x, method, down=False)
 
 
 def decode(
-    sde: SDE,
-    score: Score,
-    latent: Tensor,
-    *,
-    temperature: float = 1.0,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
+    sde: SDE, score: Score, latent: Tensor, *, temperature: float = 1.0, method: Method | None = None
 ) -> Transported:
-    """The states at t_min of latents `(B, *)` at T, scaled by `temperature` first: the inverse of `encode`."""
-    latent = _temperature(temperature) * latent
-    return _transport(sde, score, latent, solver, flow, grid, sde.t_min if t_min is None else t_min, down=True)
+    """The states at t_min of latents `(B, *)` at T, scaled by `temperature` first: the inverse of `encode`.
+
+    Args:
+        temperature: the factor on the latents, > 0.
+        method: as in `log_likelihood`.
+
+    Raises:
+        UserError: for a latent that is not a floating, finite batch.
+    """
+    check_batch(latent)
+    require_positive(temperature, "temperature")
+    return _transport(sde, score, temperature * latent, method, down=True)
 
 
-def round_trip(
-    sde: SDE,
-    score: Score,
-    x: Tensor,
-    *,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
-) -> RoundTrip:
-    """Data `x` `(B, *)` to their latents and back, and how far off they come back."""
-    there = encode(sde, score, x, solver=solver, flow=flow, grid=grid, t_min=t_min)
-    back = decode(sde, score, _kept(there), solver=solver, flow=flow, grid=grid, t_min=t_min)
+def round_trip(sde: SDE, score: Score, x: Tensor, *, method: Method | None = None) -> RoundTrip:
+    """Data `x` `(B, *)` to their latents and back, and how far off they come back; `method` as in `log_likelihood`."""
+    there = encode(sde, score, x, method=method)
+    back = decode(sde, score, _kept(there), method=method)
     converged = there.converged & back.converged
     return RoundTrip(
         latent=there.x,
@@ -184,15 +133,13 @@ def interpolate(
     x_b: Tensor,
     weights: Sequence[float] | Tensor,
     *,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
+    method: Method | None = None,
 ) -> Interpolation:
-    """From `x_a` to `x_b`, both `(B, *)`, by (1) on their latents; weight 0 is `x_a`, 1 is `x_b`.
+    """From `x_a` to `x_b`, both `(B, *)`, along the great circle between their latents (`slerp`).
 
     Args:
-        weights: K numbers; outside [0, 1] they go on beyond the ends.
+        weights: K numbers, 0 for `x_a` and 1 for `x_b`; outside [0, 1] they go on beyond the ends.
+        method: as in `log_likelihood`.
 
     Raises:
         UserError: for two shapes.
@@ -202,12 +149,11 @@ def interpolate(
     weights = torch.as_tensor(weights, dtype=torch.float64, device=x_a.device)
     if weights.ndim != 1 or len(weights) < 1:
         raise UserError(f"got weights of shape {tuple(weights.shape)}; expected (K,) with K >= 1")
-    options = dict(solver=solver, flow=flow, grid=grid, t_min=t_min)
-    ends = round_trip(sde, score, torch.cat([x_a, x_b]), **options)  # type: ignore[arg-type]
+    ends = round_trip(sde, score, torch.cat([x_a, x_b]), method=method)
     z_a, z_b = ends.latent.chunk(2)
     latent = torch.stack([slerp(z_a, z_b, float(w)) for w in weights])
     finite = torch.nan_to_num(latent.flatten(0, 1))
-    found = decode(sde, score, finite, **options)  # type: ignore[arg-type]
+    found = decode(sde, score, finite, method=method)
     both = ends.converged.reshape(2, -1).all(dim=0)
     return Interpolation(
         x=found.x.reshape(latent.shape),
@@ -219,7 +165,13 @@ def interpolate(
 
 
 def slerp(z_a: Tensor, z_b: Tensor, weight: float) -> Tensor:
-    """(1), sample by sample, `(B, *)`; along the straight line where two latents are nearly parallel or opposite."""
+    """Between two latents along a great circle, sample by sample, `(B, *)`:
+
+        (sin((1 - w) o) z_a + sin(w o) z_b) / sin o,     o the angle between them, w the weight
+
+    (Shoemake 1985, "Animating rotation with quaternion curves"); along the straight line where they are nearly parallel or
+    opposite.
+    """
     a, b = z_a.flatten(1).to(torch.float64), z_b.flatten(1).to(torch.float64)
     cosine = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     angle = cosine.clamp(-1, 1).arccos()
@@ -237,37 +189,46 @@ def sample_with_log_prob(
     *,
     x_T: Tensor | None = None,
     temperature: float = 1.0,
+    method: Method | None = None,
     divergence: Divergence | None = None,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
     generator: Generator = None,
     device: torch.device | str | None = None,
     dtype: torch.dtype | None = None,
 ) -> SampledLikelihood:
-    """Samples of `shape` `(B, *)` by the flow, with their log-densities (2) from the same pass.
+    """Samples of `shape` `(B, *)` by the flow, with their log-densities from the same pass.
+
+        log p(x) = log p_T(z) + D log(c_T / c_t) - integral over u from T down to t_min of  D a + b c tr(d eps / d x)
+
+    which is (1) of `likelihood.probability_flow`, read from the other end.
 
     Args:
         x_T: latents to start from, in place of draws from the prior; scaled by `temperature` like them.
         temperature: the factor on the latents; below 1, samples of higher density and less variety.
-        divergence, solver, flow, grid, t_min: as in `log_likelihood`.
+        method, divergence: as in `log_likelihood`.
         generator: for latents and probes.
+        device, dtype: of the samples; those of `x_T`, else the CPU and torch's default dtype.
+
+    Raises:
+        UserError: for a shape that is not `(B, *)`, an x_T of another shape, or a dtype that is not floating.
     """
-    shape, temperature = tuple(shape), _temperature(temperature)
-    drawn = sde.prior_sample(shape, generator=generator, device=device, dtype=dtype) if x_T is None else x_T
-    if drawn.shape != shape:
-        raise UserError(f"got x_T of shape {tuple(drawn.shape)} for shape={shape}; expected the same")
+    sizes = _sizes(shape)
+    require_positive(temperature, "temperature")
+    if dtype is not None and not dtype.is_floating_point:
+        raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+    if x_T is None:
+        drawn = sde.prior_sample(sizes, generator=generator, device=device, dtype=dtype)
+    else:
+        check_batch(x_T)
+        drawn = x_T.to(device=device, dtype=dtype)
+    if drawn.shape != sizes:
+        raise UserError(f"got x_T of shape {tuple(drawn.shape)} for shape={sizes}; expected the same")
     x, likelihood = integrate(
         sde,
         score,
         temperature * drawn,
+        method=Method.of(method),
         down=True,
         divergence=divergence,
-        solver=solver,
-        flow=flow,
-        grid=grid,
-        t_min=t_min,
         generator=generator,
     )
     D = drawn[0].numel()
@@ -275,41 +236,11 @@ def sample_with_log_prob(
     return SampledLikelihood(x=x, likelihood=likelihood, sampling_log_prob=likelihood.change + tempered)
 
 
-def _transport(
-    sde: SDE,
-    score: Score,
-    x: Tensor,
-    solver: Solver | None,
-    flow: Flow | None,
-    grid: TimeGrid | None,
-    t_min: float,
-    *,
-    down: bool,
-) -> Transported:
-    solver = Dopri5() if solver is None else solver
-    flow = WhitenedFlow() if flow is None else flow
-    check_state(sde, x, t_min)
-    times = FlowTimes(flow, sde, t_min, sde.T)
-    ends = [t_min, sde.T]
-    clock = [times.u_0, times.u_1]
-    nodes = None if grid is None else place(times, grid, solver, down=down).to(x.device)
-    if down:
-        ends.reverse()
-        clock.reverse()
-    counted = CountedScore(score)
-    w = x.detach().to(torch.float64)
-    w = w / expand_as(flow.scale(sde, batch_time(ends[0], w)), w)
-    with torch.no_grad():
-        found: Solution = solver(_Field(times, counted, x.dtype), (w,), *clock, nodes=nodes)
-    scale = flow.scale(sde, batch_time(ends[1], w))
-    end = (expand_as(scale, w) * found.y[0]).to(x.dtype)
-    return Transported(
-        x=end,
-        solver_error=found.error[0] * scale,
-        converged=(found.status == int(Status.DONE)) & end.flatten(1).isfinite().all(dim=1),
-        nfe=counted.nfe,
-        evaluations=found.evaluations,
-    )
+def _transport(sde: SDE, score: Score, x: Tensor, method: Method | None, *, down: bool) -> Transported:
+    method = Method.of(method)
+    check_data(x)
+    times, nodes = method.clock(sde, down=down)
+    return transport(times, score, x, method.solver, nodes=nodes)
 
 
 def _kept(found: Transported) -> Tensor:
@@ -321,7 +252,12 @@ def _rms(x: Tensor) -> Tensor:
     return x.flatten(1).square().mean(dim=1).sqrt()
 
 
-def _temperature(value: float) -> float:
-    if not (value > 0 and math.isfinite(value)):
-        raise UserError(f"got temperature={value}; expected a finite number > 0")
-    return float(value)
+def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    try:
+        sizes = tuple(int(n) for n in shape)
+    except TypeError:
+        sizes = ()
+    if len(sizes) < 2 or any(n < 1 for n in sizes):
+        hint = f": for {sizes[0]} samples of one dimension give ({sizes[0]}, 1)" if len(sizes) == 1 else ""
+        raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first{hint}")
+    return sizes

@@ -1,30 +1,17 @@
-r"""Ways of integrating a likelihood, ready to use: `fast` for data sets, `accurate` for single values.
+"""Methods ready to use: `fast` for data sets, `accurate` for single values.
 
-    log_likelihood(sde, score, x, **fast(sde, score, training_samples))
-    bits_per_dim(sde, score, images, transform, **accurate(tolerance=1e-6))
-
-A method is the solver, its grid and the variables it integrates in, under the names by which `log_likelihood`, `bits_per_dim`,
-`encode`, `sample_with_log_prob` and their kin take them. To compare with the literature give them `solver=SciPy("RK45", 1e-5)`
-or `solver=TorchDiffEq("dopri5", 1e-5)` instead, with `flow=PlainFlow()` for the textbook's variables.
+log_likelihood(sde, score, x, method=fast(sde, score, training_samples))
+bits_per_dim(sde, score, images, transform, method=accurate(tolerance=1e-6))
 """
 
 from __future__ import annotations
 
-from typing import TypedDict
-
 from torch import Tensor
 
+from likelihood.method import Method
 from likelihood.pilot import pilot_grid
-from numerics import Adams, Dopri5, Solver
-from sde_lib import SDE, Flow, Score, TimeGrid, WhitenedFlow
-
-
-class Method(TypedDict):
-    """Options of `log_likelihood` and its kin."""
-
-    solver: Solver
-    grid: TimeGrid | None
-    flow: Flow
+from numerics import Adams, Dopri5
+from sde_lib import SDE, Score, WhitenedFlow
 
 
 def fast(
@@ -47,7 +34,7 @@ def fast(
             with sine features of the input or told sines of `999 t` wants two to ten times as many. `BitsPerDim` says how
             far the solver's error is from zero.
         data_std: the data's standard deviation in model units; that of `x` unless given.
-        t_min: as in `log_likelihood`; give it there as well.
+        t_min: the time at which the density is taken, of the pilot run and of the method.
         seed: of the pilot's probe.
 
     Raises:
@@ -55,19 +42,22 @@ def fast(
     """
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     grid = pilot_grid(sde, score, x, flow=flow, t_min=t_min, seed=seed)
-    return {"solver": Adams(steps=steps, points=5, start="rising"), "grid": grid, "flow": flow}
+    return Method(Adams(steps=steps, points=5, start="rising"), flow=flow, grid=grid, t_min=t_min)
 
 
-def accurate(*, tolerance: float = 1e-7, data_std: float = 1.0, max_steps: int = 1000) -> Method:
+def accurate(
+    *, tolerance: float = 1e-7, data_std: float = 1.0, max_steps: int = 1000, t_min: float | None = None
+) -> Method:
     """Adaptive, each sample with its own steps, one probe along the path (or the exact trace) and an embedded error.
 
     Args:
         tolerance: relative and absolute, of a step. A float32 network is rough below about 1e-6.
         data_std: the data's standard deviation in model units; it changes the cost, not the value.
         max_steps: attempts after which a sample is given up (`Status.MAX_STEPS`); a step is six evaluations.
+        t_min: the time at which the density is taken; the SDE's unless given.
 
     Raises:
         UserError: for a tolerance below 1e-14, which float64 cannot meet.
     """
     solver = Dopri5(rtol=tolerance, atol=tolerance, max_steps=max_steps)
-    return {"solver": solver, "grid": None, "flow": WhitenedFlow(data_std=data_std)}
+    return Method(solver, flow=WhitenedFlow(data_std=data_std), t_min=t_min)

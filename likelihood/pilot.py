@@ -17,6 +17,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Hutchinson
+from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
 from numerics import Dopri5, SampleStreams, Solution, Solver, UserError
 from numerics.ode import Callback, Field, State
@@ -62,7 +63,7 @@ def pilot_grid(
     """The grid from an adaptive run on `x` `(B, *)`; eight samples are enough.
 
     Args:
-        flow, t_min: as in `log_likelihood`, to which the grid will be given.
+        flow, t_min: of the `Method` that the grid is for.
         tolerance: of the pilot run.
         cells: of the table of densities.
         seed: of the pilot's probe.
@@ -77,9 +78,7 @@ def pilot_grid(
         score,
         x,
         divergence=Hutchinson(fresh=False),
-        solver=recorder,
-        flow=flow,
-        t_min=t_min,
+        method=Method(recorder, flow=flow, t_min=t_min),
         generator=SampleStreams(seed),
     )
     if not bool(found.converged.any()):

@@ -22,8 +22,9 @@ from torch import Tensor
 
 from likelihood.divergence import Divergence
 from likelihood.integration import Likelihood, Prior, integrate
-from numerics import Generator, Solver
-from sde_lib import SDE, Flow, Score, TimeGrid
+from likelihood.method import Method
+from numerics import Generator
+from sde_lib import SDE, Score
 
 
 def log_likelihood(
@@ -31,16 +32,17 @@ def log_likelihood(
     score: Score,
     x: Tensor,
     *,
+    method: Method | None = None,
     divergence: Divergence | None = None,
-    solver: Solver | None = None,
-    flow: Flow | None = None,
-    grid: TimeGrid | None = None,
-    t_min: float | None = None,
     prior: Prior | None = None,
     generator: Generator = None,
     create_graph: bool = False,
 ) -> Likelihood:
-    """The log-density of the model at `x` `(B, *)`, by (1), each sample on its own.
+    """The log-density of the model at `x` `(B, *)`, taken as states at t_min, each sample on its own.
+
+        log p(x) = log p_T(x_T) + D log(c_T / c_t) + integral over u from t_min to T of  D a + b c tr(d eps / d x)
+
+    with x_T where the flow takes x, and a, b, c of the flow: (1) of `likelihood.probability_flow`.
 
     A sample's value does not depend on its batch mates: steps, errors and status are per sample, and with
     `generator=SampleStreams(seed, ids)` so are the probes. (With a network in float32 the values still move in the
@@ -48,31 +50,24 @@ def log_likelihood(
     coupled.)
 
     Args:
-        divergence: how to get the trace; one fixed probe of random signs unless given.
-        solver: any of `numerics`; the adaptive per-sample one at tolerance 1e-5 unless given.
-        flow: the variables of the integration; `WhitenedFlow()` unless given. For data whose standard deviation is far
-            from 1, `WhitenedFlow(data_std=...)` saves evaluations; the value is the same.
-        grid: where a solver of fixed steps puts them; equal steps in the flow's clock unless given. See
-            `likelihood.pilot.pilot_grid`.
-        t_min: the time at which the density is taken; `sde.t_min` unless given.
+        method: the solver, its grid, the variables and t_min; `Method()`, adaptive at tolerance 1e-5, unless given.
+        divergence: how to get the trace; `Hutchinson()`, one probe of random signs, unless given.
         prior: z `(B, *)` -> log-density `(B,)` to use at T in place of `sde.prior_log_prob`.
         generator: for the probes.
         create_graph: make `log_prob` differentiable, in `x` and in the network's parameters, by backpropagation through
             the solver.
 
     Raises:
-        UserError: for an `x` that is not floating or not finite, or a `t_min` outside (0, T).
+        UserError: for an `x` that is not floating or not finite, a t_min outside (0, T), a grid that does not start at T,
+            fresh probes with an adaptive solver, or a prior that gives no `(B,)`.
     """
     _, found = integrate(
         sde,
         score,
         x,
+        method=Method.of(method),
         down=False,
         divergence=divergence,
-        solver=solver,
-        flow=flow,
-        grid=grid,
-        t_min=t_min,
         prior=prior,
         generator=generator,
         create_graph=create_graph,

@@ -75,4 +75,4 @@ class UnderAnotherSDE:
 
     def take(self, index: Tensor) -> UnderAnotherSDE:
         """The score of the samples `index` alone."""
-        return UnderAnotherSDE(take(self.model, index), self.sde)  # type: ignore[arg-type]
+        return UnderAnotherSDE(take(self.model, index), self.sde)

@@ -6,7 +6,7 @@ from numerics.checks import nearest, require_choice, require_count, require_posi
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.multistep import Adams
-from numerics.ode import RK4, Dopri5, FixedGridSolver, Heun, Solution, Solver, Status, take
+from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
 from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
 
 __all__ = [
@@ -21,9 +21,9 @@ __all__ = [
     "require_positive",
     "require_range",
     "Dopri5",
-    "FixedGridSolver",
     "Generator",
     "Heun",
+    "RungeKutta",
     "SampleStreams",
     "SciPy",
     "Solution",

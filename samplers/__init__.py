@@ -19,7 +19,7 @@ from samplers.euler_maruyama import EulerMaruyama
 from samplers.langevin import Langevin
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.predictors import Predictor
-from samplers.probability_flow import Encoding, ProbabilityFlow
+from samplers.probability_flow import ProbabilityFlow
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.seeds import SEEDS
 from samplers.torchsde_solver import TorchSDE
@@ -56,7 +56,6 @@ __all__ = [
     "DPMSolver",
     "Dopri5",
     "DynamicThreshold",
-    "Encoding",
     "EulerMaruyama",
     "GridSampler",
     "Heun",

@@ -169,7 +169,7 @@ class _Field:
         return self.sde.reverse_drift(self.score, x, t)
 
     def take(self, index: Tensor) -> _Field:
-        return _Field(self.sde, take(self.score, index))  # type: ignore[arg-type]
+        return _Field(self.sde, take(self.score, index))
 
 
 def _increment(h: Tensor, ahead: Tensor, W_ahead: Tensor, z: Tensor) -> Tensor:

@@ -55,7 +55,7 @@ class CorrectedScore:
         return value
 
     def take(self, index: Tensor) -> CorrectedScore:
-        return CorrectedScore(self.sde, take(self.score, index), self.corrections)  # type: ignore[arg-type]
+        return CorrectedScore(self.sde, take(self.score, index), self.corrections)
 
 
 class _OfDenoised(Correction):

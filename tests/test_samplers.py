@@ -223,7 +223,7 @@ def test_encode_then_decode_returns_the_data(sde, solver, bound) -> None:
     x = mixture().marginal_sample(sde, 6, sde.t_end, generator=torch.Generator().manual_seed(0))
     flow = ProbabilityFlow(solver=solver, flow=WhitenedFlow(data_std=0.9))
     encoding = flow.encode(sde, score, x)
-    back = flow.decode(sde, score, encoding.latent)
+    back = flow.decode(sde, score, encoding.x)
     error = (back.x - x).square().mean(dim=1).sqrt()
     if bound is None:
         # each way has its stated error, and the way back carries the first one along
@@ -232,10 +232,10 @@ def test_encode_then_decode_returns_the_data(sde, solver, bound) -> None:
         assert float(stated.max()) < 1e-4
     else:
         assert float(error.max()) < bound
-    assert encoding.latent.shape == x.shape
-    assert int(encoding.nfe_per_sample.max()) == encoding.nfe
+    assert encoding.x.shape == x.shape
+    assert int(encoding.evaluations.max()) == encoding.nfe
     # decoding is sampling from that latent
-    again = flow(sde, score, x.shape, x_T=encoding.latent)
+    again = flow(sde, score, x.shape, x_T=encoding.x)
     assert torch.equal(again.x, back.x)
 
 
