@@ -112,4 +112,4 @@ class _Watched:
         return self.score(x, t)
 
     def take(self, index: Tensor) -> _Watched:
-        return _Watched(take(self.score, index), self.chunks)  # type: ignore[arg-type]
+        return _Watched(take(self.score, index), self.chunks)

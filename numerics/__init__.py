@@ -6,11 +6,13 @@ from numerics.checks import nearest, require_choice, require_count, require_posi
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.multistep import Adams
-from numerics.ode import RK4, Dopri5, FixedGridSolver, Heun, Solution, Solver, Status, take
+from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
+from numerics.solvers import SOLVERS
 from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
 
 __all__ = [
     "RK4",
+    "SOLVERS",
     "Adams",
     "Catalogue",
     "Option",
@@ -21,9 +23,9 @@ __all__ = [
     "require_positive",
     "require_range",
     "Dopri5",
-    "FixedGridSolver",
     "Generator",
     "Heun",
+    "RungeKutta",
     "SampleStreams",
     "SciPy",
     "Solution",

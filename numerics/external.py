@@ -10,13 +10,20 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 from dataclasses import field as dataclass_field
-from typing import ClassVar
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from torch import Tensor
 
+from numerics.checks import require_choice, require_count
 from numerics.errors import UserError
-from numerics.ode import Callback, Field, Solution, Solver, State, Status
+from numerics.ode import Callback, Field, Solution, Solver, State, Status, refuse_grid, require_tolerances
+
+if TYPE_CHECKING:
+    import numpy as np
+
+_SCIPY_ORDERS = {"RK45": 5, "RK23": 3, "DOP853": 8, "Radau": 5, "BDF": 5, "LSODA": 12}  # of the last two the highest
+_TORCHDIFFEQ_ORDERS = {"dopri5": 5, "dopri8": 8, "bosh3": 3, "fehlberg2": 2, "adaptive_heun": 2}
 
 
 class _Guarded:
@@ -29,16 +36,16 @@ class _Guarded:
     def __call__(self, u: float, y: State) -> State:
         self.calls += 1
         if self.calls > self.limit:
-            raise _Stop(Status.MAX_STEPS, u)
+            raise _IntegrationError(Status.MAX_STEPS, u)
         # torchdiffeq evaluates past the end of the interval, where a schedule may not be defined
         u = min(max(float(u), self.low), self.high)
         slope = self.field(torch.full((y[0].shape[0],), u, dtype=torch.float64, device=y[0].device), y)
         if not all(bool(part.isfinite().all()) for part in slope):
-            raise _Stop(Status.NONFINITE, u)
+            raise _IntegrationError(Status.NONFINITE, u)
         return slope
 
 
-class _Stop(ArithmeticError):
+class _IntegrationError(ArithmeticError):
     """Ends an integration; only from an adjoint one, whose caller is autograd, does it reach the user."""
 
     def __init__(self, status: Status, u: float) -> None:
@@ -60,33 +67,37 @@ def _solution(y: State, status: Status, u: float, calls: int) -> Solution:
     )
 
 
-def _refuse(nodes: Tensor | None, keep_path: bool, name: str) -> None:
-    if nodes is not None or keep_path:
-        raise UserError(
-            f"got nodes or keep_path=True with {name}, which chooses its own steps; "
-            "expected neither: use Heun(steps=...) or RK4(steps=...)"
-        )
-
-
 @dataclass(frozen=True)
 class SciPy(Solver):
     """`scipy.integrate.solve_ivp` on the flattened batch in float64, as the score_sde code runs it.
 
+    The batch is one system: a step is accepted where the root mean square of e / (atol + rtol |y|) over all samples' entries
+    is at most 1, so a sample's value depends on its batch mates. It estimates no error of the whole (NaN).
+
     Args:
-        method: RK45, RK23, DOP853, Radau, BDF or LSODA.
-        rtol, atol: tolerances; `atol` equals `rtol` unless given.
+        method: RK45 (Dormand and Prince 1980), RK23, DOP853, Radau, BDF or LSODA.
+        rtol, atol: tolerances of a step; `atol` equals `rtol` unless given.
         max_evaluations: more end the integration with `Status.MAX_STEPS`.
+
+    Raises:
+        UserError: for another method, or tolerances that float64 cannot meet.
     """
 
     method: str = "RK45"
     rtol: float = 1e-5
     atol: float | None = None
     max_evaluations: int = 20_000
-    order: ClassVar[int] = 5
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        _one_of(self.method, ("RK45", "RK23", "DOP853", "Radau", "BDF", "LSODA"), "SciPy")
+        require_choice(self.method, "method", tuple(_SCIPY_ORDERS))
+        require_tolerances(self.rtol, _absolute(self.rtol, self.atol))
+        require_count(self.max_evaluations, "max_evaluations")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Of the method; the highest that one of variable order reaches."""
+        return _SCIPY_ORDERS[self.method]
 
     def __call__(
         self,
@@ -99,32 +110,30 @@ class SciPy(Solver):
         keep_path: bool = False,
         callback: Callback | None = None,
     ) -> Solution:
-        import numpy as np
         from scipy.integrate import solve_ivp
 
-        _refuse(nodes, keep_path, "SciPy")
+        refuse_grid(self, nodes, keep_path)
         guarded = _Guarded(field, u_0, u_1, self.max_evaluations)
 
-        def unpack(vector: np.ndarray) -> State:
-            parts = torch.from_numpy(vector).split([part.numel() for part in y])
+        def unpack(vector: np.ndarray[Any, np.dtype[np.float64]]) -> State:
+            parts = torch.from_numpy(vector).split_with_sizes([part.numel() for part in y])
             return tuple(
                 p.reshape(part.shape).to(dtype=part.dtype, device=part.device) for p, part in zip(parts, y, strict=True)
             )
 
-        def pack(state: State) -> np.ndarray:
+        def pack(state: State) -> np.ndarray[Any, np.dtype[np.float64]]:
             return torch.cat([p.detach().to("cpu", torch.float64).flatten() for p in state]).numpy()
 
-        def slope(u: float, vector: np.ndarray) -> np.ndarray:
+        def slope(u: float, vector: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.float64]]:
             state = unpack(vector)
             if callback is not None:
                 callback(torch.full((state[0].shape[0],), u, dtype=torch.float64), state)
             return pack(guarded(u, state))
 
         try:
-            found = solve_ivp(
-                slope, (u_0, u_1), pack(y), method=self.method, rtol=self.rtol, atol=self.atol or self.rtol
-            )
-        except _Stop as stop:
+            atol = _absolute(self.rtol, self.atol)
+            found = solve_ivp(slope, (u_0, u_1), pack(y), method=self.method, rtol=self.rtol, atol=atol)
+        except _IntegrationError as stop:
             return _solution(y, stop.status, stop.u, guarded.calls)
         status = Status.DONE if found.success else Status.UNDERFLOW
         return _solution(unpack(found.y[:, -1]), status, float(found.t[-1]), guarded.calls)
@@ -133,6 +142,9 @@ class SciPy(Solver):
 @dataclass(frozen=True)
 class TorchDiffEq(Solver):
     """`torchdiffeq.odeint`, or `odeint_adjoint`, on the batch as one system.
+
+    Steps are accepted by the root mean square of e / (atol + rtol |y|) over the whole batch, so a sample's value depends on its
+    batch mates. It estimates no error of the whole (NaN). The state has to be float32 or float64.
 
     Args:
         method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.
@@ -143,6 +155,9 @@ class TorchDiffEq(Solver):
             does not grow with the steps, and gradients are right to the tolerance, not to rounding.
         parameters: with `adjoint`, the tensors besides the state that gradients are wanted for, such as
             `tuple(network.parameters())`; the integration cannot find them by itself.
+
+    Raises:
+        UserError: for another method, tolerances that float64 cannot meet, or parameters without `adjoint`.
     """
 
     method: str = "dopri5"
@@ -151,7 +166,6 @@ class TorchDiffEq(Solver):
     max_evaluations: int = 20_000
     adjoint: bool = False
     parameters: tuple[Tensor, ...] = dataclass_field(default=(), repr=False, compare=False)
-    order: ClassVar[int] = 5
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
@@ -161,7 +175,14 @@ class TorchDiffEq(Solver):
                 "expected none, or adjoint=True"
             )
         object.__setattr__(self, "parameters", tuple(self.parameters))  # not a generator, which serves only once
-        _one_of(self.method, ("dopri5", "dopri8", "bosh3", "fehlberg2", "adaptive_heun"), "TorchDiffEq")
+        require_choice(self.method, "method", tuple(_TORCHDIFFEQ_ORDERS))
+        require_tolerances(self.rtol, _absolute(self.rtol, self.atol))
+        require_count(self.max_evaluations, "max_evaluations")
+
+    @property
+    def order(self) -> int:  # type: ignore[override]
+        """Of the method."""
+        return _TORCHDIFFEQ_ORDERS[self.method]
 
     def __call__(
         self,
@@ -176,7 +197,7 @@ class TorchDiffEq(Solver):
     ) -> Solution:
         from torchdiffeq import odeint, odeint_adjoint
 
-        _refuse(nodes, keep_path, "TorchDiffEq")
+        refuse_grid(self, nodes, keep_path)
         if any(part.dtype not in (torch.float32, torch.float64) for part in y):
             raise UserError(
                 f"got a state of {[str(p.dtype) for p in y]}; expected float32 or float64, "
@@ -191,12 +212,12 @@ class TorchDiffEq(Solver):
 
         ends = torch.tensor([u_0, u_1], dtype=torch.float64, device=y[0].device)
         try:
-            tolerances = {"method": self.method, "rtol": self.rtol, "atol": self.atol or self.rtol}
+            tolerances = {"method": self.method, "rtol": self.rtol, "atol": _absolute(self.rtol, self.atol)}
             if self.adjoint:
                 found = odeint_adjoint(slope, y, ends, adjoint_params=self.parameters, **tolerances)
             else:
                 found = odeint(slope, y, ends, **tolerances)
-        except _Stop as stop:
+        except _IntegrationError as stop:
             return _solution(y, stop.status, stop.u, guarded.calls)
         except AssertionError:  # torchdiffeq's word for a step size that underflows
             return _solution(y, Status.UNDERFLOW, u_0, guarded.calls)
@@ -204,6 +225,6 @@ class TorchDiffEq(Solver):
         return _solution(tuple(part[-1] for part in found), Status.DONE, u_1, calls)
 
 
-def _one_of(method: str, known: tuple[str, ...], name: str) -> None:
-    if method not in known:
-        raise UserError(f"got method={method!r} for {name}; expected one of {', '.join(known)}")
+def _absolute(rtol: float, atol: float | None) -> float:
+    """The absolute tolerance: the relative one where none is given; 0.0 is one."""
+    return rtol if atol is None else atol

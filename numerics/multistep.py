@@ -1,25 +1,8 @@
 r"""Adams-Bashforth-Moulton methods on a grid of any spacing, one evaluation of the field a step.
 
-With slopes k_j = F(u_j, y_j) known at the last nodes, integrate the polynomial through them:
-
-    predict    y*_{n+1} = y_n + integral over [u_n, u_{n+1}] of the polynomial through k_n, ..., k_{n-p+1}
-    evaluate   k_{n+1}  = F(u_{n+1}, y*_{n+1})
-    correct    y_{n+1}  = y_n + integral of the polynomial through k_{n+1}, k_n, ..., k_{n-q+2}
-
-(Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", III.1 and III.5 for unequal steps). With
-p = q - 1 this mode, PEC, has order q.
-
-Where all slopes share a factor g(u) that is known and varies faster than the rest, the field names it as
-`field.weight`: the polynomial then goes through k_j / g(u_j), and g times it is integrated, which only changes the
-weights of the k_j. (Exponential multistep methods do so for a linear part: Hochbruck and Ostermann 2010, "Exponential
-integrators", Acta Numerica 19.)
-
-The first steps have no past. Either the first q - 3 are taken by the classical Runge-Kutta method at three more evaluations
-each, and the order is q; or the points just rise one by one ("rising"), which costs nothing, is formally of third order, and
-as good where g is small at the start: there the first steps move nothing, and at either end of a probability flow they do not.
-
-The difference of the corrected values with q and with q - 1 points estimates the latter's error of a step. The sum of its
-magnitudes over the steps is returned as the error, which is a rough scale rather than a bound; noise in the slopes adds to it.
+A multistep method integrates the polynomial through the slopes it has seen. Where the slopes share a factor g(u) that is known
+and varies faster than the rest, it can integrate g times a polynomial instead, exactly: this only changes the weights of the
+slopes, and makes the method an exponential one (Hochbruck and Ostermann 2010, "Exponential integrators", Acta Numerica 19).
 """
 
 from __future__ import annotations
@@ -33,8 +16,8 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from numerics.errors import UserError
-from numerics.ode import Callback, Field, FiniteWatch, Solution, Solver, State, check_steps, combine, grid_nodes, rms
+from numerics.checks import require_choice, require_count
+from numerics.ode import Callback, Field, LastFinite, Solution, Solver, State, combine, grid_nodes, rms
 
 Weight = Callable[[Tensor], Tensor]
 """The slopes' known factor g > 0, elementwise in the clock, float64."""
@@ -45,12 +28,30 @@ _ABSCISSAE, _GAUSS_WEIGHTS = np.polynomial.legendre.leggauss(16)
 
 @dataclass(frozen=True, kw_only=True)
 class Adams(Solver):
-    """The predictor-corrector method of the module's text.
+    """The Adams-Bashforth-Moulton predictor-corrector method, on nodes of any spacing.
+
+    With slopes k_j = F(u_j, y_j) known at the last nodes, integrate the polynomial through them:
+
+        predict    y*_{n+1} = y_n + integral over [u_n, u_{n+1}] of the polynomial through k_n, ..., k_{n-q+2}
+        evaluate   k_{n+1}  = F(u_{n+1}, y*_{n+1})
+        correct    y_{n+1}  = y_n + integral of the polynomial through k_{n+1}, k_n, ..., k_{n-q+2}
+
+    (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", III.1, and III.5 for unequal steps). This mode,
+    PEC, has order q. Where the field names a known factor g of its slopes as `field.weight`, the polynomial goes through
+    k_j / g(u_j), and g times it is integrated exactly.
+
+    The first steps have no past. With start="runge_kutta" the first q - 3 are taken by the classical Runge-Kutta method at
+    three more evaluations each, and the order is q. With start="rising" the points just rise one by one, which costs
+    nothing, is formally of third order, and is as good where g is small at the start: there the first steps move nothing,
+    and at either end of a probability flow they do not.
+
+    The error that is returned is the sum over the steps of |corrected with q points - corrected with q - 1|, root mean square
+    per entry: a rough scale rather than a bound, and noise in the slopes adds to it.
 
     Args:
         steps: of equal length in the clock, where no nodes are given.
-        points: q, the corrector's points, 2 to 5, which is the order; the predictor uses q - 1.
-        start: "runge_kutta", or "rising"; see the module's text.
+        points: q, the corrector's points, 2 to 5; the predictor uses q - 1.
+        start: "runge_kutta" or "rising".
     """
 
     steps: int = 50
@@ -59,15 +60,22 @@ class Adams(Solver):
     adaptive: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
-        if self.points not in (2, 3, 4, 5):
-            raise UserError(f"got points={self.points}; expected 2, 3, 4 or 5")
-        if self.start not in ("runge_kutta", "rising"):
-            raise UserError(f"got start={self.start!r}; expected 'runge_kutta' or 'rising'")
+        require_count(self.steps, "steps")
+        require_choice(self.points, "points", (2, 3, 4, 5))
+        require_choice(self.start, "start", ("runge_kutta", "rising"))
 
     @property
     def order(self) -> int:  # type: ignore[override]
+        """q, but at most 3 where the points rise from one."""
         return min(self.points, 3) if self.start == "rising" else self.points
+
+    def evaluations(self, steps: int) -> int:
+        """One a step, one at the beginning, and three for each step by Runge-Kutta."""
+        return steps + 1 + 3 * self._first_steps(steps)
+
+    def _first_steps(self, steps: int) -> int:
+        """How many steps the Runge-Kutta method takes."""
+        return min(max(0, self.points - 3), steps) if self.start == "runge_kutta" else 0
 
     def __call__(
         self,
@@ -85,19 +93,21 @@ class Adams(Solver):
         nodes = grid_nodes(self.steps, u_0, u_1, nodes, device)
         # the weights depend on the nodes alone: all of them at once, on the host, before the loop
         grid = nodes.to("cpu", torch.float64).tolist()
-        watch = FiniteWatch(batch, nodes[0], device)
+        watch = LastFinite(batch, nodes[0], device)
         path = [x] if keep_path else None
         difference = [torch.zeros(batch, dtype=torch.float64, device=device) for _ in y]
         slopes: deque[State] = deque(maxlen=self.points)
         slopes.appendleft(field(nodes[0].expand(batch), y))
         weight: Weight | None = getattr(field, "weight", None)
-        start = min(max(0, self.points - 3), len(grid) - 1) if self.start == "runge_kutta" else 0
+        start = self._first_steps(len(grid) - 1)
         for n in range(start):
             y = _runge_kutta(field, nodes[n].expand(batch), nodes[n + 1] - nodes[n], y, slopes[0])
             slopes.appendleft(field(nodes[n + 1].expand(batch), y))
             watch.see(nodes[n + 1], y)
             if path is not None:
                 path.append(y[0])
+            if callback is not None:
+                callback(nodes[n + 1].expand(batch), y)
         for n in range(start, len(grid) - 1):
             past = grid[n::-1]
             interval = (grid[n], grid[n + 1])
@@ -122,7 +132,7 @@ class Adams(Solver):
             u=watch.u,
             status=watch.status,
             error=tuple(difference),
-            evaluations=torch.full_like(watch.status, len(grid) + 3 * start),
+            evaluations=torch.full_like(watch.status, self.evaluations(len(grid) - 1)),
             nodes=nodes,
             path=None if path is None else torch.stack(path),
         )
@@ -146,8 +156,13 @@ def integration_weights(
 ) -> list[float]:
     """Weights w_j with integral of g p over `interval` = sum of w_j g(at_j) p(at_j) for all polynomials p of degree < len(at).
 
-    g is `weight`, or 1. Gaussian quadrature of the Lagrange polynomials, in units of the interval, which keeps the numbers
-    of order one however small the step.
+    Gaussian quadrature of the Lagrange polynomials, in units of the interval, which keeps the numbers of order one however
+    small the step.
+
+    Args:
+        at: the nodes of the polynomial, all different.
+        interval: what is integrated over; it need not contain the nodes.
+        weight: g, elementwise in the clock; 1 unless given.
     """
     (a, b), nodes = interval, np.asarray(at, dtype=np.float64)
     half, middle = (b - a) / 2, (a + b) / 2
@@ -159,6 +174,6 @@ def integration_weights(
     lagrange = np.where(own, 1.0, numerator / np.where(own, 1.0, denominator)).prod(axis=2)
     quadrature = half * _GAUSS_WEIGHTS
     if weight is None:
-        return (quadrature @ lagrange).tolist()
+        return [float(w) for w in quadrature @ lagrange]
     inside = weight(torch.from_numpy(middle + half * _ABSCISSAE)).numpy()
-    return (((quadrature * inside) @ lagrange) / weight(torch.from_numpy(nodes)).numpy()).tolist()
+    return [float(w) for w in ((quadrature * inside) @ lagrange) / weight(torch.from_numpy(nodes)).numpy()]

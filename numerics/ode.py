@@ -9,11 +9,10 @@ does not depend on its batch mates.
   has `field.take(index) -> field` for the samples that remain. One whose slopes share a known factor of the clock has
   `field.weight(u) -> Tensor`, elementwise, which multistep methods integrate exactly (`numerics.multistep`).
 - A *solver* is called as `solver(field, state, u_0, u_1) -> Solution`, forwards (u_1 > u_0) or backwards. It has
-  `order`, its order of convergence.
+  `order`, its order of convergence, and is `adaptive`, or takes a fixed number of `steps`.
 
-Methods: Heun and the classical Runge-Kutta method on a fixed grid (Hairer, Norsett, Wanner 1993, "Solving Ordinary
-Differential Equations I", chapter II.1), and the adaptive pair of Dormand and Prince (1980), tableau in II.5, with
-the PI step control of IV.2 in Hairer and Wanner (1996) and the starting step of II.4.
+Here are two Runge-Kutta methods on a grid, `Heun` and `RK4`, and the adaptive pair `Dopri5`. `numerics.multistep` has methods
+of one evaluation a step, and `numerics.external` other people's solvers.
 """
 
 from __future__ import annotations
@@ -21,23 +20,25 @@ from __future__ import annotations
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import IntEnum
-from typing import ClassVar
+from typing import Any, ClassVar, Self, TypeVar
 
 import torch
 from torch import Tensor
 
 from numerics.broadcast import expand_as
+from numerics.checks import require_count
 from numerics.errors import UserError
 
 State = tuple[Tensor, ...]
 Field = Callable[[Tensor, State], State]
 Callback = Callable[[Tensor, State], None]
+Taken = TypeVar("Taken")
 
 
 class Status(IntEnum):
-    """How a sample's integration ended."""
+    """How a sample's integration ended: `DONE` is 0, everything else a failure that `explain` puts into words."""
 
     DONE = 0
     MAX_STEPS = 1  # too many steps: loosen the tolerance or raise max_steps
@@ -45,6 +46,7 @@ class Status(IntEnum):
     UNDERFLOW = 3  # the step has become too small for the clock's precision: the tolerance cannot be met
 
     def explain(self) -> str:
+        """What happened and what to do about it, in a line."""
         return {
             Status.DONE: "done",
             Status.MAX_STEPS: "the maximum number of steps was reached: loosen the tolerance or raise max_steps",
@@ -77,22 +79,46 @@ class Solution:
     path: Tensor | None = None
 
 
-def take(field: object, index: Tensor) -> object:
-    """`field` for the samples at `index` `(b,)`: its own `take` where it has per-sample data, else itself."""
-    taker = getattr(field, "take", None)
+def take(field: Taken, index: Tensor) -> Taken:
+    """`field` (or a score) for the samples at `index` `(b,)`: its own `take` where it holds per-sample data, else itself."""
+    taker: Callable[[Tensor], Taken] | None = getattr(field, "take", None)
     return field if taker is None else taker(index)
 
 
 class Solver(ABC):
-    """A method for initial value problems; see the module's text for what it is given.
+    """A method for initial value problems dy/du = F(u, y).
+
+    A solver is a frozen dataclass of options. `adaptive` says all that a caller has to ask: an adaptive solver chooses its
+    own steps by the error it estimates, takes no nodes and keeps no path; another one has `steps` equal ones, or goes along
+    the nodes it is given.
 
     Attributes:
-        order: of convergence.
-        adaptive: does it choose its steps by the error, or follow a grid?
+        order: of convergence: the error falls like the step's length to this power.
+        adaptive: does it choose its steps by itself?
+        steps: how many it takes, if it does not.
     """
 
     order: ClassVar[int]
     adaptive: ClassVar[bool]
+    steps: int
+
+    def evaluations(self, steps: int) -> int | None:
+        """Evaluations of the field in a run of so many steps; None from an adaptive solver, which cannot know."""
+        return None
+
+    def with_steps(self, steps: int) -> Self:
+        """The same method with another number of steps.
+
+        Raises:
+            UserError: from an adaptive solver.
+        """
+        if self.adaptive:
+            raise UserError(
+                f"got steps={steps} for {self!r}, which chooses its own steps; "
+                "expected a solver of fixed steps, such as RK4(steps=...)"
+            )
+        method: Any = self
+        return replace(method, steps=steps)  # type: ignore[no-any-return]
 
     @abstractmethod
     def __call__(
@@ -109,19 +135,22 @@ class Solver(ABC):
         """Integrates from `u_0` to `u_1`.
 
         Args:
-            field: dy/du.
+            field: dy/du, as `field(u, y)` with u `(B,)`, float64.
             y: the state at `u_0`, each part `(B, *)`, floating.
             u_0, u_1: the clock at the beginning and at the end; either may be the larger.
-            nodes: `(N+1,)` for a method of fixed steps, from `u_0` to `u_1`; an adaptive one chooses its own.
+            nodes: `(N+1,)` for a method of fixed steps, strictly monotone from `u_0` to `u_1`.
             keep_path: keep the first part of the state at all nodes (methods of fixed steps only).
             callback: called as `callback(u, y)` after every step, with the whole batch.
+
+        Raises:
+            UserError: for nodes that are not monotone or do not lead from u_0 to u_1; for nodes or a path from an adaptive
+                solver.
         """
 
 
-class FixedGridSolver(Solver):
-    """A one-step method on a grid that is the same for all samples; `steps` equal ones where no nodes are given."""
+class RungeKutta(Solver):
+    """An explicit Runge-Kutta method on a grid that is the same for all samples; `stages` evaluations of the field a step."""
 
-    steps: int
     adaptive: ClassVar[bool] = False
 
     @abstractmethod
@@ -132,6 +161,10 @@ class FixedGridSolver(Solver):
     @abstractmethod
     def stages(self) -> int:
         """Evaluations of the field a step."""
+
+    def evaluations(self, steps: int) -> int:
+        """`stages` times `steps`."""
+        return self.stages * steps
 
     def __call__(
         self,
@@ -146,7 +179,7 @@ class FixedGridSolver(Solver):
     ) -> Solution:
         x = y[0]
         nodes = grid_nodes(self.steps, u_0, u_1, nodes, x.device)
-        watch = FiniteWatch(x.shape[0], nodes[0], x.device)
+        watch = LastFinite(x.shape[0], nodes[0], x.device)
         path = [x] if keep_path else None
         for u, s in zip(nodes[:-1], nodes[1:], strict=True):
             y = self.step(field, u, s - u, y)
@@ -168,7 +201,11 @@ class FixedGridSolver(Solver):
 
 
 def grid_nodes(steps: int, u_0: float, u_1: float, nodes: Tensor | None, device: torch.device | str | None) -> Tensor:
-    """The nodes `(N+1,)` in float64: the caller's, checked, or `steps` equal steps."""
+    """The nodes `(N+1,)` in float64: `steps` equal steps, or the caller's.
+
+    Raises:
+        UserError: for nodes that are not strictly monotone, or that do not begin at u_0 and end at u_1.
+    """
     if nodes is None:
         return torch.linspace(u_0, u_1, steps + 1, dtype=torch.float64, device=device)
     h = nodes.diff()
@@ -177,41 +214,79 @@ def grid_nodes(steps: int, u_0: float, u_1: float, nodes: Tensor | None, device:
             f"got nodes of shape {tuple(nodes.shape)} that are not strictly monotone; "
             f"expected (N+1,) with N >= 1, from {u_0:.6g} to {u_1:.6g}"
         )
+    first, last = float(nodes[0]), float(nodes[-1])
+    if max(abs(first - u_0), abs(last - u_1)) > 1e-6 * abs(u_1 - u_0):  # nodes may come in float32
+        raise UserError(
+            f"got nodes from {first:.6g} to {last:.6g} for an integration from {u_0:.6g} to {u_1:.6g}; "
+            "expected nodes that begin and end there: what is left out would not be integrated"
+        )
     return nodes.to(device=device, dtype=torch.float64)
 
 
-class FiniteWatch:
-    """Notes, without stopping the device, which samples became non-finite and the last node at which they were fine."""
+def refuse_grid(solver: Solver, nodes: Tensor | None, keep_path: bool) -> None:
+    """Refuses nodes and a path for an adaptive solver, with a UserError."""
+    if nodes is not None or keep_path:
+        raise UserError(
+            f"got {'nodes' if nodes is not None else 'keep_path=True'} with {type(solver).__name__}, which chooses its own "
+            "steps; expected neither: use a solver of fixed steps, such as Heun(steps=...) or RK4(steps=...)"
+        )
+
+
+def require_tolerances(rtol: float, atol: float) -> None:
+    """Refuses tolerances of which none is positive, or that are below what float64 can resolve, with a UserError."""
+    if not (rtol >= 0 and atol >= 0 and rtol + atol > 0 and math.isfinite(rtol + atol)):
+        raise UserError(f"got rtol={rtol}, atol={atol}; expected numbers >= 0, one of them > 0")
+    if max(rtol, atol) < 1e-14:
+        raise UserError(f"got rtol={rtol}, atol={atol}; expected one of them >= 1e-14: float64 has no more digits")
+
+
+class LastFinite:
+    """Which samples have become non-finite, and the last node at which each was finite; without stopping the device.
+
+    Attributes:
+        status: `(B,)`, int64, `Status.DONE` or `Status.NONFINITE` so far.
+        u: `(B,)`, float64, the last node at which the sample was finite.
+    """
 
     def __init__(self, batch: int, u_0: Tensor, device: torch.device | str | None) -> None:
         self.status = torch.zeros(batch, dtype=torch.int64, device=device)
         self.u = u_0.expand(batch)
 
     def see(self, u: Tensor, y: State) -> None:
-        finite = torch.stack([part.detach().flatten(1).isfinite().all(dim=1) for part in y]).all(dim=0)
+        """Notes the state `y` at the node `u` `()`."""
+        finite = _finite(y)
         self.status = torch.where(finite & (self.status == 0), self.status, int(Status.NONFINITE))
         self.u = torch.where(self.status == 0, u, self.u)
 
 
 def combine(y: State, h: Tensor, slopes: Sequence[tuple[float, State]]) -> State:
     """`y + h * sum of c_i k_i`, part by part; `h` is `()` or `(B,)`."""
-    out = []
-    for i, part in enumerate(y):
-        total = sum(c * k[i] for c, k in slopes if c != 0)
-        out.append(part + expand_as(h, part) * total)
-    return tuple(out)
+    return tuple(part + expand_as(h, part) * sum(c * k[i] for c, k in slopes if c != 0) for i, part in enumerate(y))
 
 
 @dataclass(frozen=True, kw_only=True)
-class Heun(FixedGridSolver):
-    """Heun's method: order 2, two evaluations a step."""
+class Heun(RungeKutta):
+    """Heun's method: order 2, two evaluations a step.
+
+        k_1 = F(u, y),   k_2 = F(u + h, y + h k_1),   y(u + h) = y + h (k_1 + k_2) / 2
+
+    (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", II.1.)
+
+    Args:
+        steps: of equal length in the clock, where no nodes are given.
+
+    >>> decay = lambda u, y: (-y[0],)
+    >>> y = (torch.ones(1, 1, dtype=torch.float64),)
+    >>> round(float(Heun(steps=100)(decay, y, 0.0, 1.0).y[0]), 4)
+    0.3679
+    """
 
     steps: int = 100
     order: ClassVar[int] = 2
     stages: ClassVar[int] = 2
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        require_count(self.steps, "steps")
 
     def step(self, field: Field, u: Tensor, h: Tensor, y: State) -> State:
         u = u.expand(y[0].shape[0])
@@ -221,15 +296,24 @@ class Heun(FixedGridSolver):
 
 
 @dataclass(frozen=True, kw_only=True)
-class RK4(FixedGridSolver):
-    """The classical Runge-Kutta method: order 4, four evaluations a step."""
+class RK4(RungeKutta):
+    """The classical Runge-Kutta method: order 4, four evaluations a step.
+
+        k_1 = F(u, y),   k_2 = F(u + h/2, y + h k_1 / 2),   k_3 = F(u + h/2, y + h k_2 / 2),   k_4 = F(u + h, y + h k_3),
+        y(u + h) = y + h (k_1 + 2 k_2 + 2 k_3 + k_4) / 6
+
+    (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", II.1.)
+
+    Args:
+        steps: of equal length in the clock, where no nodes are given.
+    """
 
     steps: int = 50
     order: ClassVar[int] = 4
     stages: ClassVar[int] = 4
 
     def __post_init__(self) -> None:
-        check_steps(self.steps)
+        require_count(self.steps, "steps")
 
     def step(self, field: Field, u: Tensor, h: Tensor, y: State) -> State:
         u = u.expand(y[0].shape[0])
@@ -238,11 +322,6 @@ class RK4(FixedGridSolver):
         k_3 = field(u + h / 2, combine(y, h, [(0.5, k_2)]))
         k_4 = field(u + h, combine(y, h, [(1.0, k_3)]))
         return combine(y, h, [(1 / 6, k_1), (1 / 3, k_2), (1 / 3, k_3), (1 / 6, k_4)])
-
-
-def check_steps(steps: int) -> None:
-    if not isinstance(steps, int) or steps < 1:
-        raise UserError(f"got steps={steps!r}; expected an integer >= 1")
 
 
 # Dormand and Prince (1980): nodes, weights of the stages, and the difference of the fifth and fourth order weights.
@@ -262,14 +341,23 @@ _E = (71 / 57600, 0.0, -71 / 16695, 71 / 1920, -17253 / 339200, 22 / 525, -1 / 4
 class Dopri5(Solver):
     """The Dormand-Prince pair of orders 5(4) with a step size, an error norm and a status per sample.
 
-    A step is accepted where, for every part of the state, the root mean square of `error / (atol + rtol max(|y|))`
-    over that part's entries is at most 1. Six evaluations a step (the seventh is the next step's first).
+    A step h is accepted where, for every part of the state,
+
+        rms over its entries of   e / (atol + rtol max(|y(u)|, |y(u + h)|))   <=   1,
+
+    e the difference of the solutions of fifth and fourth order. The next step is 0.9 h r^-0.14 r_last^0.08 with that norm r,
+    within factors of 0.2 and 5. Six evaluations a step (the seventh is the next step's first), those of refused steps
+    counted. Backpropagation goes through the accepted steps; their sizes count as constants.
+
+    (Dormand and Prince 1980; tableau and starting step in Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential
+    Equations I", II.5 and II.4; PI step control in Hairer and Wanner 1996, volume II, IV.2.)
 
     Args:
         rtol, atol: relative and absolute tolerance of a step, per entry of the state.
         max_steps: attempts after which a sample is given up with `Status.MAX_STEPS`.
 
-    Backpropagation goes through the accepted steps; the step sizes count as constants.
+    Raises:
+        UserError: for tolerances that float64 cannot meet, or max_steps < 1.
     """
 
     rtol: float = 1e-5
@@ -279,13 +367,8 @@ class Dopri5(Solver):
     adaptive: ClassVar[bool] = True
 
     def __post_init__(self) -> None:
-        if not (self.rtol >= 0 and self.atol >= 0 and self.rtol + self.atol > 0):
-            raise UserError(f"got rtol={self.rtol}, atol={self.atol}; expected numbers >= 0, one of them > 0")
-        if max(self.rtol, self.atol) < 1e-14:
-            raise UserError(
-                f"got rtol={self.rtol}, atol={self.atol}; expected one of them >= 1e-14: float64 has no more digits"
-            )
-        check_steps(self.max_steps)
+        require_tolerances(self.rtol, self.atol)
+        require_count(self.max_steps, "max_steps")
 
     def __call__(
         self,
@@ -298,11 +381,7 @@ class Dopri5(Solver):
         keep_path: bool = False,
         callback: Callback | None = None,
     ) -> Solution:
-        if keep_path:
-            raise UserError(
-                "got keep_path=True with an adaptive solver, whose samples step at different times; "
-                "expected a solver of fixed steps: use Heun(steps=...) or RK4(steps=...)"
-            )
+        refuse_grid(self, nodes, keep_path)
         x = y[0]
         batch, device = x.shape[0], x.device
         ids = torch.arange(batch, device=device)
@@ -346,7 +425,7 @@ class Dopri5(Solver):
                 ids, u, h, left = ids[stay], u[stay], h[stay], left[stay]
                 last, broken = last[stay], broken[stay]
                 y, k_1 = tuple(part[stay] for part in y), tuple(part[stay] for part in k_1)
-                field = take(field, stay)  # type: ignore[assignment]
+                field = take(field, stay)
 
             h = torch.minimum(h, left)
             signed = sign * h

@@ -1,13 +1,4 @@
-r"""The probability-flow ODE: deterministic sampling, and encoding.
-
-    dx/dt = f x - g^2 score(x, t) / 2           (Song et al. 2021, arXiv:2011.13456, equation (13))
-
-It has the marginals of the SDE, and a flow is invertible: `decode` takes a latent at T to data at t_end and `encode`
-takes data back. It is integrated in the clock and the state of a `Flow` (whitened by default: see
-`sde_lib.probability_flow`), in float64 whatever the dtype of x, by any solver of `numerics`: `Dopri5` with a step size
-per sample, so that no sample depends on its batch mates; `Heun` and `RK4` on the grid's nodes; `TorchDiffEq` and
-`SciPy`, which take the batch as one system.
-"""
+"""The probability-flow ODE: deterministic sampling, and encoding."""
 
 from __future__ import annotations
 
@@ -16,45 +7,25 @@ from dataclasses import dataclass, field, replace
 import torch
 from torch import Tensor
 
-from numerics import (
-    Dopri5,
-    FixedGridSolver,
-    Solution,
-    Solver,
-    Status,
-    UserError,
-    batch_time,
-    expand_as,
-    take,
-)
+from numerics import Dopri5, Solver, Status, UserError
 from samplers.base import Sampler
-from samplers.result import Callback, SampleResult, SamplingError, StepInfo
+from samplers.result import SampleResult, SamplingError, StepInfo
 from samplers.run import Run
-from sde_lib import SDE, Flow, FlowTimes, Score, WhitenedFlow
-from sde_lib.time_grids import Custom
-
-
-@dataclass(frozen=True, kw_only=True)
-class Encoding:
-    """What `ProbabilityFlow.encode` returns.
-
-    Attributes:
-        latent: the state at T, `(B, *)`.
-        nfe: calls of the score.
-        nfe_per_sample: `(B,)`.
-        solver_error: `(B,)`, an estimate of the latent's error, root mean square per entry; NaN from solvers without
-            one.
-    """
-
-    latent: Tensor
-    nfe: int
-    nfe_per_sample: Tensor
-    solver_error: Tensor
+from sde_lib import SDE, Flow, FlowTimes, Score, Transported, WhitenedFlow, transport
+from sde_lib.flow_map import OnStep, fit_steps
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class ProbabilityFlow(Sampler):
-    """See the module's text.
+    """The probability-flow ODE, whose states have the marginals of the SDE:
+
+        dx/dt = f x - g^2 score(x, t) / 2           (Song et al. 2021, arXiv:2011.13456, equation (13))
+
+    It is integrated in the clock and the state of a `Flow`, in float64 whatever the dtype of x, by any solver of `numerics`:
+    `Dopri5` with a step size per sample, so that no sample depends on its batch mates; `Heun`, `RK4` and `Adams` on the
+    grid's nodes; `TorchDiffEq` and `SciPy`, which take the batch as one system. In the whitened variables
+    (`sde_lib.WhitenedFlow`) the slopes have a known factor, which `Adams` integrates exactly: an exponential method. A flow
+    is invertible: `decode` takes a latent at T to data at t_end and `encode` takes data back.
 
     Args:
         solver: of `numerics`. One of fixed steps takes its nodes from the grid, if one is given, and else makes equal
@@ -75,164 +46,106 @@ class ProbabilityFlow(Sampler):
             )
         if not isinstance(self.flow, Flow):
             raise UserError(f"got flow={self.flow!r}; expected a flow of sde_lib such as WhitenedFlow()")
+        object.__setattr__(self, "solver", fit_steps(self.solver, self.grid))  # type: ignore[arg-type]
 
     @property
     def evaluations(self) -> int | None:
-        if not isinstance(self.solver, FixedGridSolver):
-            return None
-        return self._steps * self.solver.stages + int(self.denoise)
-
-    @property
-    def _steps(self) -> int:
-        own = self.grid.steps if isinstance(self.grid, Custom) else None
-        return own or (self.solver.steps if isinstance(self.solver, FixedGridSolver) else 1)
+        cost = None if self.solver.adaptive else self.solver.evaluations(self.solver.steps)
+        return None if cost is None else cost + int(self.denoise)
 
     def within(self, evaluations: int) -> Sampler:
-        if not isinstance(self.solver, FixedGridSolver):
+        if self.solver.adaptive:
             return super().within(evaluations)
-        steps = (evaluations - int(self.denoise)) // self.solver.stages
+        budget = evaluations - int(self.denoise)
+        steps = next((n for n in range(budget, 0, -1) if (self.solver.evaluations(n) or 0) <= budget), 0)
         if steps < 1:
             raise UserError(
                 f"got a budget of {evaluations} evaluations for {self!r}; expected at least "
-                f"{self.solver.stages + int(self.denoise)}, which is one step"
+                f"{(self.solver.evaluations(1) or 0) + int(self.denoise)}, which is one step"
             )
-        return replace(self, solver=replace(self.solver, steps=steps))  # type: ignore[type-var]
+        return replace(self, solver=self.solver.with_steps(steps))
 
     def _times(self, sde: SDE) -> Tensor:
         return self._ends(sde)
 
     def _check(self, score: Score, keep_path: bool) -> None:
-        if keep_path and not isinstance(self.solver, FixedGridSolver):
+        if keep_path and self.solver.adaptive:
             raise UserError(
                 f"got keep_path=True with {type(self.solver).__name__}, whose steps are its own; "
                 "expected a solver on a grid: use ProbabilityFlow(solver=RK4(steps=...))"
             )
 
-    def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
-        return self._solve(run.sde, run.original, x, times, self.denoise, run.keep_path, run.callback)
+    def decode(self, sde: SDE, score: Score, latent: Tensor) -> Transported:
+        """The data at the grid's end (t_end) that belong to `latent` `(B, *)` at its beginning (T): the inverse of `encode`.
 
-    @torch.no_grad()
-    def decode(self, sde: SDE, score: Score, latent: Tensor) -> SampleResult:
-        """The data at t_end that belong to `latent` `(B, *)` at T, never denoised: the inverse of `encode`."""
-        return self._solve(sde, score, latent.detach(), self._ends(sde), False, False, None)
+        Never denoised, without gradients.
 
-    @torch.no_grad()
-    def encode(self, sde: SDE, score: Score, x: Tensor) -> Encoding:
-        """The latent at T that belongs to data `x` `(B, *)`, taken as the state at t_end."""
-        if not x.is_floating_point():
-            raise UserError(f"got x of {x.dtype}; expected a floating dtype: convert it with x.to()")
-        result = self._solve(sde, score, x.detach(), self._ends(sde).flip(0), False, False, None)
-        assert result.nfe_per_sample is not None and result.solver_error is not None
-        return Encoding(
-            latent=result.x,
-            nfe=result.nfe,
-            nfe_per_sample=result.nfe_per_sample,
-            solver_error=result.solver_error,
-        )
+        Raises:
+            UserError: for a latent that is not a floating batch.
+            SamplingError: where a sample does not arrive.
+        """
+        return self._transport(sde, self._run(sde, score, latent), latent, self._ends(sde), False, None)
+
+    def encode(self, sde: SDE, score: Score, x: Tensor) -> Transported:
+        """The latent at the grid's beginning (T) that belongs to data `x` `(B, *)`, taken as the state at its end (t_end).
+
+        `likelihood.encode` takes them as the state at t_min instead, and says of each sample whether it arrived.
+
+        Raises:
+            UserError: for an x that is not a floating batch.
+            SamplingError: where a sample does not arrive.
+        """
+        return self._transport(sde, self._run(sde, score, x), x, self._ends(sde).flip(0), False, None)
 
     def _ends(self, sde: SDE) -> Tensor:
         """The grid's times, or just the two ends where the solver needs no more."""
         if self.grid is None:
             return torch.tensor([sde.T, sde.t_end], dtype=torch.float64)
-        return self._nodes(sde, self._steps)
+        own: int | None = getattr(self.grid, "steps", None)
+        return self._nodes(sde, own or (1 if self.solver.adaptive else self.solver.steps))
 
-    def _solve(
-        self,
-        sde: SDE,
-        score: Score,
-        x: Tensor,
-        times: Tensor,
-        denoise: bool,
-        keep_path: bool,
-        callback: Callback | None,
-    ) -> SampleResult:
-        run = Run(sde, score, self.corrections, None, x)
-        clock = FlowTimes(self.flow, sde, float(times[0]), float(times[-1]))
-        fixed = isinstance(self.solver, FixedGridSolver)
-        nodes = None
-        if fixed and self.grid is not None:
-            nodes = self.flow.clock(sde, times)
-            nodes[0], nodes[-1] = clock.u_0, clock.u_1
-        w = x.to(torch.float64) / expand_as(self.flow.scale(sde, times[0]), x.to(torch.float64))
-        field_ = FlowField(sde, run.batched, clock, x.dtype)
+    def _run(self, sde: SDE, score: Score, x: Tensor) -> Run:
+        return Run(sde, score, self.corrections, None, x)
+
+    def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
+        callback, keep_path = run.callback, run.keep_path
         made = 0
 
-        def inform(u: Tensor, state: tuple[Tensor, ...]) -> None:
+        def inform(t: Tensor, now: Tensor, nfe: int) -> None:
             nonlocal made
             made += 1
-            t = clock.time(u)
-            now = (state[0] * expand_as(self.flow.scale(sde, t), state[0])).to(x.dtype)
+            fixed = not self.solver.adaptive
             info = StepInfo(
                 step=made,
-                steps=self._steps if fixed else None,
+                steps=self.solver.steps if fixed else None,
                 t=float(t[0]) if fixed else t,
                 x=now,
-                nfe=run.nfe,
+                nfe=nfe,
             )
             callback(info)  # type: ignore[misc]
 
-        solution = self.solver(
-            field_,
-            (w,),
-            clock.u_0,
-            clock.u_1,
-            nodes=nodes,
-            keep_path=keep_path,
-            callback=None if callback is None else inform,
-        )
-        _check(solution, clock)
-        scale = self.flow.scale(sde, float(times[-1]))
-        end = (solution.y[0] * expand_as(scale, solution.y[0])).to(x.dtype)
-        path, node_times = None, None
-        if solution.nodes is not None:
-            node_times = clock.time(solution.nodes).to("cpu")
-            node_times[0], node_times[-1] = times[0], times[-1]
-            if solution.path is not None:
-                path = (solution.path * expand_as(self.flow.scale(sde, node_times), solution.path)).to(x.dtype)
-        evaluations = solution.evaluations
-        if denoise:
-            end = run.denoised(end, float(times[-1]))
-            evaluations = evaluations + 1
+        found = self._transport(run.sde, run, x, times, keep_path, None if callback is None else inform)
+        end = run.denoised(found.x, float(times[-1])) if self.denoise else found.x
         return SampleResult(
             x=end,
             nfe=run.nfe,
-            times=node_times,
-            path=path,
-            nfe_per_sample=evaluations,
-            solver_error=solution.error[0] * float(scale),
+            times=found.times,
+            path=found.path,
+            nfe_per_sample=found.evaluations + int(self.denoise),
+            solver_error=found.solver_error,
         )
 
-
-class FlowField:
-    """dw/du = a w + b eps of `Flow`: coefficients and state in float64, the score in its own dtype, one cast between."""
-
-    def __init__(self, sde: SDE, score: Score, clock: FlowTimes, dtype: torch.dtype) -> None:
-        self.sde, self.score, self.clock, self.dtype = sde, score, clock, dtype
-
-    def __call__(self, u: Tensor, state: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
-        (w,) = state
-        t = batch_time(self.clock.time(u), w)
-        a, b = self.clock.flow.coefficients(self.sde, t)
-        x = (w * expand_as(self.clock.flow.scale(self.sde, t), w)).to(self.dtype)
-        score = self.score(x, t)
-        if score.shape != x.shape:
-            raise UserError(
-                f"got a score of shape {tuple(score.shape)} for x of shape {tuple(x.shape)}; expected the same shape"
+    def _transport(
+        self, sde: SDE, run: Run, x: Tensor, times: Tensor, keep_path: bool, on_step: OnStep | None
+    ) -> Transported:
+        clock = FlowTimes(self.flow, sde, float(times[0]), float(times[-1]))
+        nodes = None if self.grid is None or self.solver.adaptive else clock.nodes(times)
+        found = transport(clock, run.batched, x, self.solver, nodes=nodes, keep_path=keep_path, on_step=on_step)
+        failed = found.status != int(Status.DONE)
+        if bool(failed.any()):
+            first = int(failed.nonzero()[0])
+            raise SamplingError(
+                f"got no solution for {int(failed.sum())} of {len(failed)} samples: the first was last right at "
+                f"t = {float(found.reached[first]):.6g}, then {Status(int(found.status[first])).explain()}"
             )
-        return (expand_as(a, w) * w - expand_as(b * self.sde.sigma(t), w) * score.to(w.dtype),)
-
-    def take(self, index: Tensor) -> FlowField:
-        return FlowField(self.sde, take(self.score, index), self.clock, self.dtype)  # type: ignore[arg-type]
-
-
-def _check(solution: Solution, clock: FlowTimes) -> None:
-    failed = solution.status != int(Status.DONE)
-    if not bool(failed.any()):
-        return
-    first = int(failed.nonzero()[0])
-    status = Status(int(solution.status[first]))
-    t = float(clock.time(solution.u[first : first + 1]))
-    raise SamplingError(
-        f"got no solution for {int(failed.sum())} of {len(failed)} samples: the first was last right at t = {t:.6g}, "
-        f"then {status.explain()}"
-    )
+        return found

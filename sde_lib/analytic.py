@@ -31,7 +31,7 @@ if TYPE_CHECKING:
 
 
 class Oracle(ABC):
-    """A law of data with an exact score and density at every time."""
+    """A law of data whose noised marginals x_t = alpha x_0 + sigma eps have a density and a score in closed form."""
 
     @property
     @abstractmethod
@@ -59,6 +59,7 @@ class Oracle(ABC):
         """The exact score of x_t."""
 
         def score(x: Tensor, t: Tensor) -> Tensor:
+            """The gradient of log p_t at `x` `(B, *)`, in its dtype."""
             t = batch_time(t, x)
             value = self._score(x.flatten(1).to(torch.float64), sde.alpha(t), sde.sigma(t))
             return value.reshape(x.shape).to(x.dtype)
@@ -73,11 +74,14 @@ class Oracle(ABC):
 
 @dataclass(frozen=True)
 class Gaussian(Oracle):
-    """N(mean, cov).
+    """The law N(m, C), whose marginals are x_t ~ N(alpha m, alpha^2 C + sigma^2 I).
 
     Args:
-        mean: `(D,)`, or in the event's shape.
-        cov: `(D, D)`, or `(D,)` for a diagonal one.
+        mean: m, `(D,)`, or in the event's shape.
+        cov: C, `(D, D)`, or `(D,)` for a diagonal one.
+
+    Raises:
+        UserError: for shapes that do not fit, or a cov with an eigenvalue below 0.
     """
 
     mean: Tensor
@@ -114,6 +118,15 @@ class Gaussian(Oracle):
         x = self.mean.flatten() + self._rotate(eps * self._values.sqrt(), back=True)
         return x.reshape(n, *self.event_shape)
 
+    def whiten(self, sde: SDE, x: Tensor, t: Time) -> Tensor:
+        """`x` `(B, *)` at `t` as `(B, D)` standard normal numbers, float64: centred, along the axes of C, at unit scale.
+
+        The probability flow leaves them as they are.
+        """
+        t = batch_time(t, x)
+        z, variances = self._whitened(x.flatten(1).to(torch.float64), sde.alpha(t), sde.sigma(t))
+        return z / variances.sqrt()
+
     def _whitened(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor]:
         centred = x - alpha.unsqueeze(1) * self.mean.flatten().to(x.device)
         variances = alpha.square().unsqueeze(1) * self._values.to(x.device) + sigma.square().unsqueeze(1)
@@ -130,12 +143,15 @@ class Gaussian(Oracle):
 
 @dataclass(frozen=True)
 class GaussianMixture(Oracle):
-    """sum_k weights_k N(means_k, diag(stds_k^2)).
+    """The law sum_k w_k N(m_k, S_k), whose marginals are sum_k w_k N(alpha m_k, alpha^2 S_k + sigma^2 I), S_k diagonal.
 
     Args:
         means: `(K, D)`, or `(K, *)` in the event's shape.
         stds: `(K,)` for spherical components, or `(K, D)`.
         weights: `(K,)`, positive; normalised here.
+
+    Raises:
+        UserError: for shapes that do not fit, a weight <= 0 or a standard deviation < 0.
     """
 
     means: Tensor
@@ -168,6 +184,11 @@ class GaussianMixture(Oracle):
         x = means[k] + self.stds[k] * normal((n, means.shape[1]), generator, dtype=torch.float64)
         return x.reshape(n, *self.event_shape)
 
+    def responsibilities(self, sde: SDE, x: Tensor, t: Time) -> Tensor:
+        """The probability of each component given x_t = `x` `(B, *)`: `(B, K)`, float64, rows that sum to 1."""
+        t = batch_time(t, x)
+        return self._components(x.flatten(1).to(torch.float64), sde.alpha(t), sde.sigma(t))[2].softmax(dim=1)
+
     def _components(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """Centred x and variances `(B, K, D)`, and the log of weight times density `(B, K)`."""
         a, s = alpha.reshape(-1, 1, 1), sigma.reshape(-1, 1, 1)
@@ -186,7 +207,13 @@ class GaussianMixture(Oracle):
 
 @dataclass(frozen=True)
 class EmpiricalDistribution(Oracle):
-    """Equal weights on finitely many points `(K, *)`: the score that a perfect fit to a training set would learn."""
+    """Equal weights on finitely many points: the score that a perfect fit to a training set would learn.
+
+    Its marginals are the mixture of N(alpha p_k, sigma^2 I) over the points p_k.
+
+    Args:
+        points: `(K, *)`, K >= 1.
+    """
 
     points: Tensor
 

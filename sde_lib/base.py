@@ -23,7 +23,7 @@ from __future__ import annotations
 import math
 import numbers
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import torch
@@ -38,14 +38,17 @@ Time = Tensor | float
 
 
 class SDE(ABC):
-    """A linear SDE (1). A subclass gives `alpha`, `sigma`, and, where it knows better, `f`, `g`, `log_snr`.
+    """A linear SDE dx = f(t) x dt + g(t) dw, whose kernel is x_t | x_0 ~ N(alpha(t) x_0, sigma(t)^2 I).
+
+    A subclass is a frozen, keyword-only dataclass that gives `alpha` and `sigma` and, where it knows better, `f`, `g`,
+    `log_snr` and its inverse. Everything else follows, by (1) to (6) of the module's text.
+
+    A time is `()` or `(B,)`, a state `(B, *)`. Coefficients come back in the shape of the time, in float64.
 
     Attributes:
         T: the time of pure noise.
         t_min: the smallest time of training and likelihood. At t = 0 the score of a data set is infinite.
         t_end: the time at which samplers stop.
-
-    A subclass is a frozen, keyword-only dataclass.
     """
 
     T: float
@@ -168,25 +171,25 @@ class SDE(ABC):
         return -0.5 * (z / std).square().sum(dim=1) - z.shape[1] * (math.log(std) + 0.5 * math.log(2 * math.pi))
 
 
-def check_numbers(**values: float) -> None:
-    """Refuses what is not a finite number, by name."""
+def require_numbers(**values: float) -> None:
+    """Refuses what is not a finite number, by name, with a UserError."""
     for name, value in values.items():
         if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
             raise UserError(f"got {name}={value!r}; expected a finite number")
 
 
-def check_times(T: float, t_min: float, t_end: float) -> None:
-    """Refuses what is not 0 <= t_min, t_end < T."""
-    check_numbers(T=T, t_min=t_min, t_end=t_end)
+def require_limits(T: float, t_min: float, t_end: float) -> None:
+    """Refuses times of which not 0 <= t_min, t_end < T, with a UserError."""
+    require_numbers(T=T, t_min=t_min, t_end=t_end)
     if not (0 <= t_min < T and 0 <= t_end < T):
         raise UserError(f"got T={T}, t_min={t_min}, t_end={t_end}; expected 0 <= t_min < T and 0 <= t_end < T")
 
 
-def _derivative(function: object, t: Tensor) -> Tensor:
+def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
     """The derivative of an elementwise `function` of `t`, the shape of `t`; differentiable where `t` asks for it."""
     with torch.enable_grad():
         u = t if t.requires_grad else t.detach().requires_grad_()
-        value = function(u)  # type: ignore[operator]
+        value = function(u)
         if not value.requires_grad:
             return torch.zeros_like(t)  # a constant
         (slope,) = torch.autograd.grad(value.sum(), u, create_graph=t.requires_grad)

@@ -1,9 +1,4 @@
-r"""The linear rate of VP and sub-VP.
-
-    beta(t) = beta_min + t (beta_max - beta_min),    B(t) = integral of beta from 0 to t
-
-Song et al. 2021 (arXiv:2011.13456), appendix C, where T = 1.
-"""
+"""The linear rate of VP and sub-VP."""
 
 from __future__ import annotations
 
@@ -17,7 +12,13 @@ from numerics import UserError, as_time
 
 @dataclass(frozen=True, kw_only=True)
 class LinearBeta:
-    """beta(t) rising from `beta_min` at t = 0 to `beta_max` at t = T."""
+    """beta(t) = beta_min + (beta_max - beta_min) t / T, and its integral B(t) from 0 to t.
+
+    (Song et al. 2021, arXiv:2011.13456, appendix C, where T = 1.)
+
+    Raises:
+        UserError: unless 0 <= beta_min <= beta_max and beta_max > 0.
+    """
 
     beta_min: float
     beta_max: float

@@ -14,18 +14,27 @@ import torch
 from torch import Tensor
 
 from numerics import UserError, as_time
-from sde_lib.base import SDE, Time, check_times
+from sde_lib.base import SDE, Time, require_limits
 
 
 @dataclass(frozen=True, kw_only=True)
 class KernelSDE(SDE):
-    """The SDE whose kernel has the given `alpha(t)` and `sigma(t)`; f and g by automatic differentiation.
+    """The SDE whose kernel is N(alpha(t) x_0, sigma(t)^2 I) for the given functions.
+
+    f = (log alpha)' and g^2 = (sigma^2)' - 2 f sigma^2 by automatic differentiation (Sarkka and Solin 2019, "Applied
+    Stochastic Differential Equations", (5.50) and (5.51), solved for them).
 
     Args:
         alpha_fn, sigma_fn: functions of a float64 tensor of times, of any shape, made of torch operations.
-        std_at_T: the prior's standard deviation; sigma(T) unless given.
+        T: the time of pure noise. t_min, t_end: where likelihoods and samplers stop.
+        terminal_std: the prior's standard deviation; sigma(T) unless given.
+
+    Raises:
+        UserError: where alpha / sigma is not finite and strictly falling on [t_min, T].
 
     >>> cosine = KernelSDE(alpha_fn=lambda t: torch.cos(1.57 * t), sigma_fn=lambda t: torch.sin(1.57 * t))
+    >>> round(float(cosine.g(0.5)), 4)
+    1.7717
     """
 
     alpha_fn: Callable[[Tensor], Tensor]
@@ -33,10 +42,10 @@ class KernelSDE(SDE):
     T: float = 1.0
     t_min: float = 1e-5
     t_end: float = 1e-3
-    std_at_T: float | None = None
+    terminal_std: float | None = None
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
+        require_limits(self.T, self.t_min, self.t_end)
         l = self.log_snr(torch.linspace(max(self.t_min, 1e-6 * self.T), self.T, 65, dtype=torch.float64))
         if not bool(l.isfinite().all() & (l.diff() < 0).all()):
             raise UserError(
@@ -52,18 +61,26 @@ class KernelSDE(SDE):
 
     @property
     def prior_std(self) -> float:
-        return float(self.sigma(self.T)) if self.std_at_T is None else self.std_at_T
+        return float(self.sigma(self.T)) if self.terminal_std is None else self.terminal_std
 
 
 @dataclass(frozen=True)
 class MonotoneCubic:
-    """A piecewise cubic through `(x, y)` that is monotone where the data are, evaluated in torch."""
+    """A piecewise cubic through points (x, y) that is monotone where they are, evaluated in torch.
+
+    (Fritsch and Carlson 1980, "Monotone Piecewise Cubic Interpolation"; the coefficients are SciPy's PCHIP.)
+
+    Attributes:
+        knots: `(N+1,)`, rising.
+        coefficients: `(4, N)`, highest power first, of the distance to the left knot.
+    """
 
     knots: Tensor
-    coefficients: Tensor  # (4, N), highest power first, of the distance to the left knot
+    coefficients: Tensor
 
     @classmethod
     def through(cls, x: Sequence[float] | Tensor, y: Sequence[float] | Tensor) -> MonotoneCubic:
+        """The cubic through `x` `(N+1,)`, rising, and `y` `(N+1,)`."""
         from scipy.interpolate import PchipInterpolator
 
         spline = PchipInterpolator(torch.as_tensor(x).double().numpy(), torch.as_tensor(y).double().numpy())
@@ -71,7 +88,7 @@ class MonotoneCubic:
 
     def __call__(self, t: Tensor) -> Tensor:
         """The value at `t`, of its shape; the ends' cubics go on outside."""
-        knots, (a, b, c, d) = self.knots.to(t.device), self.coefficients.to(t.device)
+        knots, (a, b, c, d) = self.knots.to(t.device), self.coefficients.to(t.device).unbind()
         i = (torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
         u = t - knots[i]
         return ((a[i] * u + b[i]) * u + c[i]) * u + d[i]
@@ -83,7 +100,11 @@ class TableVPSDE(SDE):
 
     The chain x_i = sqrt(1 - beta_i) x_{i-1} + sqrt(beta_i) eps (Ho et al. 2020, arXiv:2006.11239, equation (2)) has
     alpha_i^2 = prod (1 - beta_j). Step i = 1 ... N stands at t = i T / N and the data at t = 0, and there the SDE's
-    kernel is the chain's exactly.
+    kernel is the chain's exactly. Between them -log alpha^2 is interpolated by a monotone cubic. The prior is N(0, I).
+
+    Args:
+        betas: beta_1 ... beta_N, N >= 2, all in (0, 1).
+        T, t_min, t_end: as in `SDE`.
     """
 
     betas: tuple[float, ...]
@@ -93,7 +114,7 @@ class TableVPSDE(SDE):
     integral: MonotoneCubic = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
+        require_limits(self.T, self.t_min, self.t_end)
         betas = torch.as_tensor(self.betas, dtype=torch.float64)
         if betas.ndim != 1 or len(betas) < 2 or not bool(((betas > 0) & (betas < 1)).all()):
             raise UserError(f"got betas of shape {tuple(betas.shape)}; expected (N,), N >= 2, all in (0, 1)")
@@ -118,7 +139,15 @@ class TableVPSDE(SDE):
 
 @dataclass(frozen=True, kw_only=True)
 class TableVESDE(SDE):
-    """The VE SDE through a ladder of NCSN sigmas, in any order: the smallest at t = 0, the largest at t = T."""
+    """The VE SDE through a ladder of NCSN sigmas: the smallest at t = 0, the largest at t = T.
+
+    alpha = 1, and log sigma through the ladder at equal distances in t, interpolated by a monotone cubic (Song and Ermon 2019,
+    arXiv:1907.05600, has the ladder). The prior is N(0, sigma_max^2 I).
+
+    Args:
+        sigmas: two or more, positive and different, in any order.
+        T, t_min, t_end: as in `SDE`.
+    """
 
     sigmas: tuple[float, ...]
     T: float = 1.0
@@ -127,7 +156,7 @@ class TableVESDE(SDE):
     log_sigma: MonotoneCubic = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
+        require_limits(self.T, self.t_min, self.t_end)
         sigmas = torch.as_tensor(self.sigmas, dtype=torch.float64).sort().values
         if sigmas.ndim != 1 or len(sigmas) < 2 or not bool((sigmas > 0).all() & (sigmas.diff() > 0).all()):
             raise UserError(f"got sigmas of shape {tuple(sigmas.shape)}; expected (N,), N >= 2, positive and different")

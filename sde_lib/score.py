@@ -16,7 +16,7 @@ from typing import TYPE_CHECKING
 
 from torch import Tensor
 
-from numerics import batch_time, expand_as, take
+from numerics import UserError, batch_time, expand_as, take
 
 if TYPE_CHECKING:
     from sde_lib.base import SDE, Time
@@ -25,10 +25,10 @@ Score = Callable[[Tensor, Tensor], Tensor]
 
 
 class CountedScore:
-    """A score that counts its calls.
+    """A score that counts its calls: `nfe` of them, whatever the batch.
 
-    `nfe` is the number of calls, whatever the batch. The scores for fewer samples that `take` gives count into the same
-    number.
+    Args:
+        score: any, with or without a `take` of its own.
     """
 
     def __init__(self, score: Score) -> None:
@@ -37,25 +37,56 @@ class CountedScore:
 
     @property
     def nfe(self) -> int:
+        """The number of calls so far."""
         return self._calls[0]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score at `x` `(B, *)` and `t` `(B,)`, counted."""
         self._calls[0] += 1
         return self.score(x, t)
 
     def take(self, index: Tensor) -> CountedScore:
-        fewer = CountedScore(take(self.score, index))  # type: ignore[arg-type]
+        """The score for the samples at `index` `(b,)`, which counts into the same number."""
+        fewer = CountedScore(take(self.score, index))
         fewer._calls = self._calls
         return fewer
 
 
+def check_score(value: Tensor, x: Tensor) -> Tensor:
+    """`value`, what a score has returned for `x` `(B, *)`.
+
+    Raises:
+        UserError: where its shape is not that of `x`.
+    """
+    if value.shape != x.shape:
+        raise UserError(
+            f"got a score of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected the same shape"
+        )
+    return value
+
+
 def noise(sde: SDE, score: Score, x: Tensor, t: Time) -> Tensor:
-    """The predicted noise (1), `(B, *)`."""
+    """The predicted noise eps = -sigma(t) score(x, t), `(B, *)`, for `x` `(B, *)` and `t` `()` or `(B,)`; one evaluation."""
     t = batch_time(t, x)
     return -expand_as(sde.sigma(t), x) * score(x, t)
 
 
 def denoised(sde: SDE, score: Score, x: Tensor, t: Time) -> Tensor:
-    """Tweedie's mean (2) of the clean data given `x` at `t`, `(B, *)`."""
+    """Tweedie's mean E[x_0 | x_t = x] = (x + sigma^2 score(x, t)) / alpha, `(B, *)`; one evaluation.
+
+    For `x` `(B, *)` and `t` `()` or `(B,)` (Efron 2011, "Tweedie's Formula and Selection Bias").
+    """
     t = batch_time(t, x)
-    return (x + expand_as(sde.sigma(t).square(), x) * score(x, t)) / expand_as(sde.alpha(t), x)
+    return tweedie(sde, score(x, t), x, t)
+
+
+def tweedie(sde: SDE, value: Tensor, x: Tensor, t: Time) -> Tensor:
+    """`denoised` for a score's `value` `(B, *)` that is known already: (x + sigma^2 value) / alpha."""
+    t = batch_time(t, x)
+    return (x + expand_as(sde.sigma(t).square(), x) * value) / expand_as(sde.alpha(t), x)
+
+
+def score_of_denoised(sde: SDE, x_0: Tensor, x: Tensor, t: Time) -> Tensor:
+    """The inverse of `tweedie`: the score `(B, *)` whose denoised mean is `x_0` `(B, *)`, (alpha x_0 - x) / sigma^2."""
+    t = batch_time(t, x)
+    return (expand_as(sde.alpha(t), x) * x_0 - x) / expand_as(sde.sigma(t).square(), x)

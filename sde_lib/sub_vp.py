@@ -1,9 +1,4 @@
-r"""The sub-VP SDE, whose variance is bounded by VP's at every time.
-
-    dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw,      alpha = exp(-B/2),   sigma = 1 - exp(-B)
-
-Song et al. 2021 (arXiv:2011.13456), equations (12) and (34). Here kappa = sigma / alpha = 2 sinh(B/2).
-"""
+"""The sub-VP SDE, whose variance is bounded by VP's at every time."""
 
 from __future__ import annotations
 
@@ -13,13 +8,26 @@ import torch
 from torch import Tensor
 
 from numerics import as_time
-from sde_lib.base import SDE, Time, check_numbers, check_times
+from sde_lib.base import SDE, Time, require_limits, require_numbers
 from sde_lib.beta import LinearBeta
 
 
 @dataclass(frozen=True, kw_only=True)
 class SubVPSDE(SDE):
-    """sub-VP with beta rising linearly from `beta_min` to `beta_max`; the prior is N(0, I)."""
+    """The sub-VP SDE, with beta rising linearly.
+
+        dx = -beta(t)/2 x dt + sqrt(beta(t) (1 - exp(-2 B))) dw,      alpha = exp(-B/2),   sigma = 1 - exp(-B)
+
+    with B the integral of beta (Song et al. 2021, arXiv:2011.13456, equations (12) and (34)); kappa = sigma / alpha =
+    2 sinh(B/2). The prior is N(0, I).
+
+    Args:
+        beta_min, beta_max: beta at t = 0 and at t = T.
+        T, t_min, t_end: as in `SDE`.
+
+    Raises:
+        UserError: unless 0 <= beta_min <= beta_max, beta_max > 0 and 0 <= t_min, t_end < T.
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -29,8 +37,8 @@ class SubVPSDE(SDE):
     beta: LinearBeta = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
-        check_numbers(beta_min=self.beta_min, beta_max=self.beta_max)
+        require_limits(self.T, self.t_min, self.t_end)
+        require_numbers(beta_min=self.beta_min, beta_max=self.beta_max)
         object.__setattr__(self, "beta", LinearBeta(beta_min=self.beta_min, beta_max=self.beta_max, T=self.T))
 
     def alpha(self, t: Time) -> Tensor:

@@ -1,21 +1,8 @@
 r"""Time grids: where a method on a grid steps, in sampling and in likelihood.
 
-A grid is called as `grid(sde, steps)` and gives `(N+1,)` times in float64, N = steps, strictly decreasing from T to
-t_end. It is a rule, not a list: the same object serves every SDE and every number of steps. With l = log_snr, kappa =
-sigma / alpha = exp(-l/2), and i/N running from 0 to 1:
-
-    Uniform        t linear
-    Quadratic      sqrt(t) linear                             (Song, Meng, Ermon 2020, arXiv:2010.02502)
-    LogSNR         l linear                                   (Lu et al. 2022, arXiv:2206.00927)
-    Karras         kappa^(1/rho) linear                       (Karras et al. 2022, arXiv:2206.00364, equation (5))
-    Cosine         arctan(kappa) linear: the steps of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672,
-                   equation (17)), carried over to any SDE by their log-SNR
-    Logistic       l at the quantiles of a logistic law
-    StepDensity    l at the quantiles of a tabulated density, such as a pilot run's
-    DDPMIndices    the times of some of the steps of a discrete chain
-    Custom         the user's own
-
-Every grid takes `t_start` and `t_end` in place of the SDE's.
+A grid is called as `grid(sde, steps)` and gives `(N+1,)` times in float64, N = steps, strictly decreasing from T to t_end. It
+is a rule, not a list: the same object serves every SDE and every number of steps. Below, l = log_snr, kappa = sigma / alpha =
+exp(-l/2), and i/N runs from 0 to 1.
 """
 
 from __future__ import annotations
@@ -29,7 +16,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import Catalogue, UserError, require_choice, require_count, require_positive, require_range
 from sde_lib.base import SDE
 
 
@@ -38,8 +25,9 @@ class TimeGrid(ABC):
     """A rule for placing times.
 
     Args:
-        t_start: the first time; the SDE's T unless given. One below T needs an x_T at that time.
-        t_end: the last time; the SDE's t_end unless given.
+        t_start: the first time; the SDE's T unless given. A sampler that starts below T needs an x_T at that time; a likelihood
+            has to start at T.
+        t_end: the last time; the SDE's t_end unless given (in a likelihood, its t_min).
     """
 
     t_start: float | None = None
@@ -50,21 +38,28 @@ class TimeGrid(ABC):
         """`(N+1,)` times, float64; the two ends are replaced by exactly `start` and `end`."""
 
     def __call__(self, sde: SDE, steps: int) -> Tensor:
-        """The times `(N+1,)`, float64.
+        """The times `(N+1,)`, float64, strictly decreasing from t_start to t_end.
 
         Raises:
             UserError: for steps < 1, ends outside the SDE's [t_min, T], or times that do not decrease.
         """
-        if not isinstance(steps, int) or steps < 1:
-            raise UserError(f"got steps={steps!r}; expected an integer >= 1")
         start = sde.T if self.t_start is None else float(self.t_start)
         end = sde.t_end if self.t_end is None else float(self.t_end)
         low = min(sde.t_min, sde.t_end)
         if not low <= end < start <= sde.T:
             raise UserError(
                 f"got t_start={start:.6g}, t_end={end:.6g} in {self!r}; "
-                f"expected {low:.6g} <= t_end < t_start <= {sde.T:.6g}, the SDE's [t_min, T]"
+                f"expected t_end < t_start, both within [{low:.6g}, {sde.T:.6g}], the SDE's [t_min, T]"
             )
+        return self.between(sde, start, end, steps)
+
+    def between(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
+        """The times `(N+1,)`, float64, strictly decreasing from exactly `start` to exactly `end`.
+
+        Raises:
+            UserError: for steps < 1, or times that do not decrease.
+        """
+        require_count(steps, "steps")
         times = self.place(sde, start, end, steps).to(torch.float64).clone()
         times[0], times[-1] = start, end
         if not bool((times.diff() < 0).all()):  # also where one is NaN
@@ -81,7 +76,7 @@ def _linear(start: float, end: float, steps: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(TimeGrid):
-    """Equal steps in t."""
+    """Equal steps in t: t_i = t_start + (t_end - t_start) i/N (Song et al. 2021, arXiv:2011.13456, algorithms 2 and 3)."""
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(start, end, steps)
@@ -89,7 +84,7 @@ class Uniform(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(TimeGrid):
-    """Equal steps in sqrt(t): denser near the data."""
+    """Equal steps in sqrt(t), denser near the data (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2)."""
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(math.sqrt(start), math.sqrt(end), steps).square()
@@ -108,7 +103,7 @@ class _OfLogSNR(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class LogSNR(_OfLogSNR):
-    """Equal steps in log-SNR."""
+    """Equal steps in l = log_snr (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         return _linear(first, last, steps)
@@ -116,13 +111,16 @@ class LogSNR(_OfLogSNR):
 
 @dataclass(frozen=True, kw_only=True)
 class Karras(_OfLogSNR):
-    """Equal steps in kappa^(1/rho); rho = 7 is the paper's choice, rho = 3 nearly equalises Heun's errors."""
+    """Equal steps in kappa^(1/rho) (Karras et al. 2022, arXiv:2206.00364, equation (5)).
+
+    Args:
+        rho: 7 is the paper's choice; 3 nearly equalises the errors of Heun's method.
+    """
 
     rho: float = 7.0
 
     def __post_init__(self) -> None:
-        if not (self.rho > 0 and math.isfinite(self.rho)):
-            raise UserError(f"got rho={self.rho}; expected a finite number > 0")
+        require_positive(self.rho, "rho")
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         roots = _linear(math.exp(-first / (2 * self.rho)), math.exp(-last / (2 * self.rho)), steps)
@@ -131,7 +129,11 @@ class Karras(_OfLogSNR):
 
 @dataclass(frozen=True, kw_only=True)
 class Cosine(_OfLogSNR):
-    """Equal steps in the angle arctan(kappa)."""
+    """Equal steps in the angle arctan(kappa).
+
+    The steps of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, equation (17)), carried over to any SDE by
+    their log-SNR.
+    """
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         angle = _linear(math.atan(math.exp(-first / 2)), math.atan(math.exp(-last / 2)), steps)
@@ -140,14 +142,19 @@ class Cosine(_OfLogSNR):
 
 @dataclass(frozen=True, kw_only=True)
 class Logistic(_OfLogSNR):
-    """Log-SNRs at equally spaced probabilities of a logistic law: densest at `center`, sparser by `scale`."""
+    """Log-SNRs at equally spaced probabilities of a logistic law: l_i = center + scale logit(p_i), p linear.
+
+    Args:
+        center: the log-SNR at which the steps are densest.
+        scale: over how many units of log-SNR they spread, > 0.
+    """
 
     center: float = 4.0
     scale: float = 5.0
 
     def __post_init__(self) -> None:
-        if not (self.scale > 0 and math.isfinite(self.scale) and math.isfinite(self.center)):
-            raise UserError(f"got center={self.center}, scale={self.scale}; expected finite numbers, scale > 0")
+        require_range(self.center, "center", -math.inf)
+        require_positive(self.scale, "scale")
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         ends = torch.tensor([first, last], dtype=torch.float64)
@@ -203,6 +210,10 @@ class DDPMIndices(TimeGrid):
 
     All three begin at exactly T and end at exactly t_end, where published ones leave an end out (Lin et al. 2023,
     arXiv:2305.08891, table 2). DDPM's thousand evaluations are 999 steps and the final denoising.
+
+    Args:
+        spacing: "leading", "trailing" or "linspace".
+        train_steps: of the chain, 2 or more.
     """
 
     spacing: str = "leading"
@@ -211,10 +222,8 @@ class DDPMIndices(TimeGrid):
     spacings: ClassVar[tuple[str, ...]] = ("leading", "trailing", "linspace")
 
     def __post_init__(self) -> None:
-        if self.spacing not in self.spacings:
-            raise UserError(f"got spacing={self.spacing!r}; expected one of {', '.join(self.spacings)}")
-        if not isinstance(self.train_steps, int) or self.train_steps < 2:
-            raise UserError(f"got train_steps={self.train_steps!r}; expected an integer >= 2")
+        require_choice(self.spacing, "spacing", self.spacings)
+        require_count(self.train_steps, "train_steps", 2)
 
     def indices(self, steps: int) -> Tensor:
         """The chain's indices, `(N+1,)`, int64, decreasing.
@@ -242,9 +251,20 @@ class DDPMIndices(TimeGrid):
         return end + self.indices(steps).double() * ((start - end) / (self.train_steps - 1))
 
 
-@dataclass(frozen=True)
-class Custom:
-    """The user's own times, `(N+1,)`, strictly decreasing; it has its own number of steps."""
+@dataclass(frozen=True, kw_only=True)
+class Custom(TimeGrid):
+    """The user's own times: unlike other grids it has its own number of steps and its own ends.
+
+    Args:
+        times: `(N+1,)`, strictly decreasing, N >= 1.
+        t_start, t_end: the first and the last of them; others are refused.
+
+    Raises:
+        UserError: for times that do not decrease, or other ends; when called, for another number of steps.
+
+    >>> Custom(times=[1.0, 0.3, 0.001]).steps
+    2
+    """
 
     times: Sequence[float] | Tensor
 
@@ -255,36 +275,42 @@ class Custom:
                 f"got times of shape {tuple(times.shape)} that are not two or more strictly decreasing ones; "
                 "expected (N+1,) from T down to t_end"
             )
-        object.__setattr__(self, "times", tuple(times.tolist()))
+        own = tuple(times.tolist())
+        for name, end in (("t_start", own[0]), ("t_end", own[-1])):
+            if getattr(self, name) not in (None, end):
+                raise UserError(
+                    f"got {name}={getattr(self, name)} for times from {own[0]:.6g} to {own[-1]:.6g}; "
+                    f"expected {name}={end:.6g}: leave it out, or cut the times"
+                )
+            object.__setattr__(self, name, end)
+        object.__setattr__(self, "times", own)
 
     @property
     def steps(self) -> int:
+        """N."""
         return len(self.times) - 1
 
-    def __call__(self, sde: SDE, steps: int) -> Tensor:
-        return torch.tensor(self.times, dtype=torch.float64)
+    def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
+        if steps != self.steps or (start, end) != (self.t_start, self.t_end):
+            raise UserError(
+                f"got steps={steps} from {start:.6g} to {end:.6g} for {self.steps + 1} own times from {self.t_start:.6g} "
+                f"to {self.t_end:.6g}; expected steps={self.steps} between these ends"
+            )
+        return torch.as_tensor(self.times, dtype=torch.float64)
 
 
-_NAMES: dict[str, type[TimeGrid]] = {
-    "uniform": Uniform,
-    "quadratic": Quadratic,
-    "log_snr": LogSNR,
-    "karras": Karras,
-    "cosine": Cosine,
-    "logistic": Logistic,
-    "ddpm": DDPMIndices,
-}
-
-
-def create(name: str, **options: object) -> TimeGrid:
-    """The grid of that name: uniform, quadratic, log_snr, karras, cosine, logistic, ddpm.
-
-    Raises:
-        UserError: for an unknown name or option.
-    """
-    if name not in _NAMES:
-        raise UserError(f"got the time grid {name!r}; expected one of {', '.join(_NAMES)}")
-    try:
-        return _NAMES[name](**options)  # type: ignore[arg-type]
-    except TypeError as error:
-        raise UserError(f"got options {sorted(options)} for the time grid {name!r}: {error}") from error
+TIME_GRIDS: Catalogue[TimeGrid] = Catalogue(
+    "time grid",
+    {
+        "uniform": Uniform,
+        "quadratic": Quadratic,
+        "log_snr": LogSNR,
+        "karras": Karras,
+        "cosine": Cosine,
+        "logistic": Logistic,
+        "ddpm": DDPMIndices,
+        "step_density": StepDensity,
+        "custom": Custom,
+    },
+)
+create, available, options, describe = TIME_GRIDS.create, TIME_GRIDS.available, TIME_GRIDS.options, TIME_GRIDS.describe

@@ -1,12 +1,4 @@
-r"""The variance-exploding SDE, the continuous limit of NCSN.
-
-    dx = sigma(t) sqrt(2 log(sigma_max / sigma_min) / T) dw
-    alpha = 1,   sigma(t) = sigma_min (sigma_max / sigma_min)^(t/T)
-
-Song et al. 2021 (arXiv:2011.13456), equations (9), (30) and (31). sigma(0) is here the limit at
-0+, sigma_min (the paper sets it to 0 at t = 0 itself), so that x_0 in the kernel is the data and x at t = 0 is the data
-*already blurred* by sigma_min. The law at any t is the data's law convolved with N(0, sigma(t)^2 I).
-"""
+"""The variance-exploding SDE, the continuous limit of NCSN (Song and Ermon 2019, arXiv:1907.05600)."""
 
 from __future__ import annotations
 
@@ -17,15 +9,28 @@ import torch
 from torch import Tensor
 
 from numerics import UserError, as_time
-from sde_lib.base import SDE, Time, check_numbers, check_times
+from sde_lib.base import SDE, Time, require_limits, require_numbers
 
 
 @dataclass(frozen=True, kw_only=True)
 class VESDE(SDE):
-    """VE with sigma rising geometrically from `sigma_min` to `sigma_max`; the prior is N(0, sigma_max^2 I).
+    """The variance-exploding SDE, with sigma rising geometrically.
 
-    `sigma_max` should be about the largest distance between two data points (Song and Ermon 2020, arXiv:2006.09011,
-    technique 1): 50 for 32x32 images in [0, 1].
+        dx = sigma(t) sqrt(2 log(sigma_max / sigma_min) / T) dw
+        alpha = 1,   sigma(t) = sigma_min (sigma_max / sigma_min)^(t/T)
+
+    (Song et al. 2021, arXiv:2011.13456, equations (9), (30) and (31)). sigma(0) is here the limit at 0+, sigma_min (the paper
+    sets it to 0 at t = 0 itself), so that x_0 in the kernel is the data and x at t = 0 is the data *already blurred* by
+    sigma_min. The law at any t is the data's law convolved with N(0, sigma(t)^2 I), and the prior is N(0, sigma_max^2 I).
+
+    Args:
+        sigma_min: sigma at t = 0.
+        sigma_max: sigma at t = T, about the largest distance between two data points (Song and Ermon 2020,
+            arXiv:2006.09011, technique 1): 50 for 32x32 images in [0, 1].
+        T, t_min, t_end: as in `SDE`.
+
+    Raises:
+        UserError: unless 0 < sigma_min < sigma_max and 0 <= t_min, t_end < T.
     """
 
     sigma_min: float = 0.01
@@ -35,8 +40,8 @@ class VESDE(SDE):
     t_end: float = 1e-5
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
-        check_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
+        require_limits(self.T, self.t_min, self.t_end)
+        require_numbers(sigma_min=self.sigma_min, sigma_max=self.sigma_max)
         if not 0 < self.sigma_min < self.sigma_max:
             raise UserError(
                 f"got sigma_min={self.sigma_min}, sigma_max={self.sigma_max}; expected 0 < sigma_min < sigma_max"

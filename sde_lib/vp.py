@@ -1,9 +1,4 @@
-r"""The variance-preserving SDE, the continuous limit of DDPM.
-
-    dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,      alpha = exp(-B/2),   sigma^2 = 1 - exp(-B),   B = integral of beta
-
-Song et al. 2021 (arXiv:2011.13456), equations (11), (32) and (33).
-"""
+"""The variance-preserving SDE, the continuous limit of DDPM (Ho et al. 2020, arXiv:2006.11239)."""
 
 from __future__ import annotations
 
@@ -13,13 +8,29 @@ import torch
 from torch import Tensor
 
 from numerics import as_time
-from sde_lib.base import SDE, Time, check_numbers, check_times
+from sde_lib.base import SDE, Time, require_limits, require_numbers
 from sde_lib.beta import LinearBeta
 
 
 @dataclass(frozen=True, kw_only=True)
 class VPSDE(SDE):
-    """VP with beta rising linearly from `beta_min` to `beta_max`; the prior is N(0, I)."""
+    """The variance-preserving SDE, with beta rising linearly.
+
+        dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,      alpha = exp(-B/2),   sigma^2 = 1 - exp(-B),   B = integral of beta
+
+    (Song et al. 2021, arXiv:2011.13456, equations (11), (32) and (33)). The prior is N(0, I).
+
+    Args:
+        beta_min, beta_max: beta at t = 0 and at t = T.
+        T, t_min, t_end: as in `SDE`.
+
+    Raises:
+        UserError: unless 0 <= beta_min <= beta_max, beta_max > 0 and 0 <= t_min, t_end < T.
+
+    >>> sde = VPSDE()
+    >>> round(float(sde.alpha(0.5) ** 2 + sde.sigma(0.5) ** 2), 12)
+    1.0
+    """
 
     beta_min: float = 0.1
     beta_max: float = 20.0
@@ -29,8 +40,8 @@ class VPSDE(SDE):
     beta: LinearBeta = field(init=False, repr=False, compare=False)
 
     def __post_init__(self) -> None:
-        check_times(self.T, self.t_min, self.t_end)
-        check_numbers(beta_min=self.beta_min, beta_max=self.beta_max)
+        require_limits(self.T, self.t_min, self.t_end)
+        require_numbers(beta_min=self.beta_min, beta_max=self.beta_max)
         object.__setattr__(self, "beta", LinearBeta(beta_min=self.beta_min, beta_max=self.beta_max, T=self.T))
 
     def alpha(self, t: Time) -> Tensor:

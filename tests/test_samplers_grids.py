@@ -67,7 +67,7 @@ def test_ddpm_indices_are_those_of_the_published_ways() -> None:
 
 
 def test_a_custom_grid_is_taken_as_it_is() -> None:
-    grid = Custom(torch.tensor([1.0, 0.4, 0.001]))
+    grid = Custom(times=torch.tensor([1.0, 0.4, 0.001]))
     assert grid.steps == 2
     assert grid(VPSDE(), 2).tolist() == pytest.approx([1.0, 0.4, 0.001])
     assert eval(repr(grid)) == grid
@@ -82,12 +82,12 @@ def test_a_custom_grid_is_taken_as_it_is() -> None:
         (lambda: Uniform(t_end=1e-9)(VPSDE(), 3), r"the SDE's \[t_min, T\]"),
         (lambda: Uniform(t_start=0.1, t_end=0.2)(VPSDE(), 3), "t_end < t_start"),
         (lambda: Karras(rho=0.0), "rho=0.0"),
-        (lambda: Logistic(scale=-1.0), "scale > 0"),
-        (lambda: DDPMIndices(spacing="middle"), "leading, trailing, linspace"),
+        (lambda: Logistic(scale=-1.0), "scale=-1.0; expected a finite number > 0"),
+        (lambda: DDPMIndices(spacing="middle"), "'leading', 'trailing', 'linspace'"),
         (lambda: DDPMIndices()(VPSDE(), 1000), "with the final denoising that is 1000 evaluations"),
-        (lambda: Custom([0.1, 0.5]), "strictly decreasing"),
-        (lambda: Custom([1.0]), "strictly decreasing"),
-        (lambda: Custom([1.0, math.nan]), "strictly decreasing"),
+        (lambda: Custom(times=[0.1, 0.5]), "strictly decreasing"),
+        (lambda: Custom(times=[1.0]), "strictly decreasing"),
+        (lambda: Custom(times=[1.0, math.nan]), "strictly decreasing"),
         (lambda: time_grids.create("square"), "expected one of uniform"),
         (lambda: time_grids.create("karras", power=2), "power"),
     ],

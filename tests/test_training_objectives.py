@@ -35,7 +35,7 @@ from training import (
 )
 from training.streams import StepStreams
 
-LINEAR = KernelSDE(alpha_fn=lambda t: 1 - t, sigma_fn=lambda t: t, T=0.999, t_min=1e-3, std_at_T=1.0)
+LINEAR = KernelSDE(alpha_fn=lambda t: 1 - t, sigma_fn=lambda t: t, T=0.999, t_min=1e-3, terminal_std=1.0)
 
 
 def drawn(objective, sde, x_0, step=0):
