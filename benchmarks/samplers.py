@@ -35,7 +35,7 @@ import torch
 
 import samplers
 from models import ScoreModel, UNet
-from samplers import DDIM, DEIS, EDM, DPMSolver, Langevin, PredictorCorrector, ProbabilityFlow, UniPC
+from samplers import DDIM, DEIS, DPMSolver, HeunEDM, Langevin, PredictorCorrector, ProbabilityFlow, UniPC
 from sde_lib import VPSDE
 
 Network = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
@@ -68,7 +68,7 @@ def ours(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
         "DPM-Solver++ 3M": DPMSolver(steps=steps, order=3, denoise=False),
         "UniPC 2": UniPC(steps=steps, denoise=False),
         "DEIS 3": DEIS(steps=steps, denoise=False),
-        "Heun (EDM)": EDM(steps=steps // 2, denoise=False),
+        "Heun (EDM)": HeunEDM(steps=steps // 2, denoise=False),
         "predictor-corrector": PredictorCorrector(steps=steps // 2, corrector=Langevin(), denoise=False),
         "flow, Heun": ProbabilityFlow(solver=Heun(steps=steps // 2)),
     }
@@ -168,7 +168,7 @@ def of_azula(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
 def of_k_diffusion(sde: VPSDE, steps: int) -> Iterator[tuple[str, str, Run]]:
     from k_diffusion import sampling
 
-    grid = samplers.EDM.default_grid
+    grid = samplers.HeunEDM.default_grid
     # the float32 kappas of the runs, and t, alpha there
     kappas = {n: torch.exp(-sde.log_snr(grid(sde, n)) / 2).float() for n in (steps, steps // 2)}
     known = {}

@@ -7,10 +7,12 @@ from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
+from numerics.solvers import SOLVERS
 from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
 
 __all__ = [
     "RK4",
+    "SOLVERS",
     "Adams",
     "Catalogue",
     "Option",

@@ -196,7 +196,8 @@ def _keywords(entry: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:
     if isinstance(entry, functools.partial):
         inner = _keywords(entry.func)
         return {n: (entry.keywords.get(n, default), kind) for n, (default, kind) in inner.items()}
-    target = entry.__init__ if isinstance(entry, type) else entry  # type: ignore[misc]
+    # a dataclass's fields may come from classes of other modules, whose names they use
+    target = entry.__init__ if isinstance(entry, type) and not is_dataclass(entry) else entry  # type: ignore[misc]
     try:
         hints = typing.get_type_hints(target)
     except NameError:  # a name that is imported for type checkers alone

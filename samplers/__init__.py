@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
-from numerics import RK4, Dopri5, Heun, SampleStreams, SciPy, TorchDiffEq
+from numerics import SampleStreams
 from samplers.adaptive_sde import AdaptiveSDE
 from samplers.ancestral import Ancestral
-from samplers.annealed_langevin import AnnealedLangevin
-from samplers.base import GridSampler, Sampler, SampleResult, SamplingError, StepInfo
+from samplers.annealed_langevin import AnnealedLangevin, AnnealedLangevinCorrector
+from samplers.base import GridSampler, Sampler
 from samplers.callbacks import Progress, Trajectory, all_of
-from samplers.catalogue import available, create
+from samplers.catalogue import CORRECTIONS, CORRECTORS, PREDICTORS, SAMPLERS, available, create, options
 from samplers.corrections import ClipDenoised, CorrectedScore, Correction, DynamicThreshold, Temperature
 from samplers.correctors import Corrector
 from samplers.ddim import DDIM
 from samplers.deis import DEIS
 from samplers.dpm_solver import DPMSolver
-from samplers.edm import EDM
 from samplers.euler_maruyama import EulerMaruyama
+from samplers.heun_edm import HeunEDM
 from samplers.langevin import Langevin
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.predictors import Predictor
 from samplers.probability_flow import ProbabilityFlow
+from samplers.result import Callback, SampleResult, SamplingError, StepInfo
 from samplers.reverse_diffusion import ReverseDiffusion
+from samplers.run import Run
 from samplers.seeds import SEEDS
+from samplers.step import StatefulStep, Step
 from samplers.torchsde_solver import TorchSDE
 from samplers.unipc import UniPC
 from sde_lib import time_grids
@@ -38,46 +41,50 @@ from sde_lib.time_grids import (
 )
 
 __all__ = [
-    "DDIM",
-    "DEIS",
-    "EDM",
-    "RK4",
-    "SEEDS",
     "AdaptiveSDE",
     "Ancestral",
     "AnnealedLangevin",
+    "AnnealedLangevinCorrector",
+    "CORRECTIONS",
+    "CORRECTORS",
+    "Callback",
     "ClipDenoised",
     "CorrectedScore",
     "Correction",
     "Corrector",
     "Cosine",
     "Custom",
+    "DDIM",
     "DDPMIndices",
+    "DEIS",
     "DPMSolver",
-    "Dopri5",
     "DynamicThreshold",
     "EulerMaruyama",
     "GridSampler",
-    "Heun",
+    "HeunEDM",
     "Karras",
     "Langevin",
     "LogSNR",
     "Logistic",
+    "PREDICTORS",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Progress",
     "Quadratic",
     "ReverseDiffusion",
+    "Run",
+    "SAMPLERS",
+    "SEEDS",
     "SampleResult",
     "SampleStreams",
     "Sampler",
     "SamplingError",
-    "SciPy",
+    "StatefulStep",
+    "Step",
     "StepInfo",
     "Temperature",
     "TimeGrid",
-    "TorchDiffEq",
     "TorchSDE",
     "Trajectory",
     "UniPC",
@@ -85,5 +92,6 @@ __all__ = [
     "all_of",
     "available",
     "create",
+    "options",
     "time_grids",
 ]

@@ -144,7 +144,7 @@ class AdaptiveSDE(Sampler):
                 f"got {len(t)} of {batch} samples unfinished after max_steps={self.max_steps} attempts, the first at "
                 f"t = {float(t[0]):.6g}; expected them to arrive: loosen rtol and atol or raise max_steps"
             )
-        if isinstance(generator, SampleStreams) and streams is not generator:
+        if isinstance(generator, SampleStreams) and isinstance(streams, SampleStreams):
             generator.draw = streams.draw
         evaluations = 2 * attempts
         if self.denoise:

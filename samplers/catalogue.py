@@ -1,173 +1,270 @@
 """Samplers by name, for command lines and run folders; programs construct the classes.
 
-Options are the class's own. Where an option is an object, a name stands for it: `grid="karras"`, `solver="rk4"`,
-`predictor="ancestral"`, `corrector="none"`; `clip=True` adds `ClipDenoised()` to the corrections. Objects pass as well.
-`steps` are always those of the grid: for "ald" the levels (and `corrector_steps` the Langevin steps at each), and for "ode"
-it chooses Heun's method on a grid unless a solver is named.
+    create("pc", steps=500, predictor="ancestral", corrector={"name": "langevin", "snr": 0.1}, grid="karras")
+    options("pc")       # every option with its default: the fields of the classes
+
+An option that is an object may be given by its name, as a mapping `{name, **options}`, or as the object; `corrections` are a
+tuple of these, to which `clip=True` adds `ClipDenoised()`. `steps` are always those of the grid: for "ald" the levels (and
+`corrector_steps` the Langevin steps at each), and for "ode" they choose Heun's method on a grid unless a solver is named.
+
+The names that the field uses for the same methods are entries too: euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde,
+dpmpp_3m_sde, ddpm.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import fields, is_dataclass
-from importlib.util import find_spec
-from inspect import signature
-from typing import Any
+import inspect
+import typing
+from collections.abc import Callable, Mapping
+from dataclasses import fields, is_dataclass, replace
+from typing import Any, Literal, TypeVar
 
-from numerics import RK4, Dopri5, Heun, SciPy, Solver, TorchDiffEq, UserError
+from numerics import Catalogue, Dopri5, Heun, Option, Solver, UserError
+from numerics.solvers import SOLVERS
 from samplers.adaptive_sde import AdaptiveSDE
 from samplers.ancestral import Ancestral
-from samplers.annealed_langevin import AnnealedLangevin
+from samplers.annealed_langevin import AnnealedLangevin, AnnealedLangevinCorrector
 from samplers.base import Sampler
-from samplers.corrections import ClipDenoised
+from samplers.corrections import ClipDenoised, Correction, DynamicThreshold, Temperature
+from samplers.correctors import Corrector
 from samplers.ddim import DDIM
 from samplers.deis import DEIS
 from samplers.dpm_solver import DPMSolver
-from samplers.edm import EDM
 from samplers.euler_maruyama import EulerMaruyama
+from samplers.heun_edm import HeunEDM
 from samplers.langevin import Langevin
 from samplers.predictor_corrector import PredictorCorrector
+from samplers.predictors import Predictor
 from samplers.probability_flow import ProbabilityFlow
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.seeds import SEEDS
 from samplers.torchsde_solver import TorchSDE
 from samplers.unipc import UniPC
-from sde_lib import time_grids
+from sde_lib import FLOWS, TIME_GRIDS, Flow, TimeGrid, WhitenedFlow
 
-_SOLVERS: dict[str, type[Solver]] = {
-    "dopri5": Dopri5,
-    "heun": Heun,
-    "rk4": RK4,
-    "torchdiffeq": TorchDiffEq,
-    "scipy": SciPy,
-}
-_PREDICTORS: dict[str, Callable[..., Any]] = {
-    "reverse_diffusion": ReverseDiffusion,
-    "euler_maruyama": EulerMaruyama,
-    "ancestral": Ancestral,
-    "none": lambda: None,
-}
-_CORRECTORS: dict[str, Callable[..., Any]] = {
-    "langevin": Langevin,
-    "ald": AnnealedLangevin,
-    "none": lambda: None,
-}
+T = TypeVar("T")
+Corrections = tuple[Correction, ...]
+# the classes' own defaults
+_REVERSE_DIFFUSION, _LANGEVIN, _WHITENED = ReverseDiffusion(), Langevin(), WhitenedFlow()
+
+PREDICTORS: Catalogue[Predictor] = Catalogue(
+    "predictor",
+    {"reverse_diffusion": ReverseDiffusion, "euler_maruyama": EulerMaruyama, "ancestral": Ancestral},
+)
+CORRECTORS: Catalogue[Corrector] = Catalogue("corrector", {"langevin": Langevin, "ald": AnnealedLangevinCorrector})
+CORRECTIONS: Catalogue[Correction] = Catalogue(
+    "correction",
+    {"clip_denoised": ClipDenoised, "dynamic_threshold": DynamicThreshold, "temperature": Temperature},
+)
 
 
-def _pc(
+def predictor_corrector(
     *,
-    predictor: Any = "reverse_diffusion",
-    corrector: Any = "langevin",
+    predictor: Predictor | None = _REVERSE_DIFFUSION,
+    corrector: Corrector | AnnealedLangevin | None = _LANGEVIN,
     snr: float | None = None,
     corrector_steps: int | None = None,
-    **options: Any,
-) -> Sampler:
-    chain = {k: v for k, v in (("snr", snr), ("steps", corrector_steps)) if v is not None}
+    sequence: Literal["corrector_first", "predictor_first"] = "corrector_first",
+    order: Literal["corrector_first", "predictor_first"] | None = None,
+    steps: int = 1000,
+    grid: TimeGrid | None = None,
+    denoise: bool = True,
+    corrections: Corrections = (),
+) -> PredictorCorrector:
+    """`PredictorCorrector`, with the corrector's `snr` and number of steps as options of its own."""
     return PredictorCorrector(
-        predictor=_named("predictor", predictor, _PREDICTORS),
-        corrector=_named("corrector", corrector, _CORRECTORS, **chain),
-        **options,
+        predictor=predictor,
+        corrector=_changed("corrector", corrector, snr=snr, steps=corrector_steps),
+        sequence=sequence,
+        order=order,
+        steps=steps,
+        grid=grid,
+        denoise=denoise,
+        corrections=corrections,
     )
 
 
-def _predictor_only(kind: Callable[..., Any]) -> Callable[..., Sampler]:
-    def build(**options: Any) -> Sampler:
-        own = {f.name for f in fields(kind)} if is_dataclass(kind) else set()
-        return PredictorCorrector(
-            predictor=kind(**{k: v for k, v in options.items() if k in own}),
-            corrector=None,
-            **{k: v for k, v in options.items() if k not in own},
-        )
-
-    return build
-
-
-def _ald(*, steps: int | None = None, corrector_steps: int | None = None, **options: Any) -> Sampler:
-    options.update({k: v for k, v in (("levels", steps), ("steps", corrector_steps)) if v is not None})
-    return AnnealedLangevin(**options)
-
-
-def _ode(
+def annealed_langevin(
     *,
-    solver: Any = None,
+    steps: int | None = None,
+    corrector_steps: int = 1,
+    snr: float = 0.16,
+    step_size: float | None = None,
+    levels: int = 1000,
+    grid: TimeGrid | None = None,
+    denoise: bool = True,
+    corrections: Corrections = (),
+) -> AnnealedLangevin:
+    """`AnnealedLangevin`; `steps` are the levels, and `corrector_steps` the Langevin steps at each."""
+    return AnnealedLangevin(
+        levels=levels if steps is None else steps,
+        steps=corrector_steps,
+        snr=snr,
+        step_size=step_size,
+        grid=grid,
+        denoise=denoise,
+        corrections=corrections,
+    )
+
+
+def ancestral(
+    *,
+    variance: Literal["posterior", "transition", "learned"] = "posterior",
+    steps: int = 1000,
+    grid: TimeGrid | None = None,
+    denoise: bool = True,
+    corrections: Corrections = (),
+) -> PredictorCorrector:
+    """`Ancestral` without a corrector."""
+    predictor = Ancestral(variance=variance)
+    return PredictorCorrector(
+        predictor=predictor, corrector=None, steps=steps, grid=grid, denoise=denoise, corrections=corrections
+    )
+
+
+def reverse_diffusion(
+    *, steps: int = 1000, grid: TimeGrid | None = None, denoise: bool = True, corrections: Corrections = ()
+) -> PredictorCorrector:
+    """`ReverseDiffusion` without a corrector."""
+    return PredictorCorrector(corrector=None, steps=steps, grid=grid, denoise=denoise, corrections=corrections)
+
+
+def euler_maruyama(
+    *,
+    stochasticity: float = 1.0,
+    steps: int = 1000,
+    grid: TimeGrid | None = None,
+    denoise: bool = True,
+    corrections: Corrections = (),
+) -> PredictorCorrector:
+    """`EulerMaruyama` without a corrector."""
+    predictor = EulerMaruyama(stochasticity=stochasticity)
+    return PredictorCorrector(
+        predictor=predictor, corrector=None, steps=steps, grid=grid, denoise=denoise, corrections=corrections
+    )
+
+
+def probability_flow(
+    *,
+    solver: Solver | None = None,
     steps: int | None = None,
     rtol: float | None = None,
     atol: float | None = None,
-    **options: Any,
-) -> Sampler:
-    own = {k: v for k, v in (("steps", steps), ("rtol", rtol), ("atol", atol)) if v is not None}
+    flow: Flow = _WHITENED,
+    grid: TimeGrid | None = None,
+    denoise: bool = False,
+    corrections: Corrections = (),
+) -> ProbabilityFlow:
+    """`ProbabilityFlow`, with the solver's number of steps and tolerances as options of its own; without a solver Dopri5, or
+    Heun's method where `steps` are given."""
     if solver is None:
-        solver = "dopri5" if steps is None else "heun"
-    return ProbabilityFlow(solver=_named("solver", solver, _SOLVERS, **own), **options)
+        solver = Dopri5() if steps is None else Heun()
+    solver = _changed("solver", solver, steps=steps, rtol=rtol, atol=atol)
+    return ProbabilityFlow(solver=solver, flow=flow, grid=grid, denoise=denoise, corrections=corrections)
 
 
-def _named(what: str, value: Any, known: dict[str, Any], **options: Any) -> Any:
-    """The object that a name stands for, made with `options`; an object itself, which then takes none."""
-    if value is None or not isinstance(value, str):
-        if options:
-            raise UserError(f"got {sorted(options)} beside {what}={value!r}; expected them in the object itself")
+def _changed(what: str, value: T, **given: Any) -> T:
+    """The object `value` with those of the `given` fields that are not None."""
+    changes = {name: v for name, v in given.items() if v is not None}
+    if not changes:
         return value
-    if value not in known:
-        raise UserError(f"got {what}={value!r}; expected one of {', '.join(known)}")
-    try:
-        return known[value](**options)
-    except TypeError as error:
-        raise UserError(f"got {sorted(options)} for {what}={value!r}, which does not take all of them") from error
+    own = [f.name for f in fields(value)] if is_dataclass(value) else []
+    for name, v in changes.items():
+        if name not in own:
+            raise UserError(
+                f"got {name}={v!r} for {what}={value!r}; expected an option that it takes, some of "
+                f"{', '.join(own) or 'none'}"
+            )
+    return replace(value, **changes)  # type: ignore[type-var]
 
 
-_NAMES: dict[str, Callable[..., Sampler]] = {
-    "pc": _pc,
-    "ald": _ald,
-    "ancestral": _predictor_only(Ancestral),
-    "reverse_diffusion": _predictor_only(ReverseDiffusion),
-    "euler_maruyama": _predictor_only(EulerMaruyama),
-    "ode": _ode,
-    "ddim": DDIM,
-    "dpm_solver": DPMSolver,
-    "unipc": UniPC,
-    "heun": EDM,
-    "deis": DEIS,
-    "adaptive_sde": AdaptiveSDE,
-    "seeds": SEEDS,
-    "torchsde": TorchSDE,
-}
-_BUILT: dict[str, type[Sampler]] = {"ode": ProbabilityFlow, "ald": AnnealedLangevin}
-_CLASSES: dict[Any, type[Sampler]] = {
-    builder: _BUILT.get(name, PredictorCorrector) for name, builder in _NAMES.items() if not isinstance(builder, type)
-}
-_NEEDS = {"torchsde": "torchsde"}
+def _with(kind: Callable[..., Sampler], **fixed: Any) -> Callable[..., Sampler]:
+    """An entry that makes a `kind` of these options and takes all its others."""
+
+    def make(**options: Any) -> Sampler:
+        return kind(**fixed, **options)
+
+    parameters = inspect.signature(kind).parameters.values()
+    hints = typing.get_type_hints(kind)  # of a class: each field's, where it was written
+    make.__signature__ = inspect.Signature([p for p in parameters if p.name not in fixed])  # type: ignore[attr-defined]
+    make.__annotations__ = {name: hint for name, hint in hints.items() if name not in fixed}
+    return make
+
+
+class _Samplers(Catalogue[Sampler]):
+    """Names of samplers; all take `clip` too."""
+
+    def options(self, name: str) -> dict[str, Option]:
+        found = super().options(name)
+        if name == "torchsde":  # its solvers are torchsde's own, plain words
+            found["solver"] = replace(found["solver"], part=None)
+        return {**found, "clip": Option(name="clip", default=False, annotation=bool)}
+
+    def create(self, name: str, **given: Any) -> Sampler:
+        self.options(name)  # refuses an unknown name
+        clip = given.pop("clip", False)
+        sampler = super().create(name, **given)
+        return replace(sampler, corrections=(*sampler.corrections, ClipDenoised())) if clip else sampler
+
+
+SAMPLERS: Catalogue[Sampler] = _Samplers(
+    "sampler",
+    {
+        "pc": predictor_corrector,
+        "ald": annealed_langevin,
+        "ancestral": ancestral,
+        "reverse_diffusion": reverse_diffusion,
+        "euler_maruyama": euler_maruyama,
+        "ode": probability_flow,
+        "ddim": DDIM,
+        "dpm_solver": DPMSolver,
+        "unipc": UniPC,
+        "heun": HeunEDM,
+        "deis": DEIS,
+        "adaptive_sde": AdaptiveSDE,
+        "seeds": SEEDS,
+        "torchsde": TorchSDE,
+        # what others call them
+        "ddpm": _with(ancestral, variance="posterior", denoise=True),
+        "euler": _with(DDIM, eta=0.0),
+        "euler_ancestral": _with(DDIM, eta=1.0),
+        "dpmpp_2m": _with(DPMSolver, order=2, stochastic=False),
+        "dpmpp_2m_sde": _with(DPMSolver, order=2, stochastic=True),
+        "dpmpp_3m_sde": _with(DPMSolver, order=3, stochastic=True),
+    },
+    parts={
+        "grid": TIME_GRIDS,
+        "predictor": PREDICTORS,
+        "corrector": CORRECTORS,
+        "corrections": CORRECTIONS,
+        "solver": SOLVERS,
+        "flow": FLOWS,
+    },
+    needs={"torchsde": "torchsde"},
+)
 
 
 def available() -> tuple[str, ...]:
-    """The names that `create` knows; those whose optional dependency is missing are left out."""
-    return tuple(name for name in _NAMES if name not in _NEEDS or find_spec(_NEEDS[name]) is not None)
+    """The names that `create` knows; those whose optional package is missing are left out."""
+    return SAMPLERS.available()
+
+
+def options(name: str) -> Mapping[str, Option]:
+    """Every option of the sampler of that name, with its default.
+
+    Raises:
+        UserError: for an unknown name, or a missing package.
+    """
+    return SAMPLERS.options(name)
 
 
 def create(name: str, **options: Any) -> Sampler:
     """The sampler of that name, with its options.
 
     Raises:
-        UserError: for an unknown name or option, or a missing dependency.
+        UserError: for an unknown name or option, a value that is refused, or a missing package.
+
+    >>> create("ddim", steps=20, grid={"name": "karras", "rho": 3.0}, clip=True)
+    DDIM(grid=Karras(t_start=None, t_end=None, rho=3.0), corrections=(ClipDenoised(low=-1.0, high=1.0),), steps=20)
     """
-    if name in _NAMES and name not in available():
-        raise UserError(f"got the sampler {name!r}, which needs the package {_NEEDS[name]}: install it")
-    if name not in _NAMES:
-        raise UserError(f"got the sampler {name!r}; expected one of {', '.join(available())}")
-    if isinstance(options.get("grid"), str):
-        options["grid"] = time_grids.create(options["grid"])
-    if options.pop("clip", False):
-        options["corrections"] = (*options.get("corrections", ()), ClipDenoised())
-    try:
-        return _NAMES[name](**options)
-    except TypeError as error:
-        unknown = str(error).rsplit("argument ", 1)[-1]
-        raise UserError(
-            f"got the option {unknown} for the sampler {name!r}; expected some of {', '.join(_options(_NAMES[name]))}"
-        ) from error
-
-
-def _options(builder: Callable[..., Sampler]) -> list[str]:
-    """The names of the options a sampler takes."""
-    kind: Any = _CLASSES.get(builder, builder)
-    own = [p.name for p in signature(builder).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    return sorted({*own, *(f.name for f in fields(kind)), "clip"})
+    return SAMPLERS.create(name, **options)

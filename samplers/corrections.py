@@ -24,6 +24,7 @@ from torch import Tensor
 
 from numerics import UserError, expand_as, take
 from sde_lib import SDE, Score
+from sde_lib.score import score_of_denoised, tweedie
 
 
 class Correction(ABC):
@@ -66,9 +67,7 @@ class _OfDenoised(Correction):
         """The corrected mean, `(B, *)`."""
 
     def apply(self, sde: SDE, x: Tensor, t: Tensor, score: Tensor) -> Tensor:
-        alpha, variance = expand_as(sde.alpha(t), x), expand_as(sde.sigma(t).square(), x)
-        x_0 = self.denoised((x + variance * score) / alpha)
-        return (alpha * x_0 - x) / variance
+        return score_of_denoised(sde, self.denoised(tweedie(sde, score, x, t)), x, t)
 
 
 @dataclass(frozen=True, kw_only=True)

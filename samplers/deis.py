@@ -25,8 +25,9 @@ class DEIS(GridSampler):
     (Zhang and Chen 2022, arXiv:2204.13902.) eps is extrapolated by the polynomial through its last `order` values, in t
     (`variable="t"`, the paper's tAB) or in log kappa (its rhoAB takes kappa itself); L_j are its Lagrange polynomials. With
     exact scores of mixtures and 10 to 20 steps, log kappa on equal steps of log-SNR has half the error of t or less, and is
-    the default. One value is DDIM. Assumes that eps varies smoothly in that variable; any linear SDE. From three values on the first step is made again once eps at its end
-    is known, as in `samplers.dpm_solver`, at no cost. For variance exploding t and log kappa are the same.
+    the default. One value is DDIM. Assumes that eps varies smoothly in that variable; any linear SDE. From three values on
+    the first step is made again once eps at its end is known, as in `DPMSolver`, at no cost. For variance exploding t and
+    log kappa are the same.
 
     Args:
         order: how many values are extrapolated from, 1 to 4 (the paper's tAB0 ... tAB3).

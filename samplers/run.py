@@ -14,10 +14,10 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, normal
+from numerics import Generator, normal
 from samplers.corrections import CorrectedScore, Correction
 from samplers.result import Callback
-from sde_lib import SDE, CountedScore, Score
+from sde_lib import SDE, CountedScore, Score, check_score
 
 
 class Run:
@@ -94,11 +94,7 @@ class Run:
         return tweedie(x, value, float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2)
 
     def _seen(self, x: Tensor, t: float, value: Tensor) -> Tensor:
-        if value.shape != x.shape:
-            raise UserError(
-                f"got a score of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; "
-                "expected the same shape: return grad log p_t(x), one number for each entry of x"
-            )
+        check_score(value, x)
         if self.callback is not None:
             self._last = (x, t, value)
         return value

@@ -90,9 +90,9 @@ class _Reverse:
 
     def f(self, u: Tensor, y: Tensor) -> Tensor:
         # torchsde evaluates once more before it begins, to see the shape, and its Runge-Kutta method evaluates a stage
-        # again for each later one
+        # again for each later one, of the same tensor
         for clock, state, drift in self._known:
-            if clock == float(u) and torch.equal(state, y):
+            if state is y and clock == float(u):
                 return drift
         t = self.T - float(u)
         x = y.reshape(self.shape)

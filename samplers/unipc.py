@@ -58,8 +58,8 @@ class UniPC(GridSampler):
         correcting: list[list[float] | None] = []
         for i, k in enumerate(orders(self.order, len(times) - 1, self.lower_order_final)):
             points = [lambdas[i - j] for j in range(k)]
-            for table, nodes in ((predicting, points), (correcting, [lambdas[i + 1], *points])):
-                weights = exponential_weights(nodes, lambdas[i], lambdas[i + 1], 1.0)
+            for table, known in ((predicting, points), (correcting, [lambdas[i + 1], *points])):
+                weights = exponential_weights(known, lambdas[i], lambdas[i + 1], 1.0)
                 table.append([nodes.alpha[i + 1] * w for w in weights])
 
         return Multistep(value=nodes.denoised, of_x=of_x, predicting=predicting, correcting=correcting)

@@ -77,4 +77,16 @@ def denoised(sde: SDE, score: Score, x: Tensor, t: Time) -> Tensor:
     For `x` `(B, *)` and `t` `()` or `(B,)` (Efron 2011, "Tweedie's Formula and Selection Bias").
     """
     t = batch_time(t, x)
-    return (x + expand_as(sde.sigma(t).square(), x) * score(x, t)) / expand_as(sde.alpha(t), x)
+    return tweedie(sde, score(x, t), x, t)
+
+
+def tweedie(sde: SDE, value: Tensor, x: Tensor, t: Time) -> Tensor:
+    """`denoised` for a score's `value` `(B, *)` that is known already: (x + sigma^2 value) / alpha."""
+    t = batch_time(t, x)
+    return (x + expand_as(sde.sigma(t).square(), x) * value) / expand_as(sde.alpha(t), x)
+
+
+def score_of_denoised(sde: SDE, x_0: Tensor, x: Tensor, t: Time) -> Tensor:
+    """The inverse of `tweedie`: the score `(B, *)` whose denoised mean is `x_0` `(B, *)`, (alpha x_0 - x) / sigma^2."""
+    t = batch_time(t, x)
+    return (expand_as(sde.alpha(t), x) * x_0 - x) / expand_as(sde.sigma(t).square(), x)

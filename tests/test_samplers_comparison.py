@@ -11,7 +11,7 @@ from oracles import mixture
 
 import data
 from evaluation.sampler_comparison import compare_samplers, dataset_quality, flow_error
-from samplers import DDIM, EDM, DPMSolver, ProbabilityFlow, SampleStreams
+from samplers import DDIM, DPMSolver, HeunEDM, ProbabilityFlow, SampleStreams
 from sde_lib import VPSDE
 from sde_lib.analytic import EmpiricalDistribution
 
@@ -25,7 +25,7 @@ def test_the_flow_error_falls_with_the_budget_and_faster_for_higher_orders() -> 
     comparison = compare_samplers(
         SDE,
         score,
-        {"ddim": DDIM(), "dpm_solver": DPMSolver(), "heun": EDM(), "flow": ProbabilityFlow(denoise=True)},
+        {"ddim": DDIM(), "dpm_solver": DPMSolver(), "heun": HeunEDM(), "flow": ProbabilityFlow(denoise=True)},
         (30, 2),
         nfe=(2, 21, 41),
         quality=flow_error(SDE, score, x_T),
@@ -102,7 +102,7 @@ def test_bad_input() -> None:
     with pytest.raises(ValueError, match="at least one sampler"):
         compare_samplers(SDE, score, {}, (4, 2))
     with pytest.raises(ValueError, match="which is one step"):
-        compare_samplers(SDE, score, {"heun": EDM()}, (4, 2), nfe=(1, 2))
+        compare_samplers(SDE, score, {"heun": HeunEDM()}, (4, 2), nfe=(1, 2))
     with pytest.raises(ValueError, match="expected shape"):
         compare_samplers(SDE, score, {"ddim": DDIM()}, (4, 2), x_T=torch.zeros(3, 2))
     with pytest.raises(data.DataError, match="no measure"):

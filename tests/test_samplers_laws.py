@@ -18,16 +18,16 @@ from oracles import (
     whitened_moments_p,
 )
 
+from numerics import Dopri5
 from samplers import (
     DDIM,
-    EDM,
     SEEDS,
     AdaptiveSDE,
     Ancestral,
     AnnealedLangevin,
-    Dopri5,
     DPMSolver,
     EulerMaruyama,
+    HeunEDM,
     Karras,
     Langevin,
     Logistic,
@@ -63,7 +63,7 @@ STOCHASTIC = {
     "dpm_solver_sde_2": (2, lambda n, grid: DPMSolver(order=2, stochastic=True, steps=n, grid=grid, denoise=False)),
     "dpm_solver_half_2": (2, lambda n, grid: DPMSolver(order=2, stochastic=0.5, steps=n, grid=grid, denoise=False)),
     "dpm_solver_sde_3": (2, lambda n, grid: DPMSolver(order=3, stochastic=True, steps=n, grid=grid, denoise=False)),
-    "edm_churn": (2, lambda n, grid: EDM(churn=10.0, steps=n, grid=grid, denoise=False)),
+    "edm_churn": (2, lambda n, grid: HeunEDM(churn=10.0, steps=n, grid=grid, denoise=False)),
     "seeds_1": (1, lambda n, grid: SEEDS(order=1, steps=n, grid=grid, denoise=False)),
     "seeds_2": (2, lambda n, grid: SEEDS(order=2, steps=n, grid=grid, denoise=False)),
     # two leading terms of opposite signs: 0.0016, 0.00056, 0.00017 at N = 40, 80, 160
@@ -250,7 +250,7 @@ CASES = {
     "dpm_solver_sde_3": lambda name: DPMSolver(order=3, stochastic=True, steps=300, denoise=False),
     "dpm_solver_2": lambda name: DPMSolver(order=2, steps=200, denoise=False),
     "unipc_2": lambda name: UniPC(order=2, steps=100, denoise=False),
-    "edm_churn": lambda name: EDM(churn=20.0, steps=300, denoise=False),
+    "edm_churn": lambda name: HeunEDM(churn=20.0, steps=300, denoise=False),
     "seeds_2_noise": lambda name: SEEDS(order=2, prediction="noise", steps=200, denoise=False),
     "seeds_3": lambda name: SEEDS(order=3, steps=100, denoise=False),
 }
@@ -403,6 +403,6 @@ def test_karras_churn_at_its_limit_stays_within_T() -> None:
         seen.append(float(t[0]))
         return mixture().score(sde)(x, t)
 
-    EDM(churn=1e9, steps=10, grid=Karras())(sde, score, (4, 2), generator=torch.Generator().manual_seed(0))
+    HeunEDM(churn=1e9, steps=10, grid=Karras())(sde, score, (4, 2), generator=torch.Generator().manual_seed(0))
     assert max(seen) <= sde.T
     assert len(seen) == 21

@@ -9,15 +9,13 @@ import pytest
 import torch
 from oracles import SDES, gaussian, mixture
 
-from numerics import Heun
+from numerics import RK4, Dopri5, Heun
 from samplers import (
     DDIM,
     DEIS,
-    EDM,
-    RK4,
-    Dopri5,
     DPMSolver,
     EulerMaruyama,
+    HeunEDM,
     Karras,
     LogSNR,
     PredictorCorrector,
@@ -40,7 +38,7 @@ METHODS = {
     "deis_3": (3, lambda n, grid: DEIS(order=3, steps=n, grid=grid, denoise=False), 160),
     "deis_2_t": (2, lambda n, grid: DEIS(order=2, steps=n, grid=grid, denoise=False, variable="t"), 160),
     "deis_3_t": (3, lambda n, grid: DEIS(order=3, steps=n, grid=grid, denoise=False, variable="t"), 160),
-    "edm": (2, lambda n, grid: EDM(steps=n, grid=grid, denoise=False), 40),
+    "edm": (2, lambda n, grid: HeunEDM(steps=n, grid=grid, denoise=False), 40),
     "euler_maruyama_ode": (
         1,
         lambda n, grid: PredictorCorrector(
