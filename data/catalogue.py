@@ -38,6 +38,7 @@ DATASETS: Catalogue[Dataset] = Catalogue(
         "spirals": spirals,
         "pinwheel": pinwheel,
     },
+    derived=("name",),  # a section's own name is the data set's
 )
 """The data sets by name; an option is an argument of the data set's function."""
 

@@ -11,7 +11,7 @@ from torch import Tensor
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
 from numerics import Adams, Dopri5
-from sde_lib import SDE, Score, WhitenedFlow
+from sde_lib import SDE, Score, TimeGrid, WhitenedFlow
 
 
 def fast(
@@ -42,7 +42,18 @@ def fast(
     """
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     grid = pilot_grid(sde, score, x, flow=flow, t_min=t_min, seed=seed)
-    return Method(Adams(steps=steps, points=5, start="rising"), flow=flow, grid=grid, t_min=t_min)
+    return fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
+
+
+def fast_on(grid: TimeGrid, *, steps: int = 48, data_std: float = 1.0, t_min: float | None = None) -> Method:
+    """The method of `fast` on a grid that is known, such as one that an earlier pilot run has placed.
+
+    Args:
+        grid: where the steps are.
+        steps, data_std, t_min: as in `fast`.
+    """
+    solver = Adams(steps=steps, points=5, start="rising")
+    return Method(solver, flow=WhitenedFlow(data_std=data_std), grid=grid, t_min=t_min)
 
 
 def accurate(

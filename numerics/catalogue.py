@@ -14,6 +14,7 @@ Each package ends in one explicit dict of names; nothing is registered by being 
 from __future__ import annotations
 
 import collections.abc
+import copy
 import functools
 import inspect
 import types
@@ -72,6 +73,12 @@ class Catalogue(Generic[T]):
     ) -> None:
         self.kind, self.entries = kind, dict(entries)
         self.parts, self.needs, self.derived = dict(parts or {}), dict(needs or {}), derived
+
+    def extended(self, entries: Mapping[str, Callable[..., Any]]) -> Catalogue[Any]:
+        """The same catalogue with more entries, or others of the same names."""
+        more = copy.copy(self)
+        more.entries = {**self.entries, **entries}
+        return more
 
     def available(self) -> tuple[str, ...]:
         """The names, but for those whose optional package is missing."""

@@ -19,8 +19,8 @@ from training_cases import options, points, tiny_model
 from data import from_tensor
 from experiments import evaluate, export, vp
 from models import MLP, ScoreModel
-from sde_lib import VPSDE
 from numerics import UserError
+from sde_lib import VPSDE
 from training import (
     DSM,
     CheckpointError,

@@ -23,7 +23,7 @@ from ml_collections import ConfigDict
 import models
 import samplers
 from numerics import Catalogue, UserError, require_choice, require_count
-from samplers import Ancestral, DDPMIndices, PredictorCorrector, Sampler
+from samplers import Ancestral, Correction, DDPMIndices, PredictorCorrector, Sampler
 from sde_lib import TableVPSDE
 from training import DDPMSimple, DiscreteTime, linear_betas
 from workflow import chain_bound
@@ -62,10 +62,12 @@ class Algorithm2:
     Args:
         steps: transitions between rows, 1 to N - 1, which is all of them; the mean of p(x_0 | x_1) ends the run.
         variance: "posterior" (beta~) or "transition" (beta), section 3.2.
+        corrections: of the score, see `samplers.corrections`.
     """
 
     steps: int = 999
     variance: Literal["posterior", "transition"] = "posterior"
+    corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
@@ -83,14 +85,13 @@ class Algorithm2:
             corrector=None,
             steps=self.steps,
             grid=DDPMIndices(train_steps=chain.steps),
+            corrections=self.corrections,
         )
 
 
 CHAINS: Catalogue[BetaChain] = Catalogue("chain", {"ddpm": BetaChain})
 OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"ddpm_simple": DDPMSimple}, derived=("times", "t_min"))
-SAMPLERS: Catalogue[Any] = Catalogue(
-    "sampler", {**samplers.SAMPLERS.entries, "ancestral": Algorithm2}, parts=samplers.SAMPLERS.parts
-)
+SAMPLERS = samplers.SAMPLERS.extended({"ancestral": Algorithm2})
 
 
 def get_config() -> ConfigDict:

@@ -22,7 +22,7 @@ from ml_collections import ConfigDict
 
 import samplers
 from numerics import Catalogue, require_count, require_positive
-from samplers import AnnealedLangevin, Sampler, Uniform
+from samplers import AnnealedLangevin, Correction, Sampler, Uniform
 from sde_lib import TableVESDE
 from training import SMLD, DiscreteTime, geometric_sigmas
 from workflow.defaults import base_config
@@ -55,10 +55,12 @@ class Algorithm1:
     Args:
         steps: K, Langevin steps a level.
         step_size: e, the step at the smallest sigma.
+        corrections: of the score, see `samplers.corrections`.
     """
 
     steps: int = 100
     step_size: float = 2e-5
+    corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
@@ -66,14 +68,18 @@ class Algorithm1:
 
     def on(self, ladder: SigmaLadder) -> AnnealedLangevin:
         """The sampler of that ladder."""
-        return AnnealedLangevin(levels=ladder.levels, steps=self.steps, step_size=self.step_size, grid=Uniform())
+        return AnnealedLangevin(
+            levels=ladder.levels,
+            steps=self.steps,
+            step_size=self.step_size,
+            grid=Uniform(),
+            corrections=self.corrections,
+        )
 
 
 LADDERS: Catalogue[SigmaLadder] = Catalogue("ladder", {"ncsn": SigmaLadder})
 OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"smld": SMLD}, derived=("times", "t_min"))
-SAMPLERS: Catalogue[Any] = Catalogue(
-    "sampler", {**samplers.SAMPLERS.entries, "ald": Algorithm1}, parts=samplers.SAMPLERS.parts
-)
+SAMPLERS = samplers.SAMPLERS.extended({"ald": Algorithm1})
 
 
 def get_config() -> ConfigDict:
