@@ -253,10 +253,8 @@ def _rms(x: Tensor) -> Tensor:
 
 
 def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
-    try:
-        sizes = tuple(int(n) for n in shape)
-    except TypeError:
-        sizes = ()
+    whole = isinstance(shape, Sequence) and all(isinstance(n, int) for n in shape)
+    sizes = tuple(int(n) for n in shape) if whole else ()
     if len(sizes) < 2 or any(n < 1 for n in sizes):
         hint = f": for {sizes[0]} samples of one dimension give ({sizes[0]}, 1)" if len(sizes) == 1 else ""
         raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first{hint}")

@@ -89,6 +89,11 @@ class ADM(Network):
         def attention(n: int, resolution: int | None) -> nn.Module:
             if resolution is not None and resolution not in attention_resolutions:
                 return nn.Identity()
+            if head_channels is not None and n % head_channels:
+                raise UserError(
+                    f"got head_channels={head_channels} for {n} channels; expected a divisor of every level's channels that "
+                    "has attention, or None for heads"
+                )
             return AttentionBlock(n, heads=heads if head_channels is None else n // head_channels, **norm)
 
         features = PositionalEmbedding(channels, endpoint=False, cosine_first=True)

@@ -178,10 +178,8 @@ class Sampler(ABC):
         dtype: torch.dtype | None,
     ) -> Tensor:
         """The state at the grid's beginning, checked or drawn."""
-        try:
-            sizes = tuple(int(n) for n in shape)
-        except TypeError:  # it is no sequence
-            sizes = ()
+        whole = isinstance(shape, Sequence) and all(isinstance(n, int) for n in shape)
+        sizes = tuple(int(n) for n in shape) if whole else ()
         if len(sizes) < 1 or any(n < 1 for n in sizes):
             raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first")
         if dtype is not None and not dtype.is_floating_point:

@@ -23,6 +23,40 @@ def base_config(system: str) -> ConfigDict:
     Args:
         system: the name that config.json will hold.
     """
+    data_section = section(data.DATASETS, "digits")
+    # grey levels become numbers from low to high; other data are standardised, jointly or by columns
+    data_section.update({"low": -1.0, "high": 1.0, "scaling": "auto"})
+
+    model = section(models.NETWORKS, "auto", channels=32, multipliers=(1, 1), blocks=1, width=128, depth=4)
+    # sine features of the input that turn once, twice, ... in a grey level
+    model.grey_level_features = (1.0, 2.0)
+    model.class_conditional = False
+    model.parametrization = section(models.PARAMETRIZATIONS, "preconditioned")
+    model.conditioning = section(models.CONDITIONINGS, "log_snr")
+
+    optimization = fields_section(
+        TrainingOptions,
+        leave=("seed", "progress"),
+        # three and a half minutes on a slow core (7.6 steps a second), two on a fast one
+        steps=1500,
+        batch_size=128,
+        learning_rate=2e-3,
+        warmup=100,
+        schedule="cosine",
+        betas=(0.9, 0.99),
+        ema=(0.999,),
+        label_dropout=0.1,
+        log_every=50,
+        eval_every=500,
+        checkpoint_every=1000,
+        keep=2,
+    )
+    # "train", or "fit": the same without the validation images
+    optimization.split = "train"
+    # images whose loss and bound are measured at each evaluation (0: none); 128 cost about eight steps
+    optimization.validation = 128
+    optimization.objective = section(training.OBJECTIVES, "dsm", times={"name": "log_normal", "mean": -1.5, "std": 2.2})
+
     return ConfigDict(
         {
             "system": system,
@@ -32,47 +66,9 @@ def base_config(system: str) -> ConfigDict:
             # torch's threads on a CPU; 0 leaves them. For this small network one is the safe choice: two make 16 to 20
             # training steps a second on two free cores but 4.4 where another process runs, one makes 12.6 and 12.3
             "threads": 1,
-            "data": {
-                **section(data.DATASETS, "digits"),
-                # grey levels become numbers from low to high; other data are standardised, jointly or by columns
-                "low": -1.0,
-                "high": 1.0,
-                "scaling": "auto",
-            },
-            "model": {
-                **section(models.NETWORKS, "auto", channels=32, multipliers=(1, 1), blocks=1, width=128, depth=4),
-                # sine features of the input that turn once, twice, ... in a grey level
-                "grey_level_features": (1.0, 2.0),
-                "class_conditional": False,
-                "parametrization": section(models.PARAMETRIZATIONS, "preconditioned"),
-                "conditioning": section(models.CONDITIONINGS, "log_snr"),
-            },
-            "training": {
-                **fields_section(
-                    TrainingOptions,
-                    leave=("seed", "progress"),
-                    # three and a half minutes on a slow core (7.6 steps a second), two on a fast one
-                    steps=1500,
-                    batch_size=128,
-                    learning_rate=2e-3,
-                    warmup=100,
-                    schedule="cosine",
-                    betas=(0.9, 0.99),
-                    ema=(0.999,),
-                    label_dropout=0.1,
-                    log_every=50,
-                    eval_every=500,
-                    checkpoint_every=1000,
-                    keep=2,
-                ),
-                # "train", or "fit": the same without the validation images
-                "split": "train",
-                # images whose loss and bound are measured at each evaluation (0: none); 128 cost about eight steps
-                "validation": 128,
-                "objective": section(
-                    training.OBJECTIVES, "dsm", times={"name": "log_normal", "mean": -1.5, "std": 2.2}
-                ),
-            },
+            "data": data_section,
+            "model": model,
+            "training": optimization,
             "sampling": {
                 "sampler": section(samplers.SAMPLERS, "pc", steps=250),
                 "second": section(samplers.SAMPLERS, "dpm_solver", steps=20),

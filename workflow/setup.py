@@ -7,6 +7,7 @@ and protocol, all made and checked. Every stage takes a Setup or a `TrainedRun` 
 from __future__ import annotations
 
 import contextlib
+import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -156,11 +157,14 @@ _EMBEDDINGS = {"time": "positional", "continuous_time": "positional", "sigma": "
 
 def load_data(section: Config) -> tuple[Dataset, Transform]:
     """The data set of the section `data`, and its map to model units."""
-    own = data.options(section["name"])
+    low, high = section["low"], section["high"]
+    if not (all(isinstance(v, int | float) and math.isfinite(v) for v in (low, high)) and low < high):
+        raise UserError(f"got low={low!r}, high={high!r}; expected finite numbers, low < high")
+    own = {k: o for k, o in data.options(section["name"]).items() if k not in data.DATASETS.derived}
     required = {k for k, o in own.items() if o.default is o.REQUIRED}
     given = {k: v for k, v in section.items() if k in own and not (v is None and k in required)}
     dataset = data.create(section["name"], **given)
-    return dataset, dataset.transform(section["low"], section["high"], scaling=section["scaling"])
+    return dataset, dataset.transform(low, high, scaling=section["scaling"])
 
 
 def _data_std(dataset: Dataset, transform: Transform) -> float:
