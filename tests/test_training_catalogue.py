@@ -2,7 +2,9 @@
 
 import inspect
 import math
+import re
 from dataclasses import fields
+from pathlib import Path
 
 import pytest
 import torch
@@ -161,3 +163,25 @@ def test_every_training_option_has_a_help_text_of_its_own():
     for name, text in texts.items():
         assert 15 < len(text) < 200 and "\n" not in text and not text.endswith("."), name
     assert "as DDPM's discretised decoder needs" in texts["dequantize"]  # the second line of a text belongs to it
+
+
+# -- docs/training.md -----------------------------------------------------------------------------------------------------
+
+PAGE = (Path(__file__).parent.parent / "docs" / "training.md").read_text()
+
+
+def test_the_page_lists_what_there_is():
+    rows = re.findall(r"^\| `(\w+)` \| `(\w+)` \|", PAGE, re.MULTILINE)
+    known = [(n, kind.__name__) for c in (OBJECTIVES, WEIGHTINGS, TIMES) for n, kind in c.entries.items()]
+    assert rows == known
+
+
+def test_the_page_shows_how_to_train(capsys):
+    program = re.search(r"```python\n(.*?)```", PAGE, re.DOTALL)[1]
+    torch.manual_seed(0)
+    names = {}
+    exec(program, names)
+    losses = dict(names["result"].losses)
+    assert list(losses) == [10, 20, 30] and losses[30] < losses[10]
+    average = names["result"].averages[0.9]
+    assert all(torch.equal(p, average[name]) for name, p in names["model"].named_parameters())

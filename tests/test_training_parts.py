@@ -1,7 +1,9 @@
 """The parts of the loop: what it asks of a model, precisions, triggers, a checkpoint folder handed in, averages handed back."""
 
+import contextlib
 import itertools
 import math
+import signal
 import warnings
 
 import pytest
@@ -14,6 +16,7 @@ from sde_lib import VPSDE
 from training import (
     Callback,
     CheckpointFolder,
+    Interrupted,
     LockedError,
     RunLock,
     UsageError,
@@ -262,21 +265,35 @@ def test_averages_without_a_folder_are_the_recursion():
 # -- resuming -------------------------------------------------------------------------------------------------------------
 
 
+class Stop(Callback):
+    """Ends a run as a signal does."""
+
+    def __init__(self, step):
+        self.step = step
+
+    def on_step(self, state):
+        if state.step == self.step:
+            state.interruption.requested = signal.SIGTERM
+
+
 @pytest.mark.parametrize(
     ("first", "then", "jumps"),
     [
         ({"schedule": "cosine"}, {"schedule": "cosine", "steps": 30}, True),
         ({}, {"learning_rate": 5e-3, "steps": 30}, True),
         ({}, {"steps": 30}, False),
-        ({"schedule": "cosine"}, {"schedule": "cosine"}, False),  # it has ended
+        ({}, {"learning_rate": 5e-3}, False),  # it has ended
+        ({"schedule": "cosine", "steps": 10_000}, {"schedule": "cosine", "steps": 10_100}, False),  # by a hair
     ],
 )
 def test_a_rate_that_jumps_on_resume_is_said(tmp_path, first, then, jumps):
-    train(tiny_model(), points(), None, options(**first), folder=tmp_path)
+    with pytest.raises(Interrupted):
+        train(tiny_model(), points(), None, options(**first), folder=tmp_path, callbacks=[Stop(10)])
     was, now = options(**first).rate(9), options(**then).rate(9)
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
-        train(tiny_model(), points(), None, options(**then), folder=tmp_path, resume=True)
+        with contextlib.suppress(Interrupted):
+            train(tiny_model(), points(), None, options(**then), folder=tmp_path, resume=True, callbacks=[Stop(12)])
     said = [str(w.message) for w in caught if "learning rate" in str(w.message)]
     assert len(said) == jumps
     if jumps:
