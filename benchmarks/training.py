@@ -97,7 +97,7 @@ class Ours:
         clock.mark("backward")
         norm = gradient_norm(self.optimizer)
         refused = self.guard.check(step, loss.detach(), norm, draws["t"], losses.detach())
-        apply_update(self.optimizer, norm, refused, self.options, fused=True)
+        apply_update(self.optimizer, norm, refused, clip=self.options.clip)
         self.optimizer.zero_grad(set_to_none=True)
         clock.mark("optimizer")
         self.ema.update()

@@ -1,4 +1,4 @@
-"""One script a system, and tools that work on any finished run. Not part of the installed packages."""
+"""One script a system, and the tools that work on any finished run: each calls `workflow`. In no installed package."""
 
 import signal
 import sys

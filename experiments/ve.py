@@ -1,6 +1,6 @@
-"""VE, the continuous limit of NCSN (Song et al. 2021, arXiv:2011.13456): train, sample and score in exact bits/dim.
+"""VE, the continuous limit of NCSN (Song et al. 2021, arXiv:2011.13456): `workflow/systems/ve.py`.
 
-python experiments/ve.py [--workdir=runs/ve] [--resume] [--preset=fashion_mnist] [--config.training.steps=...] [--help]
+python experiments/ve.py [--workdir=runs/ve] [--resume] [--preset=...] [--config.training.steps=...] [--help]
 """
 
 from __future__ import annotations
@@ -11,23 +11,13 @@ from pathlib import Path
 if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
     sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from ml_collections import ConfigDict
-
-from experiments import command_line, experiment
-from experiments.defaults import base_config
-
-
-def get_config() -> ConfigDict:
-    config = base_config()
-    config.name = "ve"
-    # sigma_max: about the largest distance between two images (9.04 for digits in [-1, 1]; Song and Ermon 2020,
-    # arXiv:2006.09011, technique 1)
-    config.sde = ConfigDict({"name": "ve", "sigma_min": 0.01, "sigma_max": 10.0, "t_min": 1e-5, "t_end": 1e-5})
-    return config
+import experiments  # noqa: F401 (answers Ctrl-C while the rest is imported)
+from workflow import command_line, experiment
 
 
 def main(arguments: list[str]) -> int:
-    return experiment.main(get_config, arguments, __doc__ or "")
+    """Trains, samples and scores."""
+    return experiment.main("ve", arguments)
 
 
 if __name__ == "__main__":

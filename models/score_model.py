@@ -78,6 +78,21 @@ class ScoreModel(nn.Module):
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.card: dict[str, Any] = {}
 
+    @property
+    def network(self) -> nn.Module:
+        """The plain network, `net`."""
+        return self.net
+
+    @property
+    def num_classes(self) -> int | None:
+        """How many classes the network knows; None where it takes no labels."""
+        return getattr(self.net, "num_classes", None)
+
+    @property
+    def learned_variance(self) -> bool:
+        """Whether half of the network's output channels are variances."""
+        return bool(getattr(self.net, "learned_variance", False))
+
     def evaluate(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Evaluation:
         """One call of the network and what is needed to interpret it."""
         t = batch_time(t, x)
@@ -135,6 +150,15 @@ class ScoreModel(nn.Module):
         output, v = one.output.to(one.x.dtype).chunk(2, dim=1)
         score = self.parametrization.noise(output, one.x, one.alpha, one.sigma) / expand_as(-one.sigma, one.x)
         return score.to(x.dtype), ((v + 1) / 2).to(x.dtype)
+
+    def noise_and_variance(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        """The estimate of `eps` and the learned variance's place w between its bounds, both `(B, *)`, from one call; see
+        `score_and_variance`.
+        """
+        one = self.evaluate(x, t, class_label)
+        output, v = one.output.to(one.x.dtype).chunk(2, dim=1)
+        eps = self.parametrization.noise(output, one.x, one.alpha, one.sigma)
+        return eps.to(x.dtype), ((v + 1) / 2).to(x.dtype)
 
     def output(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
         """The network's own output, in its own dtype, for losses: to be held against

@@ -13,20 +13,20 @@ Each package ends in one explicit dict of names; nothing is registered by being 
 
 from __future__ import annotations
 
+import collections.abc
 import functools
 import inspect
+import types
 import typing
 from collections.abc import Callable, Mapping
 from dataclasses import MISSING, dataclass, fields, is_dataclass
 from importlib.util import find_spec
-from typing import Any, Generic, TypeVar
+from typing import Any, ClassVar, Generic, TypeVar
 
 from numerics.checks import nearest
 from numerics.errors import UserError
 
 T = TypeVar("T")
-REQUIRED: Any = inspect.Parameter.empty
-"""The default of an option that must be given."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -35,7 +35,7 @@ class Option:
 
     Attributes:
         name: as a keyword.
-        default: its value where it is not given, or `REQUIRED`.
+        default: its value where it is not given, or `Option.REQUIRED`.
         annotation: its type, as written; a string where it could not be resolved.
         part: the catalogue that makes its value by name, or None for a plain value.
     """
@@ -45,6 +45,8 @@ class Option:
     annotation: Any
     part: Catalogue[Any] | None = None
 
+    REQUIRED: ClassVar[Any] = inspect.Parameter.empty
+
 
 class Catalogue(Generic[T]):
     """Names, what makes each of them, and their options.
@@ -53,7 +55,8 @@ class Catalogue(Generic[T]):
         kind: what is made, for messages: "sampler".
         entries: name -> class or function with keyword arguments.
         parts: option name -> the catalogue that makes its value, for every entry with an option of that name. The value may
-            then be an object, a name, a mapping `{name, **options}`, a tuple of these, or None or "none" for nothing.
+            then be an object, a name, a mapping `{name, **options}`, a tuple of these, or None or "none" for nothing. A key
+            "name.option" is for the entry of that name alone, where None makes the option a plain value.
         needs: name -> the optional package without which it is not `available`.
         derived: options that a command line does not offer, since they follow from something else, such as a network's
             number of input channels. `create` takes them like all others.
@@ -64,7 +67,7 @@ class Catalogue(Generic[T]):
         kind: str,
         entries: Mapping[str, Callable[..., T]],
         *,
-        parts: Mapping[str, Catalogue[Any]] | None = None,
+        parts: Mapping[str, Catalogue[Any] | None] | None = None,
         needs: Mapping[str, str] | None = None,
         derived: tuple[str, ...] = (),
     ) -> None:
@@ -83,7 +86,7 @@ class Catalogue(Generic[T]):
         """
         entry = self._entry(name)
         return {
-            option: Option(name=option, default=default, annotation=annotation, part=self.parts.get(option))
+            option: Option(name=option, default=default, annotation=annotation, part=self._part(name, option))
             for option, (default, annotation) in _keywords(entry).items()
         }
 
@@ -101,11 +104,23 @@ class Catalogue(Generic[T]):
                     f"got the option {option!r} for the {self.kind} {name!r}{nearest(option, known)}; "
                     f"expected some of {', '.join(known) or 'none'}"
                 )
-        missing = [n for n, o in known.items() if o.default is REQUIRED and n not in given]
+        missing = [n for n, o in known.items() if o.default is Option.REQUIRED and n not in given]
         if missing:
             raise UserError(f"got the {self.kind} {name!r} without {', '.join(missing)}; expected a value for each")
-        values = {n: v if known[n].part is None else known[n].part.make(v) for n, v in given.items()}  # type: ignore[union-attr]
-        return entry(**values)
+        return entry(**{option: self._value(known[option], value) for option, value in given.items()})
+
+    def _value(self, option: Option, value: Any) -> Any:
+        if option.part is not None:
+            return option.part.make(value)
+        kinds = _plain_types(option.annotation)
+        if kinds is None or not isinstance(value, _PLAIN):
+            return value
+        if isinstance(value, list) and tuple in kinds:
+            value = tuple(value)
+        if type(value) in kinds or (type(value) is int and float in kinds):
+            return value
+        expected = " or ".join("None" if kind is type(None) else kind.__name__ for kind in kinds)
+        raise UserError(f"got {option.name}={value!r}; expected a value of type {expected}")
 
     def make(self, value: Any) -> Any:
         """The object that `value` stands for: itself, or made from a name or a mapping `{name, **options}`.
@@ -134,14 +149,17 @@ class Catalogue(Generic[T]):
         for name, entry in self.entries.items():
             if type(value) is entry and is_dataclass(entry):
                 options = {f.name: getattr(value, f.name) for f in fields(entry) if f.init}
-                return {"name": name, **{n: self._described(n, v) for n, v in options.items()}}
+                return {"name": name, **{n: self._described(name, n, v) for n, v in options.items()}}
         raise UserError(
             f"got a {self.kind} of class {type(value).__name__}, which has no name; expected one of "
             f"{', '.join(self.entries)}: keep the program that makes it instead"
         )
 
-    def _described(self, option: str, value: Any) -> Any:
-        part = self.parts.get(option)
+    def _part(self, name: str, option: str) -> Catalogue[Any] | None:
+        return self.parts.get(f"{name}.{option}", self.parts.get(option))
+
+    def _described(self, name: str, option: str, value: Any) -> Any:
+        part = self._part(name, option)
         if part is None or value is None:
             return value
         return tuple(map(part.describe, value)) if isinstance(value, tuple) else part.describe(value)
@@ -155,6 +173,26 @@ class Catalogue(Generic[T]):
                 f"{', '.join(self.available())}"
             )
         return self.entries[name]
+
+
+_PLAIN = (bool, int, float, str, tuple, list, type(None))
+
+
+def _plain_types(annotation: Any) -> tuple[type, ...] | None:
+    """The plain types that an annotation admits; None where it admits anything else, or is not known."""
+    if annotation is None:
+        return (type(None),)
+    if annotation in (bool, int, float, str, tuple, type(None)):
+        return (annotation,)
+    origin = typing.get_origin(annotation)
+    if origin is typing.Literal:
+        return tuple({type(v) for v in typing.get_args(annotation)})
+    if origin in (tuple, collections.abc.Sequence):
+        return (tuple,)
+    if origin is typing.Union or isinstance(annotation, types.UnionType):
+        parts = [_plain_types(a) for a in typing.get_args(annotation)]
+        return None if any(p is None for p in parts) else tuple(dict.fromkeys(k for p in parts for k in p or ()))
+    return None
 
 
 def _keywords(entry: Callable[..., Any]) -> dict[str, tuple[Any, Any]]:

@@ -10,6 +10,7 @@ from sde_lib.flow_map import Transported, transport
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
 from sde_lib.score import CountedScore, Score, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
+from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
 from sde_lib.ve import VESDE
 from sde_lib.vp import VPSDE
@@ -44,9 +45,12 @@ __all__ = [
     "analytic",
     "available",
     "check_score",
+    "cosine_betas",
     "create",
     "denoised",
     "describe",
+    "geometric_sigmas",
+    "linear_betas",
     "noise",
     "options",
     "time_grids",

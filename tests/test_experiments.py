@@ -15,7 +15,8 @@ import numpy as np
 import pytest
 import torch
 
-from experiments import command_line, export, nll, sample, ve, vp
+from experiments import export, nll, sample, ve, vp
+from workflow import command_line
 
 ROOT = Path(__file__).resolve().parents[1]
 QUICK = [
@@ -26,7 +27,7 @@ QUICK = [
     "--config.training.checkpoint_every=2",
     "--config.training.eval_every=2",
     "--config.model.channels=8",
-    "--config.model.mlp_width=16",
+    "--config.model.width=16",
     "--config.sampling.steps=2",
     "--config.sampling.second_steps=2",
     "--config.sampling.n=3",
@@ -114,7 +115,7 @@ class TestRunFolder:
         assert list((run / "tensorboard").glob("events*")) or list(run.rglob("events.out.tfevents*"))
         assert (run / "report.md").read_text().count("bits/dim") >= 2
         newest = torch.load(run / "checkpoints" / "step_00000004.pt", weights_only=True)
-        assert newest["config"]["name"] == "vp"
+        assert newest["config"]["system"] == "vp"
 
     def test_is_not_overwritten(self, run):
         before = {f: f.stat().st_mtime_ns for f in run.rglob("*") if f.is_file()}

@@ -6,6 +6,8 @@ import json
 import re
 import shutil
 import sys
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -15,10 +17,10 @@ from test_experiments import QUICK, script
 from training_cases import options, points, tiny_model
 
 from data import from_tensor
-from experiments import build, command_line, dry_run, evaluate, export, report, stages, vp
-from experiments.curves import curve, draw_curves, read_metrics, save_curves
+from experiments import evaluate, export, vp
 from models import MLP, ScoreModel
 from sde_lib import VPSDE
+from numerics import UserError
 from training import (
     DSM,
     CheckpointError,
@@ -29,6 +31,12 @@ from training import (
     load_weights,
     train,
 )
+from workflow import command_line, configuration, dry_run, report, setup, systems
+from workflow.curves import curve, draw_curves, read_metrics, save_curves
+from workflow.draw import Drawn
+from workflow.run_folder import RunFolder
+from workflow.trained_run import load_run
+from workflow.versions import versions
 
 SMALL = [*QUICK, "--config.training.validation=6"]
 POINTS = [*SMALL, "--config.data.name=moons"]
@@ -69,7 +77,15 @@ def pretrained(run, tmp_path_factory):
 
 
 def weights(folder):
-    return dict(build.load_run(folder).model.named_parameters())
+    return dict(load_run(folder).model.named_parameters())
+
+
+def vp_config():
+    return configuration.default_config(systems.create("vp"))
+
+
+def fresh_model(folder):
+    return setup.resolve(configuration.of_run(folder)).model
 
 
 def same(a, b):
@@ -95,7 +111,7 @@ class TestReport:
         for part in ("dequantization_stderr", "probe_stderr"):
             assert f"| {bits[part]:.3f} |" in text
         assert f"| seed | {results['seed']} |" in text
-        assert f"python {sys.version.split()[0]}, torch {torch.__version__}, toolkit {report.version()}" in text
+        assert f"python {sys.version.split()[0]}, torch {torch.__version__}, toolkit {versions()['toolkit']}" in text
         assert "6 steps of 16 in " in text and " minutes" in text
 
     def test_names_the_commands_of_all_sessions(self, run):
@@ -118,21 +134,17 @@ class TestReport:
             assert not line.startswith("|") or after == "" or after.startswith("|"), after
 
     def test_what_other_tools_added_stays_as_long_as_the_weights(self, run, tmp_path):
-        folder = tmp_path / "vp"
-        shutil.copytree(run, folder)
-        config = build.config_of(folder)
-        results = json.loads((folder / "results.json").read_text())
-        with open(folder / "report.md", "a") as file:
-            file.write("\n## 9 samples\n\nfirst\n\n## Else\n\nother\n")
-        report.write(folder, config, results, keep=True)
-        with open(folder / "report.md", "a") as file:
-            file.write("\n## 9 samples\n\nsecond\n")
-        report.tidy(folder)
-        text = (folder / "report.md").read_text()
+        shutil.copytree(run, tmp_path / "vp")
+        folder, made = RunFolder(tmp_path / "vp"), setup.resolve(configuration.of_run(run))
+        for text in ("first", "second"):
+            folder.add_section("9 samples", [text])
+            folder.add_section("Else", ["other"])
+            report.write(folder, made, keep=True)
+        text = (folder.path / "report.md").read_text()
         assert text.count("## 9 samples") == 1 and "second" in text and "first" not in text and "other" in text
         assert text.count("# vp on digits") == 1
-        report.write(folder, config, results, keep=False)
-        assert "9 samples" not in (folder / "report.md").read_text()
+        report.write(folder, made, keep=False)
+        assert "9 samples" not in (folder.path / "report.md").read_text()
 
     def test_evaluate_adds_a_section_that_a_resumed_run_keeps(self, tmp_path):
         folder, more = tmp_path / "vp", [f for f in POINTS if "training.steps" not in f]
@@ -236,26 +248,24 @@ class TestValidation:
         ]
         assert losses[0] < 1e-6 < 1e-3 < losses[1]
 
-    def test_which_images(self):
-        config = vp.get_config()
-        digits = build.dataset(config)
-        data, held_out, seen = stages.splits(config, digits)
-        assert (len(data), len(held_out), seen) == (1500, 200, True) and set(held_out.ids.tolist()) <= set(
-            data.ids.tolist()
-        )
-        config.training.split = "fit"
-        data, held_out, seen = stages.splits(config, digits)
+    def test_which_images(self, monkeypatch):
+        def splits(**training):
+            config = configuration.plain(vp_config())
+            resolved = setup.resolve({**config, "training": {**config["training"], **training}})
+            return resolved.training_data, resolved.held_out, resolved.seen
+
+        data, held_out, seen = splits()
+        ids = set(data.ids.tolist())
+        assert (len(data), len(held_out), seen) == (1500, 200, True) and set(held_out.ids.tolist()) <= ids
+        data, held_out, seen = splits(split="fit")
         assert (len(data), seen) == (1300, False) and not set(held_out.ids.tolist()) & set(data.ids.tolist())
-        config.training.split = "test"
-        with pytest.raises(ValueError, match="train or fit"):
-            stages.splits(config, digits)
-        config.training.split = "fit"
-        config.training.validation = 8
+        with pytest.raises(UserError, match="config.training: got split='test'; expected one of 'train', 'fit'"):
+            splits(split="test")
         nothing_aside = from_tensor(torch.randn(50, 2), validation=0)
-        with pytest.raises(ValueError, match="sets no images aside"):
-            stages.splits(config, nothing_aside)
-        config.training.split = "train"
-        data, held_out, seen = stages.splits(config, nothing_aside)
+        monkeypatch.setattr(setup, "load_data", lambda section: (nothing_aside, nothing_aside.transform()))
+        with pytest.raises(UserError, match="sets nothing aside"):
+            splits(split="fit", validation=8)
+        data, held_out, seen = splits(validation=8)
         assert held_out.ids.tolist() == data.ids.tolist()[-8:] and seen
 
 
@@ -269,12 +279,11 @@ class TestBeginningFromWeights:
             "pretrained folder": pretrained,
         }[kind]
         shutil.copy(run / "checkpoints" / "step_00000006.pt", tmp_path / "weights.pt")
-        config = build.config_of(run)
-        model = build.model(config, build.dataset(config))
+        model = fresh_model(run)
         assert not same(weights(run), dict(model.named_parameters()))
         origin = initialize_from(model, source)
         assert same(weights(run), dict(model.named_parameters()))
-        assert origin.step == 6 and origin.config["name"] == "vp"
+        assert origin.step == 6 and origin.config["system"] == "vp"
 
     def test_an_older_checkpoint_is_itself(self, tmp_path):
         model = tiny_model(wild=True)
@@ -293,12 +302,11 @@ class TestBeginningFromWeights:
         content = bytearray(file.read_bytes())
         content[len(content) // 2] ^= 1
         file.write_bytes(content)
-        config = build.config_of(run)
         with pytest.raises(CheckpointError, match="SHA-256"):
-            initialize_from(build.model(config, build.dataset(config)), file)
+            initialize_from(fresh_model(run), file)
         torch.save({"weights": torch.zeros(3)}, tmp_path / "other.pt")
         with pytest.raises(CheckpointError, match="not a checkpoint of format"):
-            initialize_from(build.model(config, build.dataset(config)), tmp_path / "other.pt")
+            initialize_from(fresh_model(run), tmp_path / "other.pt")
 
     def test_a_pretrained_network_that_means_something_else_is_refused(self, tmp_path):
         tiny_model().save_pretrained(tmp_path)
@@ -379,23 +387,22 @@ class TestBeforeARun:
     def test_a_dry_run_refuses_what_the_run_would(self, tmp_path):
         flags = ["--dry_run", f"--workdir={tmp_path / 'vp'}", *SMALL]
         refused("--config.sampling.second=pc", *flags, code=2, words=["two samplers"])
-        refused("--config.training.split=all", *flags, code=2, words=["train or fit"])
+        refused("--config.training.split=all", *flags, code=2, words=["'train', 'fit'"])
         refused(f"--init_from={tmp_path}", *flags, code=2, words=["no checkpoint"])
         assert not (tmp_path / "vp").exists()
 
     def test_expected_times_are_those_of_the_small_run_scaled(self):
-        config = vp.get_config()
-        dataset = build.dataset(config)
-        small = dry_run.shrink(config, dataset)
-        assert (small.sampling.n, small.sampling.steps, small.sampling.second_steps) == (64, 4, 4)
-        assert config.sampling.steps == 250 and small.training.batch_size == config.training.batch_size
-        config.sampling.n = 128
+        made = replace(setup.resolve(configuration.plain(vp_config())), n=128)
+        small = dry_run.shorten(made)
+        assert (small.n, small.sampler.steps, small.second.steps) == (64, 4, 4)
+        assert made.sampler.steps == 250 and small.options.batch_size == made.options.batch_size
         cost = dry_run.Plan(parameters=1, steps_per_second=2.0, seconds=1100.0, memory=1, checkpoint=1, disk=1)
-        results = {
-            "sampling": {"all": {"pc": {"nfe": 9, "seconds": 0.9}, "dpm_solver": {"nfe": 5, "seconds": 0.5}}},
-            "bits_per_dim": {"nfe": 5, "seconds": 3.2},
+        drawn = {
+            name: Drawn(sampler="", nfe=nfe, seconds=seconds, samples=64, picture="")
+            for name, nfe, seconds in (("pc", 9, 0.9), ("dpm_solver", 5, 0.5))
         }
-        expected = dry_run._expected(config, small, dataset, cost, results, {"baselines": 2.0}, pilot=1.0)
+        scored = SimpleNamespace(result=SimpleNamespace(nfe=5), seconds=3.2)
+        expected = dry_run.expected_seconds(made, small, cost, drawn, scored, {"baselines": 2.0}, pilot=1.0)
         assert expected == pytest.approx(
             {
                 "training": 1100.0,

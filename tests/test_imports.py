@@ -8,7 +8,18 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
-PACKAGES = ("numerics", "data", "sde_lib", "samplers", "likelihood", "models", "training", "evaluation", "experiments")
+PACKAGES = (
+    "numerics",
+    "data",
+    "sde_lib",
+    "samplers",
+    "likelihood",
+    "models",
+    "training",
+    "evaluation",
+    "workflow",
+    "experiments",
+)
 RANK = {
     "numerics": 0,
     "data": 1,  # knows of numerics what a user's mistake is
@@ -18,7 +29,8 @@ RANK = {
     "models": 2,
     "training": 3,
     "evaluation": 3,
-    "experiments": 4,
+    "workflow": 4,
+    "experiments": 5,
 }
 OPTIONAL = ("torchsde", "torchdiffeq", "scipy", "sklearn", "matplotlib", "PIL", "tensorboard")
 OPTIONAL += ("diffusers", "torchvision", "datasets")

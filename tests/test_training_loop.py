@@ -22,7 +22,7 @@ from training import (
     CheckpointFolder,
     ImportanceTime,
     Interrupted,
-    Likelihood,
+    LikelihoodWeighting,
     LockedError,
     NonFiniteError,
     PowerEMA,
@@ -170,7 +170,9 @@ def test_nothing_in_a_step_waits_for_the_device(tmp_path):
     def reads(steps, log_every):
         with Reads() as mode:
             o = options(steps=steps, log_every=log_every, ema=(0.9, 0.99), nonfinite="skip")
-            train(tiny_model(), points(), None, o, objective=DSM(weighting=Likelihood(), times=ImportanceTime()))
+            train(
+                tiny_model(), points(), None, o, objective=DSM(weighting=LikelihoodWeighting(), times=ImportanceTime())
+            )
         return len(mode.at)
 
     reads(1, 1)  # what is looked up once and kept
@@ -251,11 +253,11 @@ VARIANTS = {
     "accumulate": ({"accumulate": 3}, {}, None),
     "dropout": ({"accumulate": 2}, {"dropout": 0.5}, None),
     "averages": ({"ema": (0.9, 0.999), "power_ema": (0.05, 0.1)}, {}, None),
-    "adaptive": ({}, {}, lambda: DSM(weighting=Likelihood(), times=Adaptive())),
+    "adaptive": ({}, {}, lambda: DSM(weighting=LikelihoodWeighting(), times=Adaptive())),
     "importance": (
         {"optimizer": "adamw", "weight_decay": 0.1},
         {},
-        lambda: DSM(weighting=Likelihood(), times=ImportanceTime()),
+        lambda: DSM(weighting=LikelihoodWeighting(), times=ImportanceTime()),
     ),
 }
 
@@ -351,7 +353,8 @@ def test_a_run_that_crashes_in_a_save_resumes_to_the_same_weights(tmp_path, stag
             if not left["n"]:
                 os._exit(9)
 
-        train(tiny_model(), split, None, o, folder=tmp_path / "parts", stage=at)
+        checkpoints = CheckpointFolder(tmp_path / "parts" / "checkpoints", keep=1, stage=at)
+        train(tiny_model(), split, None, o, folder=tmp_path / "parts", checkpoints=checkpoints)
 
     assert in_child(crash) == 9
 

@@ -11,11 +11,11 @@ from sde_lib import KernelSDE, TableVPSDE
 from sde_lib.analytic import Gaussian
 from training import (
     DSM,
-    EDM,
     ELBO,
     Adaptive,
+    EDMWeighting,
     ImportanceTime,
-    Likelihood,
+    LikelihoodWeighting,
     LogNormal,
     MinSNR,
     Simple,
@@ -66,7 +66,7 @@ def test_the_likelihood_weighting_is_the_slope_of_log_snr(name):
     sde = ALL[name]
     t = times(sde)[1:-1].requires_grad_()
     (slope,) = torch.autograd.grad(sde.log_snr(t).sum(), t)
-    torch.testing.assert_close(Likelihood()(sde, t.detach()), -slope, rtol=1e-8, atol=0)
+    torch.testing.assert_close(LikelihoodWeighting()(sde, t.detach()), -slope, rtol=1e-8, atol=0)
 
 
 def test_its_integral_in_closed_form():
@@ -78,9 +78,9 @@ def test_its_integral_in_closed_form():
         sde = SDES[name]
         ends = torch.tensor([sde.t_min, sde.T], dtype=torch.float64)
         low, high = closed(sde.beta.integral(ends))
-        mean = integral(lambda t, sde=sde: Likelihood()(sde, t), sde) * (sde.T - sde.t_min)
+        mean = integral(lambda t, sde=sde: LikelihoodWeighting()(sde, t), sde) * (sde.T - sde.t_min)
         assert mean == pytest.approx(float(high - low), rel=1e-6)
-    constant = Likelihood()(SDES["ve"], times(SDES["ve"]))
+    constant = LikelihoodWeighting()(SDES["ve"], times(SDES["ve"]))
     torch.testing.assert_close(constant, constant[:1].expand_as(constant))
 
 
@@ -94,8 +94,8 @@ def test_weightings_in_terms_of_the_signal_to_noise_ratio(name):
     # on the error of x_0, which is kappa^2 times that of eps, the published forms
     torch.testing.assert_close(MinSNR(gamma=5.0)(sde, t), snr.clamp(max=5.0) * kappa2)
     torch.testing.assert_close(SoftMinSNR(gamma=4.0)(sde, t), kappa2 / (kappa2 + 1 / 4.0))
-    torch.testing.assert_close(EDM(data_std=0.5)(sde, t), kappa2 * (kappa2 + 0.25) / (kappa2 * 0.25))
-    torch.testing.assert_close(ELBO()(sde, t), Likelihood()(sde, t) * (sde.T - sde.t_min) / 2)
+    torch.testing.assert_close(EDMWeighting(data_std=0.5)(sde, t), kappa2 * (kappa2 + 0.25) / (kappa2 * 0.25))
+    torch.testing.assert_close(ELBO()(sde, t), LikelihoodWeighting()(sde, t) * (sde.T - sde.t_min) / 2)
 
 
 # -- time sampling ------------------------------------------------------------------------------------------------------
@@ -120,7 +120,7 @@ def test_importance_weights_undo_the_density(name, sampler):
 def test_importance_times_make_the_likelihood_weighting_constant(name):
     sde = ALL[name]
     t, weight = ImportanceTime()(sde, 1000, generator())
-    product = weight * Likelihood()(sde, t)
+    product = weight * LikelihoodWeighting()(sde, t)
     span = float(sde.log_snr(sde.t_min) - sde.log_snr(sde.T)) / (sde.T - sde.t_min)
     torch.testing.assert_close(product, torch.full_like(product, span), rtol=1e-9, atol=0)
 
@@ -243,7 +243,7 @@ def test_importance_sampling_lowers_the_variance_of_the_likelihood_weighted_grad
             x_0 = law.sample(64, generator=generator(step)).float()
             eps = torch.randn(x_0.shape, generator=generator(1000 + step))
             t, weight = sampler(sde, 64, generator(2000 + step))
-            loss = (weight * dsm_loss(model, x_0, t, eps, weighting=Likelihood())).mean()
+            loss = (weight * dsm_loss(model, x_0, t, eps, weighting=LikelihoodWeighting())).mean()
             gradients.append(torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]))
         variances.append(float(torch.stack(gradients).double().var(dim=0).sum()))
     ratio = variances[0] / variances[1]

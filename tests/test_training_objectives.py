@@ -11,6 +11,7 @@ from training_cases import OracleModel, options, points, tiny_model
 
 import models
 from data import from_tensor
+from numerics import UserError
 from sde_lib import KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.analytic import Gaussian
 from training import (
@@ -22,7 +23,7 @@ from training import (
     ExactScoreMatching,
     FlowMatching,
     Hybrid,
-    Likelihood,
+    LikelihoodWeighting,
     Simple,
     SlicedScoreMatching,
     UsageError,
@@ -80,27 +81,31 @@ def test_velocity_losses_are_weightings_of_the_noise_error(name):
 def test_tables_are_the_papers():
     betas = linear_betas()
     assert len(betas) == 1000 and betas[0] == 1e-4 and betas[-1] == pytest.approx(0.02)
-    assert math.exp(sum(math.log1p(-b) for b in linear_betas(100))) == pytest.approx(4e-5, rel=0.6)
-    cosine = torch.tensor(cosine_betas(1000), dtype=torch.float64)
+    assert math.exp(sum(math.log1p(-b) for b in linear_betas(steps=100))) == pytest.approx(4e-5, rel=0.6)
+    cosine = torch.tensor(cosine_betas(steps=1000), dtype=torch.float64)
     abar = (1 - cosine).cumprod(0)
     i = torch.arange(1, 1000, dtype=torch.float64)
     f = lambda u: torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()  # noqa: E731
     torch.testing.assert_close(abar[:-1], f(i / 1000) / f(torch.zeros(1, dtype=torch.float64)), rtol=1e-9, atol=0)
     assert float(cosine.max()) == 0.999
-    sigmas = geometric_sigmas(10)
+    sigmas = geometric_sigmas(levels=10)
     assert (
         sigmas[0] == 1.0
         and sigmas[-1] == pytest.approx(0.01)
         and sigmas[4] / sigmas[5] == pytest.approx(sigmas[0] / sigmas[1])
     )
-    for bad in (lambda: linear_betas(1), lambda: linear_betas(10), lambda: geometric_sigmas(10, 0.01, 1.0)):
-        with pytest.raises(UsageError):
+    for bad in (
+        lambda: linear_betas(steps=1),
+        lambda: linear_betas(steps=10),
+        lambda: geometric_sigmas(largest=0.01, smallest=1.0),
+    ):
+        with pytest.raises(UserError):
             bad()
 
 
 def test_l_simple_is_ddpms():
     """Written out with DDPM's own alpha-bar, index by index."""
-    betas = linear_betas(100, 1e-3, 0.1)
+    betas = linear_betas(steps=100, first=1e-3, last=0.1)
     sde = TableVPSDE(betas=betas)
     model = tiny_model(sde, wild=True).double()
     objective = DDPMSimple(times=DiscreteTime(levels=100), per_dimension=False)
@@ -116,7 +121,7 @@ def test_l_simple_is_ddpms():
 
 def test_the_smld_loss_is_ncsns():
     """Half sigma^2 |s + (x - x_0) / sigma^2|^2, summed over dimensions, at every sigma of the ladder, the smallest included."""
-    sigmas = geometric_sigmas(10, 5.0, 0.05)
+    sigmas = geometric_sigmas(largest=5.0, smallest=0.05, levels=10)
     sde = TableVESDE(sigmas=sigmas)
     model = tiny_model(sde, wild=True).double()
     objective = SMLD(times=DiscreteTime(levels=10, zero=True), per_dimension=False)
@@ -139,7 +144,7 @@ def test_the_terms_of_the_bound_are_divergences_of_gaussians(variance):
     from torch.distributions import Normal, kl_divergence
 
     N = 20
-    betas = torch.tensor(linear_betas(N, 0.01, 0.3), dtype=torch.float64)
+    betas = torch.tensor(linear_betas(steps=N, first=0.01, last=0.3), dtype=torch.float64)
     abar = (1 - betas).cumprod(0)
     before = torch.cat([torch.ones(1, dtype=torch.float64), abar[:-1]])
     small, large = betas * (1 - before) / (1 - abar), betas
@@ -178,7 +183,7 @@ def test_the_bound_of_the_exact_score_comes_down_to_the_entropy():
     nodes, weights = (torch.from_numpy(a) for a in numpy.polynomial.hermite_e.hermegauss(6))
     excess = []
     for N in (8, 16, 32):
-        sde = TableVPSDE(betas=cosine_betas(N))
+        sde = TableVPSDE(betas=cosine_betas(steps=N))
         t, x_0, eps = (
             a.flatten() for a in torch.meshgrid((torch.arange(N) + 1.0).double() / N, nodes, nodes, indexing="ij")
         )
@@ -226,7 +231,7 @@ def two_heads(sde, second):
 
 @pytest.mark.parametrize(("second", "variance"), [(-1.0, "posterior"), (1.0, "transition")])
 def test_learned_variances_lie_between_the_two(second, variance):
-    sde = TableVPSDE(betas=linear_betas(50, 0.01, 0.2))
+    sde = TableVPSDE(betas=linear_betas(steps=50, first=0.01, last=0.2))
     x_0 = gaussian().sample(100, generator=generator()).float()
     model = two_heads(sde, second)
     draws = drawn(VLB(steps=50), sde, x_0)
@@ -237,7 +242,7 @@ def test_learned_variances_lie_between_the_two(second, variance):
 
 
 def test_the_hybrid_teaches_the_mean_by_l_simple_alone():
-    sde = TableVPSDE(betas=linear_betas(50, 0.01, 0.2))
+    sde = TableVPSDE(betas=linear_betas(steps=50, first=0.01, last=0.2))
     x_0 = gaussian().sample(100, generator=generator()).float()
     model = two_heads(sde, 0.0)
     objective = Hybrid(steps=50)
@@ -277,7 +282,7 @@ def test_score_matching_without_a_target_is_denoising_minus_a_constant(name):
     sde, n = SDES[name], 40_000
     model = tiny_model(sde, seed=4, wild=True).double()
     x_0 = gaussian().sample(n, generator=generator())
-    weighting = Likelihood() if name == "ve" else Simple()
+    weighting = LikelihoodWeighting() if name == "ve" else Simple()
     denoising, exact = DSM(weighting=weighting), ExactScoreMatching(weighting=weighting)
     draws = drawn(denoising, sde, x_0)
     a = denoising.loss(model, x_0, draws, None)
@@ -324,7 +329,7 @@ def test_an_energy_learns_by_exact_score_matching():
 def test_ddpm_on_grey_values_trains_with_the_discretised_bound():
     x = torch.randint(0, 4, (64, 1, 4, 4), generator=generator(), dtype=torch.uint8)
     dataset = from_tensor(x, levels=4)
-    sde = TableVPSDE(betas=linear_betas(50, 0.01, 0.2))
+    sde = TableVPSDE(betas=linear_betas(steps=50, first=0.01, last=0.2))
     model = tiny_model(sde, dim=16)
     o = options(steps=300, batch_size=50, dequantize=False, log_every=50)
     losses = train(model, dataset.split("train"), dataset.transform(), o, objective=VLB(steps=50, bin_width=0.5)).losses

@@ -41,12 +41,11 @@ class Lent:
 
 
 def test_validation_reports_the_bound_and_judges_checkpoints(tmp_path):
-    """With the exact score it is the entropy of the held-out points; it is the same every time."""
+    """With the exact noise it is the entropy of the held-out points; it is the same every time."""
     law, sde = gaussian(), VPSDE()
     x = law.sample(400, generator=torch.Generator().manual_seed(0))
     model = OracleModel(law, sde)
     model.weight = torch.nn.Parameter(torch.zeros(()))
-    model.forward = law.score(sde)
     validation = Validation(Split(x.float(), None, torch.arange(400)), None, n=400, draws=32)
     values = validation.on_eval(Lent(model))
     exact = -float(law.log_prob(sde, x, 0.0).mean()) / 2

@@ -12,7 +12,7 @@ from pathlib import Path
 import torch
 from training_cases import options, points, tiny_model
 
-from training import DSM, Adaptive, Likelihood, TrainingError, process_group, train
+from training import DSM, Adaptive, LikelihoodWeighting, TrainingError, process_group, train
 
 
 def digest(model):
@@ -54,7 +54,7 @@ def work(folder, settings, group):
             return value * float("nan") if next(calls) == step and group.rank == rank else value
 
         model.noise = bad
-    objective = DSM(weighting=Likelihood(), times=Adaptive()) if adaptive else DSM()
+    objective = DSM(weighting=LikelihoodWeighting(), times=Adaptive()) if adaptive else DSM()
     try:
         result = train(
             model, points(labels=None), None, options(**settings), objective=objective, folder=folder, resume=resume

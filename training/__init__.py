@@ -1,13 +1,17 @@
 """Training: objectives, time sampling, averages, checkpoints, and the loop.
 
-from training import DSM, ImportanceTime, Likelihood, TrainingOptions, train
+from training import DSM, LogNormal, TrainingOptions, train
 
-result = train(model, dataset.split("train"), dataset.transform(), TrainingOptions(steps=1000), folder="runs/vp")
+options, objective = TrainingOptions(steps=1000), DSM(times=LogNormal())
+result = train(model, dataset.split("train"), dataset.transform(), options, objective=objective)
+result.load_averages(model)
 """
 
 from __future__ import annotations
 
+from sde_lib import cosine_betas, geometric_sigmas, linear_betas
 from training.callbacks import Callback
+from training.catalogue import OBJECTIVES, TIMES, WEIGHTINGS, available, create, options
 from training.checkpoint import Checkpoint, CheckpointFolder, load_plain, to_plain
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
 from training.distributed import Group, current_group, process_group
@@ -22,16 +26,15 @@ from training.errors import (
     TrainingError,
     UsageError,
 )
-from training.loop import TrainingResult, train
+from training.loop import train
 from training.objectives import DSM, Objective, dsm_loss
-from training.options import TrainingOptions
 from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
+from training.result import TrainingResult
 from training.run_lock import RunLock
 from training.score_matching import ExactScoreMatching, SlicedScoreMatching
 from training.signals import Interruption
 from training.state import TrainState
-from training.tables import cosine_betas, geometric_sigmas, linear_betas
 from training.time_sampling import (
     Adaptive,
     ImportanceTime,
@@ -42,13 +45,15 @@ from training.time_sampling import (
     UniformLogSNR,
     UniformTime,
 )
+from training.trainable import NoisePredictor, Trainable, as_trainable
+from training.training_options import TrainingOptions, options_help
 from training.validation import Validation
 from training.variational import VLB, Hybrid
 from training.weighting import (
-    EDM,
     ELBO,
+    EDMWeighting,
     FlowMatching,
-    Likelihood,
+    LikelihoodWeighting,
     MinSNR,
     Simple,
     SoftMinSNR,
@@ -58,12 +63,6 @@ from training.weighting import (
 from training.weights import Origin, initialize_from, load_weights
 
 __all__ = [
-    "estimate",
-    "plan",
-    "initialize_from",
-    "Validation",
-    "Estimate",
-    "Plan",
     "Adaptive",
     "Callback",
     "Checkpoint",
@@ -73,9 +72,10 @@ __all__ = [
     "DSM",
     "DiscreteTime",
     "DiskError",
-    "EDM",
+    "EDMWeighting",
     "ELBO",
     "EMA",
+    "Estimate",
     "ExactScoreMatching",
     "FlowMatching",
     "Group",
@@ -83,13 +83,16 @@ __all__ = [
     "ImportanceTime",
     "Interrupted",
     "Interruption",
-    "Likelihood",
+    "LikelihoodWeighting",
     "LockedError",
     "LogNormal",
     "MinSNR",
+    "NoisePredictor",
     "NonFiniteError",
+    "OBJECTIVES",
     "Objective",
     "Origin",
+    "Plan",
     "PowerEMA",
     "RunLock",
     "SMLD",
@@ -97,9 +100,11 @@ __all__ = [
     "SlicedScoreMatching",
     "SoftMinSNR",
     "StratifiedTime",
+    "TIMES",
     "TabulatedTime",
     "TimeSampler",
     "TrainState",
+    "Trainable",
     "TrainingDataError",
     "TrainingError",
     "TrainingOptions",
@@ -108,15 +113,25 @@ __all__ = [
     "UniformTime",
     "UsageError",
     "VLB",
+    "Validation",
     "VelocityPrediction",
+    "WEIGHTINGS",
     "Weighting",
+    "as_trainable",
+    "available",
     "cosine_betas",
+    "create",
     "current_group",
     "dsm_loss",
+    "estimate",
     "geometric_sigmas",
+    "initialize_from",
     "linear_betas",
     "load_plain",
     "load_weights",
+    "options",
+    "options_help",
+    "plan",
     "process_group",
     "reconstruct",
     "to_plain",

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from training.loop import TrainingResult
+    from training.result import TrainingResult
     from training.state import TrainState
 
 

@@ -41,6 +41,8 @@ from torch import Tensor
 from training.errors import CheckpointError, DiskError
 
 FORMAT = 1
+CHECKPOINTS = "checkpoints"
+"""The folder of a run's checkpoints, in its own."""
 _NAME = re.compile(r"step_(\d{8,})\.(pt|json)")
 _TEMPORARY = ".partial-"
 

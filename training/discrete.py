@@ -18,27 +18,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from numerics import require_count
 from sde_lib import SDE
 from training.errors import UsageError
-from training.objectives import NoisePredictor, TimedObjective, dsm_loss
+from training.objectives import TimedObjective, dsm_loss
 from training.time_sampling import TimeSampler
+from training.trainable import NoisePredictor
 from training.weighting import Simple
 
 
 @dataclass(frozen=True, kw_only=True)
 class DiscreteTime(TimeSampler):
-    """Each of `levels` evenly spaced times equally often.
+    """Each of N evenly spaced times equally often, weight 1: t = i T / N, i = 1 ... N, or from 0 on t = i T / (N - 1).
 
-    zero: whether t = 0 is one of them (a ladder of sigmas) or not (a chain of betas, whose data stand at 0).
+    Args:
+        levels: N.
+        zero: whether t = 0 is one of them (a ladder of sigmas) or not (a chain of betas, whose data stand at 0).
+        stratified: whether a batch has every level equally often; else its times are independent.
+
+    Raises:
+        UserError: too few levels.
     """
 
     levels: int = 1000
     zero: bool = False
     stratified: bool = True
+    discrete = True
 
     def __post_init__(self) -> None:
-        if self.levels < 1 + self.zero:
-            raise UsageError(f"got levels={self.levels}; expected at least {1 + self.zero}")
+        require_count(self.levels, "levels", 2 if self.zero else 1)
 
     def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
         i = (u * self.levels).floor().clamp(0, self.levels - 1)
@@ -58,11 +66,17 @@ class DiscreteTime(TimeSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class DDPMSimple(TimedObjective):
-    """L_simple (1).
+    """DDPM's L_simple = E_i |eps - eps_hat(x_i, i)|^2 / D, `(B,)`, at the steps i = 1 ... N of a table of betas.
+
+    Ho et al. 2020 (arXiv:2006.11239), equation (14).
 
     Args:
-        times: `DiscreteTime(levels=N)`.
-        per_dimension: the mean over dimensions, comparable with `DSM`; False for the paper's sum.
+        times: `DiscreteTime(levels=N)`; N = 1000 unless given.
+        t_min: not used with such times; see `TimedObjective`.
+        per_dimension: the mean over the D dimensions, comparable with `DSM`; False for the paper's sum.
+
+    Raises:
+        UserError: times that are none.
     """
 
     times: TimeSampler = DiscreteTime()
@@ -75,11 +89,17 @@ class DDPMSimple(TimedObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class SMLD(TimedObjective):
-    """L_SMLD (2).
+    """NCSN's L_SMLD = E_i 1/2 |eps - eps_hat(x_i, sigma_i)|^2 / D, `(B,)`, at the levels of a ladder of sigmas.
+
+    That is sigma_i^2 / 2 |score + (x_i - x_0) / sigma_i^2|^2: Song and Ermon 2019 (arXiv:1907.05600), equations (5), (6).
 
     Args:
-        times: `DiscreteTime(levels=L, zero=True)`.
-        per_dimension: the mean over dimensions; False for the paper's sum.
+        times: `DiscreteTime(levels=L, zero=True)`; L = 10 unless given.
+        t_min: not used with such times; see `TimedObjective`.
+        per_dimension: the mean over the D dimensions; False for the paper's sum.
+
+    Raises:
+        UserError: times that are none.
     """
 
     times: TimeSampler = DiscreteTime(levels=10, zero=True)

@@ -27,18 +27,26 @@ from __future__ import annotations
 
 import gc
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import TypeVar
 
 import torch
 import torch.distributed as dist
 from torch import Tensor
 
+T = TypeVar("T")
+
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """This process among its fellows."""
+    """This process among its fellows; alone, every method is free.
+
+    Attributes:
+        rank: its number, from 0; 0 is the main one, which writes files.
+        world: how many there are.
+    """
 
     rank: int = 0
     world: int = 1
@@ -79,10 +87,21 @@ class Group:
         dist.all_gather(padded, mine)
         return torch.cat([part[:size] for part, size in zip(padded, sizes, strict=True)])
 
-    def barrier(self) -> None:
-        """Waits for all."""
-        if self.world > 1:
-            dist.barrier()
+    def on_main(self, work: Callable[[], object]) -> None:
+        """Does `work` in the main process alone; an error there is raised in all, so that none is left waiting."""
+        self.everywhere(work if self.is_main else lambda: None)
+
+    def everywhere(self, work: Callable[[], T]) -> T:
+        """What `work` returns in this process; an error of the main process is raised in all, so that none is left waiting."""
+        error: Exception | None = None
+        try:
+            result = work()
+        except Exception as problem:
+            error = problem
+        self.broadcast_error(error)
+        if error is not None:
+            raise error
+        return result
 
     def broadcast_error(self, error: Exception | None) -> None:
         """Raises the main process's `error` in all processes, so that none is left waiting."""

@@ -1,8 +1,6 @@
 """Exponential moving averages of the weights.
 
-    shadow <- d_n shadow + (1 - d_n) weights,      d_n = min(decay, (1 + n) / (10 + n)) in update n = 1, 2, ...
-
-The minimum is the warm-up of TensorFlow's `ExponentialMovingAverage`, which Song et al. 2021's PyTorch code uses too: early
+Their warm-up is that of TensorFlow's `ExponentialMovingAverage`, which Song et al. 2021's PyTorch code uses too: early
 averages forget the initial weights quickly. Shadows are float32 whatever the weights are: in bfloat16 a decay of 0.9999
 moves nothing, because 1e-4 of a difference is below half a unit in the last place.
 """
@@ -19,12 +17,17 @@ from training.sharding import shard_like
 
 
 class EMA:
-    """Averages of named parameters, several decays at once.
+    """Exponential moving averages of named parameters, float32, several decays at once:
+
+        shadow <- d_n shadow + (1 - d_n) weights,      d_n = min(decay, (1 + n) / (10 + n)) in update n = 1, 2, ...
 
     Args:
         parameters: `(name, tensor)` pairs, such as `model.named_parameters()`.
-        decays: each in [0, 1).
-        warmup: whether d_n is the minimum above or `decay` from the start.
+        decays: different ones, each in [0, 1).
+        warmup: whether d_n is that minimum; else it is `decay` from the start.
+
+    Raises:
+        UsageError: decays out of range, or one of them twice.
     """
 
     def __init__(

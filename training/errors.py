@@ -79,7 +79,7 @@ class LockedError(DiskError):
     """Another process works in this run folder."""
 
 
-class Interrupted(TrainingError):
+class Interrupted(TrainingError):  # noqa: N818 (no error, as KeyboardInterrupt is none)
     """A signal asked the run to stop; everything was saved before this was raised.
 
     SIGINT leaves with 130, SIGTERM and SIGUSR1 (what schedulers send ahead of SIGTERM) with 143. Under torchrun a worker

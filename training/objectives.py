@@ -15,28 +15,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
 
 import torch
 from torch import Tensor
 
-from numerics import expand_as, normal
+from numerics import expand_as, normal, require_range
 from sde_lib import SDE
 from training.errors import UsageError
 from training.streams import StepStreams
 from training.time_sampling import StratifiedTime, TimeSampler
-from training.weighting import Simple, Weighting
+from training.trainable import NoisePredictor
+from training.weighting import Simple, Weighting, require_weighting
 
 Draws = dict[str, Tensor]
 """Random numbers by name, each `(B, *)`; "t" `(B,)` and "weight" `(B,)` are always among them."""
-
-
-class NoisePredictor(Protocol):
-    """What a denoising loss needs of a model; `models.ScoreModel` is one."""
-
-    sde: SDE
-
-    def noise(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor: ...
 
 
 def predicted_noise(model: NoisePredictor, x: Tensor, t: Tensor, labels: Tensor | None) -> Tensor:
@@ -69,7 +61,10 @@ def dsm_loss(
 
 
 class Objective(ABC):
-    """A keyword-only dataclass."""
+    """What is minimised: `draw` says what is random, `loss` what is computed from it.
+
+    An objective of your own is a keyword-only dataclass with these two.
+    """
 
     @abstractmethod
     def draw(
@@ -94,19 +89,30 @@ class Objective(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class TimedObjective(Objective):
-    """An objective over continuous times, which a `TimeSampler` draws.
+    """An objective with times from a `TimeSampler` and normal noise: it draws "t", "weight" `(B,)` and "eps" `(B, *)`.
 
     Args:
         times: the sampler.
-        t_min: the smallest time; the SDE's unless given.
+        t_min: the smallest time; the SDE's unless given. A table's times are its own, so it does not go with `DiscreteTime`.
+
+    Raises:
+        UserError: times that are none, or a t_min that is negative or not used.
     """
 
     times: TimeSampler = StratifiedTime()
     t_min: float | None = None
 
     def __post_init__(self) -> None:
-        if self.t_min is not None and not self.t_min >= 0:
-            raise UsageError(f"got t_min={self.t_min}; expected a time >= 0")
+        if not isinstance(self.times, TimeSampler):
+            raise UsageError(
+                f"got times={self.times!r}; expected an object such as StratifiedTime() or ImportanceTime()"
+            )
+        if self.t_min is not None:
+            require_range(self.t_min, "t_min", 0)
+            if self.times.discrete:
+                raise UsageError(
+                    f"got t_min={self.t_min} with {self.times}, whose times are fixed; expected no t_min: leave it out"
+                )
 
     def _t_min(self, sde: SDE) -> float:
         return sde.t_min if self.t_min is None else self.t_min
@@ -130,14 +136,24 @@ class TimedObjective(Objective):
 
 @dataclass(frozen=True, kw_only=True)
 class DSM(TimedObjective):
-    """Denoising score matching (1) at continuous times.
+    """Denoising score matching: loss = w(t) |eps - eps_hat(x_t, t)|^2 / D, `(B,)`, x_t = alpha x_0 + sigma eps.
+
+    Vincent 2011; Song et al. 2021 (arXiv:2011.13456), equation (7), written for the predicted noise eps_hat = -sigma score.
 
     Args:
-        weighting: w.
-        times, t_min: as in `TimedObjective`.
+        times: at which the loss is evaluated; uniform unless given.
+        t_min: the smallest time; the SDE's unless given.
+        weighting: w; 1 unless given.
+
+    Raises:
+        UserError: a weighting or times that are none, or a t_min that is negative or not used.
     """
 
     weighting: Weighting = Simple()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weighting(self.weighting)
 
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         return dsm_loss(model, x_0, draws["t"], draws["eps"], weighting=self.weighting, labels=labels)

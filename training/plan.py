@@ -16,11 +16,13 @@ from torch import Tensor, nn
 from data import Split
 from data.transforms import Transform
 from training.batches import Batches
-from training.loop import AUTOCAST, train
+from training.loop import train
 from training.objectives import DSM, Objective
-from training.options import TrainingOptions
+from training.precision import PRECISIONS
 from training.reporting import peak_memory
 from training.streams import StepStreams, preserved_global_rng
+from training.trainable import as_trainable
+from training.training_options import TrainingOptions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -157,18 +159,17 @@ def _saved(
         batch_size=rows,
         seed=options.seed,
         device=device,
-        num_classes=getattr(getattr(model, "net", None), "num_classes", None),
+        num_classes=as_trainable(model).num_classes,
     )
-    dtype = AUTOCAST[options.precision]
     was_training = model.training
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_global_rng())
         stack.enter_context(torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor))
-        stack.enter_context(torch.autocast(device.type, dtype=dtype or torch.bfloat16, enabled=dtype is not None))
+        stack.enter_context(PRECISIONS[options.precision](device).forward())
         try:
             model.train()
             batch = batches(0)
-            draws = objective.draw(model.sde, batch.x_0.shape, StepStreams(options.seed, 0, device))  # type: ignore[arg-type]
+            draws = objective.draw(as_trainable(model).sde, batch.x_0.shape, StepStreams(options.seed, 0, device))
             loss = objective.loss(model, batch.x_0, draws, batch.labels)  # type: ignore[arg-type]
         finally:
             model.train(was_training)

@@ -49,7 +49,19 @@ def sigma_rel_of(gamma: float) -> float:
 
 
 class PowerEMA(EMA):
-    """Averages (1) of several relative widths at once; `decays` are those widths."""
+    """Power-function averages of named parameters, float32, of several relative widths at once:
+
+        shadow <- beta_n shadow + (1 - beta_n) weights,      beta_n = (1 - 1/n)^(gamma + 1) in update n = 1, 2, ...
+
+    with the gamma of a width by (2) of the module. Karras et al. 2024 (arXiv:2312.02696), equations (2) and (3).
+
+    Args:
+        parameters: `(name, tensor)` pairs, such as `model.named_parameters()`.
+        widths: sigma_rel, each in (0, 0.2887); they are what `decays` holds.
+
+    Raises:
+        UsageError: a width out of range, or one of them twice.
+    """
 
     def __init__(self, parameters: Iterable[tuple[str, Tensor]], widths: Sequence[float] = (0.05, 0.10)) -> None:
         self.gammas = {float(width): gamma_of(width) for width in widths}

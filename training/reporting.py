@@ -9,7 +9,6 @@ import contextlib
 import json
 import math
 import os
-import resource
 import sys
 import time
 import warnings
@@ -33,11 +32,18 @@ def peak_memory(device: torch.device) -> int:
     """Bytes at the peak so far: of the GPU's memory, or of this process."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
+    import resource  # here, since there is none on Windows
+
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 class LossMeter:
-    """Sums of losses on the device since the last look, overall and in `LEVELS` ranges of noise of equal width in log_snr."""
+    """Sums of losses on the device since the last look, overall and in `LEVELS` ranges of noise of equal width in log_snr.
+
+    Args:
+        sde: whose log_snr says how much noise a time has.
+        device: of the losses.
+    """
 
     def __init__(self, sde: SDE, device: torch.device) -> None:
         self.sde = sde
@@ -88,6 +94,7 @@ class Reporter:
         step: from which the run goes on; later lines of an earlier attempt are dropped.
         steps: in all.
         progress: True, False, or None for a terminal.
+        batch_size: of the global batch, for the speed in images per second.
         tensorboard: whether to write events.
     """
 
@@ -153,11 +160,6 @@ class Reporter:
             raise DiskError(
                 f"{self.metrics}: not written ({error.strerror}); make room or write access, then resume"
             ) from error
-
-    def say(self, text: str) -> None:
-        """A line above the bar, or on stderr where there is none and one was not refused."""
-        if self.bar is not None:
-            self.bar.write(text, file=sys.stderr)
 
     def close(self) -> None:
         if self.bar is not None:

@@ -6,7 +6,6 @@ dead process's lock is free, with no guessing about process numbers. The file sa
 
 from __future__ import annotations
 
-import fcntl
 import json
 import os
 import socket
@@ -19,7 +18,10 @@ NAME = "run.lock"
 
 
 class RunLock:
-    """Holds the lock of `folder` as a context manager.
+    """Holds the lock of `folder` as a context manager: `with RunLock("runs/vp"): ...`.
+
+    Args:
+        folder: of the run; made where it does not exist.
 
     Raises:
         LockedError: another process holds it; its number and host are named.
@@ -31,6 +33,8 @@ class RunLock:
         self._descriptor: int | None = None
 
     def __enter__(self) -> RunLock:
+        import fcntl  # here, since there is none on Windows
+
         try:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             while self._descriptor is None:

@@ -23,24 +23,35 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import expand_as, rademacher
+from numerics import expand_as, rademacher, require_count
 from sde_lib import SDE
-from training.errors import UsageError
-from training.objectives import Draws, NoisePredictor, TimedObjective, predicted_noise
+from training.objectives import Draws, TimedObjective, predicted_noise
 from training.streams import StepStreams
-from training.weighting import Simple, Weighting
+from training.trainable import NoisePredictor
+from training.weighting import Simple, Weighting, require_weighting
 
 
 @dataclass(frozen=True, kw_only=True)
 class ExactScoreMatching(TimedObjective):
-    """The loss (3) with the exact trace.
+    """Score matching without a target: loss = w(t) (|eps_hat|^2 - 2 sigma tr grad eps_hat) / D, `(B,)`, with the exact trace.
+
+    One backward pass for each dimension, and second derivatives of the network: for small networks and energies. Its
+    expectation is that of `DSM` minus w. Hyvarinen 2005, theorem 1.
 
     Args:
-        weighting: w.
-        times, t_min: as in `TimedObjective`.
+        times: at which the loss is evaluated; uniform unless given.
+        t_min: the smallest time; the SDE's unless given.
+        weighting: w; 1 unless given.
+
+    Raises:
+        UserError: a weighting or times that are none, or a t_min that is negative or not used.
     """
 
     weighting: Weighting = Simple()
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_weighting(self.weighting)
 
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         t = draws["t"]
@@ -64,14 +75,26 @@ class ExactScoreMatching(TimedObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class SlicedScoreMatching(ExactScoreMatching):
-    """The loss (3) with the trace estimated by (2) along `probes` random signs."""
+    """Sliced score matching: loss = w(t) (|eps_hat|^2 - 2 sigma mean_v v' (grad eps_hat) v) / D, `(B,)`, v random signs.
+
+    One backward pass for each probe, and second derivatives of the network. The exact loss is its expectation. Song, Garg,
+    Shi, Ermon 2020 (arXiv:1905.07088), equation (8), with the variance reduction there.
+
+    Args:
+        times: at which the loss is evaluated; uniform unless given.
+        t_min: the smallest time; the SDE's unless given.
+        weighting: w; 1 unless given.
+        probes: how many v for each sample.
+
+    Raises:
+        UserError: a weighting or times that are none, a t_min that is negative or not used, or no probes.
+    """
 
     probes: int = 1
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.probes < 1:
-            raise UsageError(f"got probes={self.probes}; expected at least 1")
+        require_count(self.probes, "probes")
 
     def draw(
         self, sde: SDE, shape: Sequence[int], streams: StepStreams, *, dtype: torch.dtype = torch.float32

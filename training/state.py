@@ -7,7 +7,7 @@ The content of a checkpoint, by key:
     optimizer   {name: {"step", "exp_avg", "exp_avg_sq"}}       config   the caller's, plain
     scaler      of fp16, or {}                                  data     the data's fingerprint, or None
     objective   of objectives that learn, or {}                 losses   [(step, loss), ...] as logged
-    power_ema   of `training.posthoc_ema`, or {}
+    power_ema   of `training.posthoc_ema`, or {}                 learning_rate   of the last update, or None
 
 There is no random state: everything that is drawn follows from the seed and the step. Names, not positions, so a
 checkpoint of several processes is that of one.
@@ -26,10 +26,11 @@ from torch import Tensor, nn
 from training.ema import EMA
 from training.errors import CheckpointError
 from training.objectives import Objective
-from training.options import TrainingOptions
 from training.posthoc_ema import PowerEMA
+from training.precision import Precision
 from training.sharding import shard_like, unshard
 from training.signals import Interruption
+from training.training_options import TrainingOptions
 
 
 @dataclass(kw_only=True, eq=False)
@@ -49,7 +50,7 @@ class TrainState:
     optimizer: torch.optim.Optimizer
     ema: EMA
     power_ema: PowerEMA
-    scaler: torch.amp.GradScaler
+    precision: Precision
     objective: Objective
     options: TrainingOptions
     step: int = 0
@@ -101,6 +102,7 @@ class TrainState:
             "seed": self.options.seed,
             "seconds": self.seconds,
             "losses": list(self.losses),
+            "learning_rate": self.options.rate(self.step - 1) if self.step else None,
             "model": {name: unshard(value) for name, value in self.model.state_dict().items()},
             "ema": unshard(self.ema.state_dict()),
             "power_ema": unshard(self.power_ema.state_dict()),
@@ -108,7 +110,7 @@ class TrainState:
                 name: {key: unshard(value) for key, value in self.optimizer.state.get(p, {}).items()}
                 for name, p in self._trained()
             },
-            "scaler": self.scaler.state_dict(),
+            "scaler": self.precision.state_dict(),
             "objective": self.objective.state_dict(),
             "config": self.config,
             "data": self.data_fingerprint,
@@ -146,8 +148,7 @@ class TrainState:
                         f"got optimiser moments of {tuple(moments['exp_avg'].shape)} for {name}; expected {tuple(p.shape)}"
                     )
                 self.optimizer.state[p] = {key: _placed(key, value, p) for key, value in moments.items()}
-            if content["scaler"]:
-                self.scaler.load_state_dict(dict(content["scaler"]))
+            self.precision.load_state_dict(content["scaler"])
             self.objective.load_state_dict(content["objective"])
             self.seconds = float(content["seconds"])
             self.losses = [(int(s), float(v)) for s, v in content["losses"]]

@@ -30,20 +30,31 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import lru_cache
 from statistics import NormalDist
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from numerics import require_count, require_positive
 from sde_lib import SDE
 from training.errors import UsageError
 from training.streams import real
-from training.weighting import Likelihood, Weighting
+from training.weighting import LikelihoodWeighting, Weighting, require_weighting
 
 
 class TimeSampler(ABC):
-    """A keyword-only dataclass, frozen unless it learns."""
+    """Draws times t from a density q on [t_min, T], with importance weights 1 / ((T - t_min) q(t)).
+
+    A sampler of your own is a keyword-only dataclass, frozen unless it learns, with `quantile` and `density`.
+
+    Args:
+        stratified: whether one time is drawn from each n-th of q's mass, at (i + u) / n with one uniform u; else the n times
+            are independent. Each time alone has density q either way.
+    """
 
     stratified: bool
+    discrete: ClassVar[bool] = False
+    """Whether the times are those of a table, whatever t_min is."""
 
     @abstractmethod
     def quantile(self, sde: SDE, u: Tensor, t_min: float) -> Tensor:
@@ -86,7 +97,11 @@ class TimeSampler(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class UniformTime(TimeSampler):
-    """Independent uniform times."""
+    """q = 1 / (T - t_min), weight 1: independent uniform times (Song et al. 2021, arXiv:2011.13456, equation (7)).
+
+    Args:
+        stratified: see `TimeSampler`; False here.
+    """
 
     stratified: bool = False
 
@@ -99,16 +114,26 @@ class UniformTime(TimeSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class StratifiedTime(UniformTime):
-    """Uniform times, one in each n-th of the interval."""
+    """q = 1 / (T - t_min), weight 1: uniform times, one in each n-th of the interval (Kingma et al. 2021, arXiv:2107.00630,
+    appendix I.1).
+
+    Args:
+        stratified: see `TimeSampler`; True here.
+    """
 
     stratified: bool = True
 
 
 @dataclass(frozen=True, kw_only=True)
 class UniformLogSNR(TimeSampler):
-    """Times uniform in log_snr: q is proportional to g^2 / sigma^2, (2).
+    """q proportional to g^2 / sigma^2 = -d log_snr / dt: times uniform in log_snr, t = time_of_log_snr(u).
 
-    corrected: False gives the weight 1, where the density is meant as a part of the objective.
+    With the weight 1 / ((T - t_min) q) the loss is the same in expectation; without it the density is a part of the
+    objective (Kingma and Gao 2023, arXiv:2303.00848).
+
+    Args:
+        stratified: see `TimeSampler`.
+        corrected: whether the weights undo the density; False gives the weight 1.
     """
 
     stratified: bool = True
@@ -128,24 +153,41 @@ class UniformLogSNR(TimeSampler):
 
 @dataclass(frozen=True, kw_only=True)
 class ImportanceTime(UniformLogSNR):
-    """Times for the likelihood weighting, in closed form: weight times weighting is the same at every t."""
+    """q proportional to g^2 / sigma^2: importance sampling for `LikelihoodWeighting` in closed form.
+
+    Weight times weighting is the same at every t, so a step's loss varies by the noise's error alone. Song, Durkan, Murray,
+    Ermon 2021 (arXiv:2101.09258), section 5.1, where the density is tabulated.
+
+    Args:
+        stratified: see `TimeSampler`.
+        corrected: whether the weights undo the density.
+    """
 
 
 @dataclass(frozen=True, kw_only=True)
 class TabulatedTime(TimeSampler):
-    """Times with a density proportional to any `weighting`, by a table of its integral.
+    """q proportional to any weighting w(t), by a table of its integral: importance sampling for a loss with that weighting.
 
     The density is constant between neighbouring nodes, which are uniform in log_snr, and the importance weights are those
-    of this very density: a coarse table costs variance, not bias.
+    of this very density: a coarse table costs variance, not bias. Song, Durkan, Murray, Ermon 2021 (arXiv:2101.09258),
+    appendix A.3, for the likelihood weighting.
+
+    Args:
+        weighting: w; it must be positive and finite on [t_min, T].
+        nodes: of the table, at least 2.
+        stratified: see `TimeSampler`.
+
+    Raises:
+        UserError: a weighting that is none, or too few nodes.
     """
 
-    weighting: Weighting = Likelihood()
+    weighting: Weighting = LikelihoodWeighting()
     nodes: int = 1024
     stratified: bool = True
 
     def __post_init__(self) -> None:
-        if self.nodes < 2:
-            raise UsageError(f"got nodes={self.nodes}; expected at least 2")
+        require_weighting(self.weighting)
+        require_count(self.nodes, "nodes", 2)
 
     def _table(self, sde: SDE, t_min: float, like: Tensor) -> tuple[Tensor, Tensor]:
         return _table(sde, self.weighting, t_min, self.nodes, like.device)
@@ -178,9 +220,17 @@ def _table(sde: SDE, weighting: Weighting, t_min: float, nodes: int, device: tor
 
 @dataclass(frozen=True, kw_only=True)
 class LogNormal(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2), cut off at the SDE's ends (Karras et al. 2022, table 1).
+    """log(sigma / alpha) ~ N(mean, std^2), cut off at t_min and T: most looks where there is something to learn.
 
-    In that paper the density is a part of the objective, so the weight is 1 unless `corrected`.
+    Karras et al. 2022 (arXiv:2206.00364), table 1. There the density is a part of the objective, so the weight is 1.
+
+    Args:
+        mean, std: of log(sigma / alpha); the paper's are -1.2 and 1.2.
+        stratified: see `TimeSampler`.
+        corrected: whether the weights undo the density, so that it only changes the loss's variance.
+
+    Raises:
+        UserError: a std that is not positive. When called: a law without mass between t_min and T.
     """
 
     mean: float = -1.2
@@ -189,8 +239,7 @@ class LogNormal(TimeSampler):
     corrected: bool = False
 
     def __post_init__(self) -> None:
-        if not self.std > 0:
-            raise UsageError(f"got std={self.std}; expected a number > 0")
+        require_positive(self.std, "std")
 
     def _cdf_ends(self, sde: SDE, t_min: float) -> tuple[float, float]:
         low, high = (NormalDist(self.mean, self.std).cdf(-l / 2) for l in _ends(sde, t_min))
@@ -216,19 +265,31 @@ class LogNormal(TimeSampler):
 
 @dataclass(kw_only=True, eq=False)
 class Adaptive(TimeSampler):
-    """A density that follows the root of the loss's second moment (Nichol and Dhariwal 2021, arXiv:2102.09672, section 3.3).
+    """q(t) proportional to sqrt(E loss(t)^2), learned in the course of training: the least variance of the loss.
 
-    The second moment of the weighted loss is tracked in `bins` of equal width in log_snr, as an exponential average of
-    rate `decay` per batch that hits the bin; a bin counts as unseen, and shares the mean of the seen ones, until it has
-    been hit. A part `floor` of the draws is uniform in log_snr, so the weights stay bounded.
+    The second moment of the weighted loss is tracked in bins of equal width in log_snr, as an exponential average over the
+    batches that hit the bin; a bin that no batch has hit shares the mean of the others. Nichol and Dhariwal 2021
+    (arXiv:2102.09672), section 3.3.
+
+    Args:
+        bins: how many, at least 2.
+        decay: of the exponential average, in (0, 1).
+        floor: the part of the draws that is uniform in log_snr, in (0, 1]; it keeps the weights bounded.
+        stratified: see `TimeSampler`.
+
+    Attributes:
+        moments, counts: `(bins,)`, the sums of the average and their normalisation, which checkpoints keep.
+
+    Raises:
+        UserError: bins, decay or floor out of range.
     """
 
     bins: int = 32
     decay: float = 0.99
     floor: float = 0.1
     stratified: bool = True
-    moments: Tensor = field(init=False, repr=False)  # (bins,), sums of the average
-    counts: Tensor = field(init=False, repr=False)  # (bins,), its normalisation
+    moments: Tensor = field(init=False, repr=False)
+    counts: Tensor = field(init=False, repr=False)
 
     def __post_init__(self) -> None:
         if self.bins < 2 or not 0 < self.decay < 1 or not 0 < self.floor <= 1:

@@ -9,20 +9,24 @@ first is remembered in a few numbers that `FiniteGuard.report` fetches when the 
 from __future__ import annotations
 
 from collections.abc import Iterable
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
 
 from training.errors import UsageError
-from training.options import TrainingOptions
 from training.sharding import unshard
 from training.streams import real
+
+if TYPE_CHECKING:
+    from training.training_options import TrainingOptions
 
 
 class FiniteGuard:
     """Remembers on the device the first update that was refused, and how many were.
 
     Args:
+        device: of the losses.
         sticky: whether everything after the first refused update is refused too.
     """
 
@@ -58,7 +62,11 @@ class FiniteGuard:
 def make_optimizer(
     parameters: Iterable[nn.Parameter], options: TrainingOptions, *, fused: bool
 ) -> torch.optim.Optimizer:
-    """Adam or AdamW as asked, fused where torch can."""
+    """Adam or AdamW as asked, in one fused pass over memory where `fused`.
+
+    Raises:
+        UsageError: nothing to train.
+    """
     kind = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}[options.optimizer]
     trained = [p for p in parameters if p.requires_grad]
     if not trained:
@@ -76,28 +84,23 @@ def make_optimizer(
 @torch.no_grad()
 def gradient_norm(optimizer: torch.optim.Optimizer) -> Tensor:
     """The 2-norm of all gradients, `()`."""
-    gradients = [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(gradients, foreach=True)
+    norm = torch.nn.utils.get_total_norm(_gradients(optimizer), foreach=True)
     return unshard(norm)
 
 
 @torch.no_grad()
-def apply_update(
-    optimizer: torch.optim.Optimizer, norm: Tensor, refused: Tensor, options: TrainingOptions, *, fused: bool
-) -> None:
-    """Clips and steps, unless `refused` `()` is 1.
+def apply_update(optimizer: torch.optim.Optimizer, norm: Tensor, refused: Tensor, *, clip: float | None) -> None:
+    """Clips the gradients, of 2-norm `norm` `()`, and steps, unless `refused` `()` is 1.
 
     Where the optimiser is not fused (sharded weights), the flag is looked at, and the host waits.
     """
     # min(1, clip / norm), as the divisor max(1, norm / clip)
-    divisor = None if options.clip is None else (norm / options.clip).clamp(min=1).to(torch.float32)
-    if not fused:
+    divisor = None if clip is None else (norm / clip).clamp(min=1).to(torch.float32)
+    if not optimizer.defaults["fused"]:
         if bool(refused):
             return
         if divisor is not None:
-            torch._foreach_div_(
-                [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None], divisor
-            )
+            torch._foreach_div_(_gradients(optimizer), divisor)
         optimizer.step()
         return
     optimizer.grad_scale, optimizer.found_inf = divisor, refused  # type: ignore[attr-defined]
@@ -105,3 +108,7 @@ def apply_update(
         optimizer.step()
     finally:
         del optimizer.grad_scale, optimizer.found_inf  # type: ignore[attr-defined]
+
+
+def _gradients(optimizer: torch.optim.Optimizer) -> list[Tensor]:
+    return [p.grad for group in optimizer.param_groups for p in group["params"] if p.grad is not None]

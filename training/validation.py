@@ -20,6 +20,7 @@ from training.callbacks import Callback
 from training.objectives import Objective
 from training.state import TrainState
 from training.streams import StepStreams, mix
+from training.trainable import as_trainable
 
 _LOSS_DRAWS = 4
 
@@ -57,7 +58,7 @@ class Validation(Callback):
         nats, losses = [], []
         with state.averaged() as model:
             device = next(model.parameters()).device
-            classes = getattr(getattr(model, "net", None), "num_classes", None)
+            asked = as_trainable(model)
             for first in range(0, len(self.split), self.batch_size):
                 if state.interruption.requested is not None:
                     return None
@@ -69,19 +70,18 @@ class Validation(Callback):
                     if self.transform.levels is not None:
                         x = x + uniform(x.shape, streams, device=device, dtype=torch.float32)
                     x = self.transform(x)
-                score = model if classes is None else model.condition(part.labels)  # type: ignore[operator]
                 bound = elbo(
-                    model.sde,  # type: ignore[arg-type]
-                    score,
+                    asked.sde,
+                    asked.condition(None if asked.num_classes is None else part.labels),
                     x,
                     draws=self.draws,
-                    data_std=getattr(model, "data_std", None),  # the same value with less noise
+                    data_std=asked.data_std,  # the same value with less noise
                     generator=streams,
                 )
                 nats.append(bound.nats.cpu())
                 if self.objective is not None:
                     x_0 = x if self.dequantize or self.transform is None else self.transform.centres(stored).to(x.dtype)
-                    labels = None if classes is None or part.labels is None else part.labels.to(device)
+                    labels = None if asked.num_classes is None or part.labels is None else part.labels.to(device)
                     losses += [self._loss(model, x_0, labels, first, i) for i in range(_LOSS_DRAWS)]
         per_dim = torch.cat(nats) / self.split.x[0].numel()
         name = "nats_per_dim_bound"
@@ -96,6 +96,6 @@ class Validation(Callback):
         """The weighted losses `(B,)` of a part that begins at `first`, with the `i`-th draws."""
         assert self.objective is not None
         streams = StepStreams(mix(self.seed, "validation", first), i, x_0.device)
-        draws = self.objective.draw(model.sde, x_0.shape, streams)  # type: ignore[arg-type]
+        draws = self.objective.draw(as_trainable(model).sde, x_0.shape, streams)
         loss = self.objective.loss(model, x_0, draws, labels)  # type: ignore[arg-type]
         return (loss * draws["weight"].to(loss.dtype)).detach().cpu()

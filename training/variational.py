@@ -28,31 +28,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
 
-from numerics import expand_as
+from numerics import expand_as, require_choice, require_count
 from sde_lib import SDE
 from training.discrete import DiscreteTime
 from training.errors import UsageError
-from training.objectives import NoisePredictor, TimedObjective, predicted_noise
+from training.objectives import TimedObjective, predicted_noise
+from training.time_sampling import TimeSampler
+from training.trainable import NoisePredictor, as_trainable
 
 VARIANCES = ("posterior", "transition", "learned")
 
 
 @dataclass(frozen=True, kw_only=True)
 class VLB(TimedObjective):
-    """The bound (3) in nats per dimension, `(B,)`.
+    """The bound of a discrete chain on the negative log-likelihood, estimated from one step i, in nats per dimension, `(B,)`:
+
+        L_vlb = L_T + sum over i >= 2 of KL(q(x_{i-1} | x_i, x_0) || p(x_{i-1} | x_i)) - log p(x_0 | x_1)
+
+    Ho et al. 2020 (arXiv:2006.11239), equation (5); the module has the parts.
 
     Args:
-        steps: N.
-        variance: "posterior", "transition" or "learned", see above; "learned" needs a network of twice the channels.
-        bin_width: of grey values in model units, or None for real-valued data.
-        low, high: the ends of the data's range, for the open bins.
+        times: `DiscreteTime()`, whose levels become `steps`.
+        t_min: not used with such times.
+        steps: N, at least 2.
+        variance: of p: "posterior", "transition", or "learned", which needs a network with `learned_variance`.
+        bin_width: of grey values in model units; None for real-valued data.
+        low, high: the ends of the data's range, where bins are open.
+
+    Raises:
+        UserError: an option out of range. In a step: an SDE whose data are noisy at t = 0, or a network without variances.
     """
 
+    times: TimeSampler = DiscreteTime()
     steps: int = 1000
     variance: str = "posterior"
     bin_width: float | None = None
@@ -61,12 +73,13 @@ class VLB(TimedObjective):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.variance not in VARIANCES:
-            raise UsageError(f"got variance={self.variance!r}; expected one of {', '.join(VARIANCES)}")
-        if self.steps < 2:
-            raise UsageError(f"got steps={self.steps}; expected at least 2")
-        if not isinstance(self.times, DiscreteTime) or self.times.levels != self.steps or self.times.zero:
-            object.__setattr__(self, "times", DiscreteTime(levels=self.steps))
+        require_choice(self.variance, "variance", VARIANCES)
+        require_count(self.steps, "steps", 2)
+        if not isinstance(self.times, DiscreteTime) or self.times.zero:
+            raise UsageError(
+                f"got times={self.times} for the bound of a discrete chain; expected DiscreteTime(): leave times out"
+            )
+        object.__setattr__(self, "times", replace(self.times, levels=self.steps))
 
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         x_t = model.sde.perturb(x_0, draws["t"], draws["eps"])
@@ -124,7 +137,18 @@ class VLB(TimedObjective):
 
 @dataclass(frozen=True, kw_only=True)
 class Hybrid(VLB):
-    """L_simple + `vlb_weight` L_vlb, with learned variances and the mean of L_vlb held fixed."""
+    """L_simple + vlb_weight L_vlb, `(B,)`: the noise is learned by L_simple, the variances by L_vlb, its mean held fixed.
+
+    Nichol and Dhariwal 2021 (arXiv:2102.09672), section 3.1.
+
+    Args:
+        times, t_min, steps, bin_width, low, high: as in `VLB`.
+        variance: as in `VLB`; "learned" here, which needs a network with `learned_variance`.
+        vlb_weight: the paper's is 0.001.
+
+    Raises:
+        UserError: as in `VLB`.
+    """
 
     variance: str = "learned"
     vlb_weight: float = 0.001
@@ -147,14 +171,12 @@ def predicted_noise_and_variance(
     """
     if variance != "learned":
         return predicted_noise(model, x, t, labels), None
-    if not getattr(getattr(model, "net", None), "learned_variance", False):
+    asked = as_trainable(model)  # type: ignore[arg-type]
+    if not asked.learned_variance:
         raise UsageError(
             "got variance='learned' for a network without a second output; expected one with learned_variance=True"
         )
-    one = model.evaluate(x, t, labels)  # type: ignore[attr-defined]
-    mean, second = one.output.to(one.x.dtype).chunk(2, dim=1)
-    eps_hat = model.parametrization.noise(mean, one.x, one.alpha, one.sigma)  # type: ignore[attr-defined]
-    return eps_hat.to(x.dtype), (second + 1) / 2
+    return asked.noise_and_variance(x, t, labels)
 
 
 def _prior_kl(sde: SDE, x_0: Tensor) -> Tensor:

@@ -5,23 +5,15 @@ Every denoising loss of this family is, for some factor w(t) >= 0,
     (1)  L = E_{t ~ U[t_min, T]} w(t) E |eps - eps_hat(x_t, t)|^2 / D,       x_t = alpha x_0 + sigma eps,
 
 in nats or without unit according to w. A weighting is the function w, relative to the error of the predicted noise;
-errors of other predictions are this one rescaled: |x_0 - x_hat|^2 = kappa^2 |eps - eps_hat|^2 with kappa = sigma / alpha,
-and |score - true score|^2 = |eps - eps_hat|^2 / sigma^2. So
+errors of other predictions are this one rescaled. With kappa = sigma / alpha and snr = 1 / kappa^2:
 
-    Simple       w = 1                     lambda = sigma^2 on the score's error: Song et al. 2021, Ho et al. 2020
-    Likelihood   w = g^2 / sigma^2         lambda = g^2: Song, Durkan, Murray, Ermon 2021 (arXiv:2101.09258), theorem 1
-    ELBO         w = (T - t_min) g^2 / (2 sigma^2)   the same in the bound's own scale: nats per dimension
-    MinSNR       w = min(1, gamma / snr)   Hang et al. 2023 (arXiv:2303.09556), section 3.4
-    SoftMinSNR   w = gamma / (snr + gamma) Crowson et al. 2024 (arXiv:2401.11605), section 3.4
-    EDM          w = (kappa^2 + sd^2) / sd^2         Karras et al. 2022 (arXiv:2206.00364), table 1
-    VelocityPrediction   w = ((alpha^2 + sigma^2) / alpha)^2    the error of v = alpha eps - sigma x_0:
-                                           Salimans and Ho 2022 (arXiv:2202.00512), section 4
-    FlowMatching w = (g^2 / (2 sigma))^2   the error of the flow's velocity alpha' x_0 + sigma' eps:
-                                           Lipman et al. 2023 (arXiv:2210.02747), equation (9)
+    |x_0 - x_hat|^2             = kappa^2 |eps - eps_hat|^2
+    |score - true score|^2      = |eps - eps_hat|^2 / sigma^2
+    |v - v_hat|^2               = ((alpha^2 + sigma^2) / alpha)^2 |eps - eps_hat|^2      v = alpha eps - sigma x_0
+    |velocity - true velocity|^2 = (g^2 / (2 sigma))^2 |eps - eps_hat|^2                 dx/dt = f x + g^2 / (2 sigma) eps
 
-For the last two, put the noise's error into v and into dx/dt = f x + g^2 / (2 sigma) eps_hat. Here snr = 1 / kappa^2. For every
-linear SDE g^2 / sigma^2 = -d log_snr / dt ((3) in `sde_lib.base`), so the likelihood weighting is the constant one with
-respect to log_snr (Kingma et al. 2021, arXiv:2107.00630, equation (18)).
+For every linear SDE g^2 / sigma^2 = -d log_snr / dt ((3) in `sde_lib.base`), so the likelihood weighting is the constant one
+with respect to log_snr (Kingma et al. 2021, arXiv:2107.00630, equation (18)).
 """
 
 from __future__ import annotations
@@ -32,29 +24,49 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from numerics import UserError, require_positive
 from sde_lib import SDE
-from training.errors import UsageError
 
 
 class Weighting(ABC):
-    """A frozen, keyword-only dataclass."""
+    """The factor w(t) of the denoising loss E w(t) |eps - eps_hat|^2 / D.
+
+    A weighting of your own is a frozen, keyword-only dataclass with `__call__`.
+    """
 
     @abstractmethod
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
-        """w(t) of (1), the shape of `t`, float64."""
+        """w(t), the shape of `t`, float64."""
+
+
+def require_weighting(value: object) -> None:
+    """Refuses what is no weighting.
+
+    Raises:
+        UserError: with the value.
+    """
+    if not isinstance(value, Weighting):
+        raise UserError(f"got weighting={value!r}; expected an object such as Simple() or LikelihoodWeighting()")
 
 
 @dataclass(frozen=True, kw_only=True)
 class Simple(Weighting):
-    """w = 1."""
+    """w = 1: every time counts the same for the noise's error, sigma^2 for the score's.
+
+    Ho et al. 2020 (arXiv:2006.11239), equation (14); Song et al. 2021 (arXiv:2011.13456), section 3.3.
+    """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return torch.ones_like(t, dtype=torch.float64)
 
 
 @dataclass(frozen=True, kw_only=True)
-class Likelihood(Weighting):
-    """w = g^2 / sigma^2."""
+class LikelihoodWeighting(Weighting):
+    """w = g^2 / sigma^2: the loss bounds the negative log-likelihood, up to a constant and a factor.
+
+    On the score's error that is g^2. Its variance is small only with times drawn for it: `ImportanceTime`. Song, Durkan,
+    Murray, Ermon 2021 (arXiv:2101.09258), theorem 1.
+    """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.g(t) / sde.sigma(t)).square()
@@ -62,9 +74,12 @@ class Likelihood(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class ELBO(Weighting):
-    """w = (T - t_min) g^2 / (2 sigma^2), so that (1) is the diffusion term of the negative ELBO in nats per dimension.
+    """w = (T - t_min) g^2 / (2 sigma^2): the loss is the diffusion term of the negative ELBO, in nats per dimension.
 
-    `t_min`: the smallest time that the times are drawn from; the SDE's unless given.
+    The likelihood weighting in the bound's own scale: Song, Durkan, Murray, Ermon 2021 (arXiv:2101.09258), theorem 3.
+
+    Args:
+        t_min: the smallest time that times are drawn from; the SDE's unless given.
     """
 
     t_min: float | None = None
@@ -76,12 +91,21 @@ class ELBO(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class MinSNR(Weighting):
-    """w = min(1, gamma / snr)."""
+    """w = min(1, gamma / snr): times of little noise count less, because the tasks of all times conflict.
+
+    Hang et al. 2023 (arXiv:2303.09556), section 3.4, where it is min(snr, gamma) on the error of x_0.
+
+    Args:
+        gamma: the snr above which w falls; the paper's is 5.
+
+    Raises:
+        UserError: a gamma that is not positive.
+    """
 
     gamma: float = 5.0
 
     def __post_init__(self) -> None:
-        _positive("gamma", self.gamma)
+        require_positive(self.gamma, "gamma")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (self.gamma * torch.exp(-sde.log_snr(t))).clamp(max=1)
@@ -89,28 +113,44 @@ class MinSNR(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class SoftMinSNR(Weighting):
-    """w = gamma / (snr + gamma); gamma = 1 / sd^2 for data of standard deviation sd, 4 in the paper."""
+    """w = gamma / (snr + gamma): `MinSNR` without the corner.
+
+    Crowson et al. 2024 (arXiv:2401.11605), section 3.4.
+
+    Args:
+        gamma: the snr at which w = 1/2: 1 / sd^2 for data of standard deviation sd, so 4 in the paper.
+
+    Raises:
+        UserError: a gamma that is not positive.
+    """
 
     gamma: float = 4.0
 
     def __post_init__(self) -> None:
-        _positive("gamma", self.gamma)
+        require_positive(self.gamma, "gamma")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return self.gamma / (sde.log_snr(t).exp() + self.gamma)
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDM(Weighting):
-    """w = (kappa^2 + sd^2) / sd^2: the error of the preconditioned network's own output, whatever the time.
+class EDMWeighting(Weighting):
+    """w = (kappa^2 + sd^2) / sd^2, kappa = sigma / alpha: the error of the preconditioned network's own output at every time.
 
-    `data_std`: the standard deviation of the data in model units.
+    Karras et al. 2022 (arXiv:2206.00364), table 1, where it is (sigma^2 + sd^2) / (sigma sd)^2 on the error of x_0. It goes
+    with `LogNormal` times.
+
+    Args:
+        data_std: sd, the standard deviation of the data in model units; the paper's is 0.5.
+
+    Raises:
+        UserError: a data_std that is not positive.
     """
 
     data_std: float = 0.5
 
     def __post_init__(self) -> None:
-        _positive("data_std", self.data_std)
+        require_positive(self.data_std, "data_std")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return 1 + torch.exp(-sde.log_snr(t)) / self.data_std**2
@@ -118,7 +158,10 @@ class EDM(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class VelocityPrediction(Weighting):
-    """w = ((alpha^2 + sigma^2) / alpha)^2."""
+    """w = ((alpha^2 + sigma^2) / alpha)^2: the error of v = alpha eps - sigma x_0.
+
+    Salimans and Ho 2022 (arXiv:2202.00512), section 4.
+    """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         alpha, sigma = sde.alpha(t), sde.sigma(t)
@@ -127,12 +170,10 @@ class VelocityPrediction(Weighting):
 
 @dataclass(frozen=True, kw_only=True)
 class FlowMatching(Weighting):
-    """w = (g^2 / (2 sigma))^2: conditional flow matching along the probability flow of the SDE."""
+    """w = (g^2 / (2 sigma))^2: the error of the velocity alpha' x_0 + sigma' eps of the SDE's probability flow.
+
+    Lipman et al. 2023 (arXiv:2210.02747), equation (9).
+    """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.g(t).square() / (2 * sde.sigma(t))).square()
-
-
-def _positive(name: str, value: float) -> None:
-    if not value > 0:
-        raise UsageError(f"got {name}={value}; expected a number > 0")

@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from training.checkpoint import FORMAT, Checkpoint, CheckpointFolder, load_plain
+from training.checkpoint import CHECKPOINTS, FORMAT, Checkpoint, CheckpointFolder, load_plain
 from training.errors import CheckpointError, UsageError
 from training.state import load_named
 
@@ -36,7 +36,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
     to fine-tune it.
 
     Raises:
-        UsageError: none of them.
+        UsageError: a source that is none of these.
         CheckpointError: weights that do not fit the model.
     """
     source = Path(source)
@@ -81,7 +81,7 @@ def load_weights(
 
 
 def _newest(folder: Path, step: int | None) -> Checkpoint:
-    found = CheckpointFolder(folder / "checkpoints").read(step)
+    found = CheckpointFolder(folder / CHECKPOINTS).read(step)
     if found is None:
         raise UsageError(
             f"got the run folder {folder}, which has no checkpoint; expected one that an experiment has trained"

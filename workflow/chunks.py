@@ -1,0 +1,116 @@
+"""Work on many samples in fixed chunks: resumable, and shared out over processes with the same result.
+
+The unit of work is a chunk of stated membership, and noise is keyed by (seed, sample id), so a value depends neither on
+how many processes there are nor on where a run was interrupted. A chunk's result is a file, renamed into place when
+complete. Process r of w (as `torchrun` sets RANK and WORLD_SIZE) works on chunks r, r + w, ...; no process waits for another,
+and whoever finds all parts there puts them together. A signal is obeyed between two evaluations of the network: the
+chunk that was under way is done again.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+import zipfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from torch import Tensor
+
+from numerics import UserError, take
+from sde_lib import Score
+from training import Interruption
+from training.checkpoint import write_atomically
+
+
+class Chunks:
+    """The parts of one piece of work, in a folder below `folder` that is named after what was asked for.
+
+    Args:
+        folder: where the parts' folder goes.
+        name: its first part; the second is a hash of `stated`.
+        stated: everything that the numbers depend on, plain; kept as index.json.
+        n: samples in all; size: of a chunk.
+    """
+
+    def __init__(self, folder: Path, name: str, stated: dict[str, Any], n: int, size: int) -> None:
+        text = json.dumps(stated, sort_keys=True, indent=1)
+        self.folder = folder / f"{name}-{hashlib.sha256(text.encode()).hexdigest()[:8]}"
+        self.n, self.size = n, size
+        self.interruption = Interruption()
+        self.spans = [(first, min(first + size, n)) for first in range(0, n, size)]
+        self.folder.mkdir(parents=True, exist_ok=True)
+        index = self.folder / "index.json"
+        if not index.exists():
+            write_atomically(index, text.encode())
+
+    def file(self, k: int) -> Path:
+        return self.folder / f"part_{k:05d}.npz"
+
+    @property
+    def complete(self) -> bool:
+        return all(self.file(k).exists() for k in range(len(self.spans)))
+
+    @property
+    def done(self) -> int:
+        """Samples whose parts are there."""
+        return sum(last - first for k, (first, last) in enumerate(self.spans) if self.file(k).exists())
+
+    def todo(self, alone: bool = False) -> Iterator[tuple[int, int, int]]:
+        """(k, first, last) of this process's chunks that are still to be done; of all chunks, where it is `alone`.
+
+        Raises:
+            Interrupted: after a chunk during which SIGINT or SIGTERM came; what is done stays.
+        """
+        rank, world = (0, 1) if alone else (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        with self.interruption:
+            for k in range(rank, len(self.spans), world):
+                if not self.file(k).exists():
+                    yield (k, *self.spans[k])
+                    self.poll()
+
+    def poll(self) -> None:
+        """Raises `Interrupted` where a signal has come."""
+        self.interruption.poll(f"{self.done} of {self.n} done in {self.folder}; the same command goes on")
+
+    def watched(self, score: Score) -> Score:
+        """`score`, polling at every evaluation: a chunk of a large network can take minutes."""
+        return _Watched(score, self)
+
+    def save(self, k: int, **arrays: Any) -> None:
+        buffer = io.BytesIO()
+        arguments: Any = {name: np.asarray(value) for name, value in arrays.items()}
+        np.savez(buffer, **arguments)
+        write_atomically(self.file(k), buffer.getvalue())
+
+    def load(self) -> list[dict[str, np.ndarray]]:
+        """All parts, in order."""
+        parts = []
+        for k in range(len(self.spans)):
+            try:
+                with np.load(self.file(k), allow_pickle=False) as part:
+                    parts.append({name: part[name] for name in part.files})
+            except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
+                raise UserError(
+                    f"got the part {self.file(k)}, which cannot be read ({error}); expected what this command wrote: "
+                    "delete it, and the same command does it again"
+                ) from error
+        return parts
+
+
+class _Watched:
+    """A score that obeys signals between its evaluations."""
+
+    def __init__(self, score: Score, chunks: Chunks) -> None:
+        self.score, self.chunks = score, chunks
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        self.chunks.poll()
+        return self.score(x, t)
+
+    def take(self, index: Tensor) -> _Watched:
+        return _Watched(take(self.score, index), self.chunks)

@@ -1,0 +1,218 @@
+"""From what a user wrote to a whole configuration: a system's defaults, a preset, and changes of single values.
+
+A change is a dotted path and a value. The path of a section stands for its name, so `sampling.sampler=ddim` is
+`sampling.sampler.name=ddim`: the section then has that sampler's options. The same function reads config.json of a finished
+run, whose values are changes of today's defaults: an option that has come since gets its default, and one that is gone is
+named.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+from ml_collections import ConfigDict
+
+from models.pretrained import CARD
+from numerics import Catalogue, UserError, nearest
+from workflow import presets, systems
+from workflow.run_folder import CONFIG, read_json
+from workflow.sections import is_section, leaves, names_first, set_value
+from workflow.system import Config, System
+
+ALIASES = {
+    "training.weighting": "training.objective.weighting",
+    "training.times": "training.objective.times",
+    "training.log_normal_mean": "training.objective.times.mean",
+    "training.log_normal_std": "training.objective.times.std",
+    "model.mlp_width": "model.width",
+    "model.mlp_depth": "model.depth",
+    "model.fourier_features": "model.grey_level_features",
+    "sampling.steps": "sampling.sampler.steps",
+    "sampling.second_steps": "sampling.second.steps",
+    "sampling.variance": "sampling.sampler.variance",
+    "sampling.step_size": "sampling.sampler.step_size",
+    "likelihood.bound_draws": "bound.draws",
+}
+"""Short or earlier paths, and where the values are."""
+
+
+def change(config: ConfigDict, system: System, values: Mapping[str, Any]) -> None:
+    """Sets the values at their dotted paths, names of sections first.
+
+    Raises:
+        UserError: a path that is not there, with the nearest.
+    """
+    for path, value in names_first({resolved_path(config, path): value for path, value in values.items()}):
+        group, catalogue, rest = _owner(config, system, path)
+        try:
+            set_value(group, rest, value, catalogue)
+        except UserError as error:
+            raise UserError(f"config.{path}: {error}") from error
+
+
+def resolved_path(config: ConfigDict, path: str) -> str:
+    """The whole path of a value: aliases replaced, `.name` added to a section's."""
+    for short, whole in ALIASES.items():
+        if (path == short or path.startswith(f"{short}.")) and not _has(config, path):
+            path = whole + path.removeprefix(short)
+    found: Any = config
+    for key in path.split("."):
+        found = found[key] if isinstance(found, ConfigDict) and key in found else None
+    return f"{path}.name" if is_section(found) else path
+
+
+def _has(config: ConfigDict, path: str) -> bool:
+    found: Any = config
+    for key in path.split("."):
+        if not isinstance(found, ConfigDict) or key not in found:
+            return False
+        found = found[key]
+    return True
+
+
+def _owner(config: ConfigDict, system: System, path: str) -> tuple[ConfigDict, Catalogue[Any] | None, str]:
+    """The outermost section that the path leads into, its catalogue, and the rest of the path."""
+    best = ""
+    for place in system.catalogues:
+        if path.startswith(f"{place}.") and len(place) > len(best) and _has(config, place):
+            best = place
+    if not best:
+        return config, None, path
+    group: Any = config
+    for key in best.split("."):
+        group = group[key]
+    return group, system.catalogues[best], path.removeprefix(f"{best}.")
+
+
+def default_config(system: System, preset: str = "digits") -> ConfigDict:
+    """A system's configuration under a preset.
+
+    Raises:
+        UserError: an unknown preset.
+    """
+    config = system.get_config()
+    change(config, system, presets.changes(preset, system.name))
+    return config
+
+
+FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
+"""`--config.a.b=value`, its path and its text."""
+
+
+def of_flags(system: System, preset: str, arguments: list[str]) -> tuple[ConfigDict, list[str]]:
+    """A system's configuration with the sections that the arguments choose, so that flags for their options exist; and the
+    other arguments, with the whole paths of their values.
+
+    Raises:
+        UserError: an unknown preset, name or path.
+    """
+    config = default_config(system, preset)
+    names, rest = {}, []
+    for argument in arguments:
+        match = FLAG.match(argument)
+        whole = "" if match is None else resolved_path(config, match[1])
+        if match is not None and whole.endswith(".name") and match[2] is not None:
+            names[whole] = match[2]
+        else:
+            rest.append(argument)
+    change(config, system, names)
+    known = dict(leaves(config))
+    return config, [_whole(config, known, argument) for argument in rest]
+
+
+def _whole(config: ConfigDict, known: Mapping[str, Any], argument: str) -> str:
+    """A flag with the whole path of its value, and with None for "none" where that is a value."""
+    match = FLAG.match(argument)
+    if match is None:
+        return argument
+    path = resolved_path(config, match[1])
+    if path not in known:
+        raise UserError(f"got the unknown flag --config.{match[1]}{nearest(match[1], known)} (--help lists all)")
+    if match[2] is None:
+        return f"--config.{path}"
+    *groups, key = path.split(".")
+    group: Any = config
+    for name in groups:
+        group = group[name]
+    several = group.get_type(key) is object
+    return f"--config.{path}={'None' if match[2].lower() == 'none' and several else match[2]}"
+
+
+def plain(config: ConfigDict) -> Config:
+    """The configuration in plain types."""
+    values: Config = config.to_dict()
+    return values
+
+
+def of_run(folder: Path) -> Config:
+    """The configuration that a run folder, or a pretrained one, was made with, in today's form.
+
+    Raises:
+        UserError: where there is none, or a value of it is no longer known.
+    """
+    if (folder / CARD).is_file():
+        stored = read_json(folder / CARD).get("config")
+        if not isinstance(stored, dict):
+            raise UserError(
+                f"got the pretrained folder {folder}, whose card names no configuration; expected one that "
+                "experiments/export.py wrote: use it through ScoreModel.from_pretrained"
+            )
+        return restored(stored, folder / CARD)
+    file = folder / CONFIG
+    if not file.is_file():
+        raise UserError(
+            f"got the run folder {folder}, which has no {CONFIG}; expected one that an experiment has written: "
+            "run experiments/vp.py --workdir=... first"
+        )
+    return restored(read_json(file), file)
+
+
+def restored(stored: Mapping[str, Any], source: Path) -> Config:
+    """A stored configuration in today's form, from the file `source`.
+
+    Raises:
+        UserError: it is not a run's, or a value of it is no longer known.
+    """
+    name = stored.get("system", stored.get("name"))
+    missing = [
+        p for p in ("data", "model", "training", "sampling", "likelihood") if not isinstance(stored.get(p), Mapping)
+    ]
+    missing += [n for n in ("seed",) if n not in stored] + ([] if isinstance(name, str) else ["system"])
+    if missing:
+        raise UserError(
+            f"got {source}, which is not a run's: it has no {', '.join(missing)}; expected what an experiment wrote"
+        )
+    system = systems.create(str(name))
+    config = system.get_config()
+    values = {path: _tuples(value) for path, value in leaves(stored) if path not in ("system", "name")}
+    try:
+        change(config, system, dict(_known(config, system, values)))
+    except UserError as error:
+        raise UserError(f"got {source}: {error}; remove that value, or use the version that wrote it") from error
+    return plain(config)
+
+
+def _known(config: ConfigDict, system: System, values: Mapping[str, Any]) -> Iterator[tuple[str, Any]]:
+    """The values but for empty ones of options that a section does not have: earlier versions wrote those down."""
+    trial = system.get_config()
+    for path, value in names_first({resolved_path(trial, p): v for p, v in values.items()}):
+        if (
+            value in (0, "", None, ())
+            and not isinstance(value, bool)
+            and (not _has(trial, path) or path.endswith(".steps"))
+        ):
+            continue
+        with_name = resolved_path(trial, path)
+        if with_name.endswith(".name"):
+            change(trial, system, {path: value})
+        yield path, value
+
+
+def _tuples(value: Any) -> Any:
+    """JSON's lists as the tuples that they were."""
+    if isinstance(value, dict):
+        return {k: _tuples(v) for k, v in value.items()}
+    return tuple(_tuples(v) for v in value) if isinstance(value, list) else value

@@ -1,0 +1,50 @@
+"""The second stage: samples of a trained run by its two samplers, as pictures."""
+
+from __future__ import annotations
+
+import time
+from dataclasses import asdict, dataclass
+
+from workflow.pictures import draw_samples, save_samples
+from workflow.trained_run import TrainedRun
+
+
+@dataclass(frozen=True, kw_only=True)
+class Drawn:
+    """What one sampler drew.
+
+    Attributes:
+        sampler: the code that makes it.
+        nfe: calls of the score for a batch.
+        seconds: of wall clock, for all samples.
+        samples: how many.
+        picture: the file, relative to the run folder.
+    """
+
+    sampler: str
+    nfe: int
+    seconds: float
+    samples: int
+    picture: str
+
+
+def draw(run: TrainedRun) -> dict[str, Drawn]:
+    """Samples by both samplers, by the name of each, also in results.json."""
+    setup = run.setup
+    drawn = {}
+    for key, sampler in (("sampler", setup.sampler), ("second", setup.second)):
+        name = setup.config["sampling"][key]["name"]
+        begun = time.perf_counter()
+        x, nfe = draw_samples(setup, run.score, sampler, setup.n, name=f"sampling, {name}")
+        picture = run.folder.path / "samples" / f"{name}.png"
+        save_samples(picture, x, setup)
+        drawn[name] = Drawn(
+            sampler=repr(sampler),
+            nfe=nfe,
+            seconds=time.perf_counter() - begun,
+            samples=len(x),
+            picture=picture.relative_to(run.folder.path).as_posix(),
+        )
+    every = {name: asdict(d) for name, d in drawn.items()}
+    run.folder.update_results({"sampling": {**next(iter(every.values())), "all": every}})
+    return drawn

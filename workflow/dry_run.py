@@ -1,0 +1,190 @@
+"""Every stage of a run in seconds: `--dry_run`.
+
+Trains a few steps with the run's own network and batches, goes on from the checkpoint, draws by both samplers in a few steps,
+scores a few samples, writes the report; and says from that what the run itself would take.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import io
+import tempfile
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+from samplers import Sampler
+from training import Plan, UsageError, process_group
+from training import plan as plan_training
+from workflow import report
+from workflow.baselines import bits_per_dim_of_baselines
+from workflow.draw import Drawn, draw
+from workflow.fit import fit
+from workflow.run_folder import RunFolder
+from workflow.score import Scored, score
+from workflow.setup import Setup
+from workflow.trained_run import load_run
+
+_STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; samples at each evaluation
+_SAMPLES, _SAMPLER_STEPS = 64, 4
+_IMAGES, _SOLVER_STEPS = 100, 4  # one of the run's chunks at most
+
+
+@dataclass
+class _Clock:
+    """Seconds of each stage, said as they end."""
+
+    seconds: dict[str, float] = field(default_factory=dict)
+
+    @contextlib.contextmanager
+    def timed(self, name: str, what: str) -> Iterator[None]:
+        begun = time.perf_counter()
+        yield
+        self.seconds[name] = time.perf_counter() - begun
+        print(f"{what}: {self.seconds[name]:.1f} s", flush=True)
+
+
+def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | None = None) -> None:
+    """Goes through a run and prints what it would take.
+
+    Args:
+        folder: the run's.
+        keep: write there, and leave it; else into a folder that is removed.
+        init_from: weights to begin with.
+
+    Raises:
+        UsageError: in several processes, or in a folder that holds a run.
+    """
+    started, clock = time.perf_counter(), _Clock()
+    with process_group() as group, contextlib.ExitStack() as stack:
+        if group.world > 1:
+            raise UsageError(f"got --dry_run in {group.world} processes; expected one: start it without torchrun")
+        if keep and folder.has_work:
+            raise UsageError(
+                f"got --dry_run with the run folder {folder}, which holds a run; expected another --workdir, or none"
+            )
+        place = folder
+        if not keep:
+            temporary = tempfile.TemporaryDirectory(prefix="dry_run-", ignore_cleanup_errors=True)
+            place = RunFolder(stack.enter_context(temporary))
+        fresh = copy.deepcopy(setup.model)
+        small = shorten(setup)
+        with clock.timed("fit", f"training, {_STEPS} steps"):
+            fit(small, place, group, init_from=init_from, quiet=True)
+        longer = replace(small, options=replace(small.options, steps=_STEPS + _MORE))
+        with clock.timed("resume", f"training, {_MORE} more from the checkpoint"):
+            fit(longer, place, group, resume=True, quiet=True)
+        run = load_run(place.path, setup=longer)
+        with clock.timed("draw", f"drawing {small.n} samples by two samplers"):
+            drawn = draw(run)
+        with clock.timed("score", f"scoring {small.protocol.limit} {small.noun}s"):
+            scored = score(run)
+        if small.baselines and small.dataset.levels is not None:
+            with clock.timed("baselines", "baselines"):
+                place.update_results({"baselines": bits_per_dim_of_baselines(small.dataset, small.options.seed)})
+        with clock.timed("report", "report"):
+            place.update_results({"seconds": time.perf_counter() - started})
+            report.write(place, small, keep=False)
+        with clock.timed("finish", f"what is {small.name}'s own"), contextlib.redirect_stdout(io.StringIO()):
+            small.system.finish(run, place)
+        with clock.timed("measure", "steps of training, to measure"):
+            cost = plan_training(
+                fresh, setup.training_data, setup.transform, setup.options, objective=setup.objective, steps=5
+            )
+        pilot = _pilot_seconds(scored.parts)
+        expected = expected_seconds(setup, small, cost, drawn, scored, clock.seconds, pilot=pilot)
+    kept = f"what was written is in {folder}" if keep else "nothing is kept"
+    print(f"every stage went through, in {time.perf_counter() - started:.0f} s; {kept}")
+    print(_text(cost, expected, folder.free_bytes))
+
+
+def shorten(setup: Setup) -> Setup:
+    """The same run with few steps, samples and images; the network and the batches are as they were."""
+    options = replace(setup.options, steps=_STEPS, log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS)
+    protocol = setup.protocol
+    chunk = protocol.batch_size or _IMAGES
+    protocol = replace(
+        protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS)
+    )
+    small = replace(
+        setup,
+        options=options,
+        protocol=protocol,
+        validation=min(setup.validation, _VALIDATION),
+        n=min(setup.n, _SAMPLES),
+        sampler=_short(setup.sampler),
+        second=_short(setup.second),
+    )
+    return setup.system.rehearsal(small)
+
+
+def _short(sampler: Sampler) -> Sampler:
+    """The sampler with a few steps; one that chooses its steps stays as it is."""
+    evaluations, steps = sampler.evaluations, _steps(sampler)
+    if evaluations is None or steps <= _SAMPLER_STEPS:
+        return sampler
+    each = (evaluations - int(sampler.denoise)) // steps
+    return sampler.within(each * _SAMPLER_STEPS + int(sampler.denoise))
+
+
+def _steps(sampler: Sampler) -> int:
+    """Of its grid: an annealed sampler's levels, another's steps."""
+    return int(getattr(sampler, "levels", getattr(sampler, "steps", 0)))
+
+
+def _images(setup: Setup) -> int:
+    """How many samples the run would score."""
+    n = len(setup.dataset.split(setup.protocol.split))
+    return min(n, setup.protocol.limit or n)
+
+
+def expected_seconds(
+    setup: Setup,
+    small: Setup,
+    cost: Plan,
+    drawn: dict[str, Drawn],
+    scored: Scored,
+    seconds: dict[str, float],
+    *,
+    pilot: float,
+) -> dict[str, float]:
+    """Seconds of each stage of the run: those of the small one, by evaluations of the network and by samples.
+
+    Args:
+        seconds: of the small run's stages.
+        pilot: seconds of the run that places the solver's steps, which do not grow with the samples.
+    """
+    expected = {"training": cost.seconds}
+    for (name, found), sampler in zip(drawn.items(), (setup.sampler, setup.second), strict=True):
+        nfe = sampler.evaluations or found.nfe
+        expected[name] = found.seconds * nfe / found.nfe * setup.n / small.n
+    images = _images(setup) / small.protocol.limit
+    nfe = scored.result.nfe
+    if setup.protocol.solver == "fast":
+        nfe += (setup.protocol.steps or 0) - (
+            small.protocol.steps or 0
+        )  # the first ones are as many for any number of steps
+    expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
+    done = setup.system.effort(small, small.protocol.limit)
+    if done:
+        expected["its own"] = seconds["finish"] * setup.system.effort(setup, _images(setup)) / done
+    return {**expected, "the rest": sum(seconds.get(name, 0.0) for name in ("baselines", "report"))}
+
+
+def _pilot_seconds(parts: Path) -> float:
+    """How long the run that places the solver's steps took: it does not grow with the samples."""
+    grid = parts / "grid.json"
+    return max(0.0, grid.stat().st_mtime - (parts / "index.json").stat().st_mtime) if grid.exists() else 0.0
+
+
+def _text(cost: Plan, expected: dict[str, float], free: int) -> str:
+    minutes = ", ".join(f"{name} {seconds / 60:.1f}" for name, seconds in expected.items())
+    return (
+        f"the run itself, from that ({cost.parameters:,} parameters, {cost.steps_per_second:.3g} steps/s):\n"
+        f"  time    {sum(expected.values()) / 60:.1f} minutes ({minutes})\n"
+        f"  memory  {cost.memory / 2**30:.2f} GiB\n"
+        f"  disk    checkpoints of {cost.checkpoint / 2**20:.1f} MiB, at most {cost.disk / 2**20:.1f} MiB; "
+        f"{free / 2**30:.1f} GiB are free"
+    )

@@ -1,0 +1,69 @@
+"""What every system does: train, sample, score, and leave a run folder (`workflow.run_folder`)."""
+
+from __future__ import annotations
+
+import time
+from contextlib import AbstractContextManager
+
+import torch
+
+from training import process_group
+from training.signals import stopped_at_once
+from workflow import dry_run, progress, report, systems
+from workflow.baselines import bits_per_dim_of_baselines
+from workflow.command_line import Request, parse_system
+from workflow.draw import draw
+from workflow.fit import fit
+from workflow.run_folder import RunFolder
+from workflow.score import score
+from workflow.setup import Setup, resolve
+from workflow.system import System
+from workflow.trained_run import load_run
+
+
+def main(system: System | str, arguments: list[str]) -> int:
+    """Runs a system from its command line; returns the exit code."""
+    system = systems.create(system) if isinstance(system, str) else system
+    asked = parse_system(system, arguments)
+    progress.silence(asked.quiet)
+    setup = resolve(asked.config)
+    if setup.config["threads"]:
+        torch.set_num_threads(setup.config["threads"])
+    if asked.dry_run:
+        dry_run.rehearse(setup, RunFolder(asked.workdir), keep=asked.given, init_from=asked.init_from)
+    else:
+        run(setup, RunFolder(asked.workdir), asked)
+    return 0
+
+
+def run(setup: Setup, folder: RunFolder, asked: Request) -> None:
+    """Trains, samples and scores.
+
+    Under `torchrun` all processes train together, and the first one goes on alone.
+    """
+    started = time.perf_counter()
+    with process_group() as group:
+        fit(setup, folder, group, resume=asked.resume, allow_change=asked.allow_change, init_from=asked.init_from)
+        is_main = group.is_main
+    if is_main:
+        with _after_training(folder):
+            look(setup, folder, started)
+
+
+def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True) -> None:
+    """Samples and scores what was trained, and reports it; `started` is when the session began."""
+    before = folder.results().get("bits_per_dim", {}).get("protocol", {}).get("model")
+    trained = load_run(folder.path, setup=setup)  # the averaged weights, as any tool will read them
+    draw(trained)
+    score(trained)
+    if setup.baselines and setup.dataset.levels is not None:
+        folder.update_results({"baselines": bits_per_dim_of_baselines(setup.dataset, setup.options.seed)})
+    folder.update_results({"seconds": time.perf_counter() - started})
+    report.write(folder, setup, keep=before == trained.fingerprint)
+    if shown:
+        report.show(folder, setup)
+    setup.system.finish(trained, folder)
+
+
+def _after_training(folder: RunFolder) -> AbstractContextManager[None]:
+    return stopped_at_once(f"the training is saved in {folder}; the same command with --resume goes on")

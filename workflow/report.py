@@ -1,0 +1,150 @@
+"""report.md: what a run did and found, to read. All of it comes from the run folder, so a resumed run's is whole."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from workflow.curves import save_curves
+from workflow.run_folder import REPORT, RunFolder
+from workflow.setup import Setup
+
+_EVOLUTION = 6
+
+
+def write(folder: RunFolder, setup: Setup, *, keep: bool) -> None:
+    """Writes report.md and curves.png from what results.json holds.
+
+    Args:
+        keep: the sections that other tools have added, which are about these weights.
+    """
+    results, curves = folder.results(), save_curves(folder.path)
+    title = [f"# {setup.name} on {setup.dataset.name}", "", *_scores(setup, results)]
+    sections = {
+        "Samples": _samples(folder.path, results["sampling"]["all"]),
+        "Training": _training(results, curves),
+        "This run": _protocol(results),
+    }
+    folder.write_report(title, sections, keep=keep)
+
+
+def show(folder: RunFolder, setup: Setup) -> None:
+    """The same in a few lines, for the terminal."""
+    results = folder.results()
+    rows = _densities(setup, results)
+    width = max(len(name) for name, _ in rows)
+    print(f"\n{_heading(setup, results)}")
+    for name, value in rows:
+        print(f"  {name:<{width}}  {value}")
+    print(f"  {results['bits_per_dim']['text']}")
+    for s in results["sampling"]["all"].values():
+        print(f"  {folder.path / s['picture']}: {s['samples']:,} samples, {s['nfe']} evaluations, {s['seconds']:.1f} s")
+    print(
+        f"  {results['seconds']:.0f} s in all, {results['training']['seconds']:.0f} s of them training; "
+        f"{folder.path / REPORT}"
+    )
+
+
+def number(value: float | None) -> str:
+    """Three decimals, or "unknown"."""
+    return "unknown" if value is None or value != value else f"{value:.3f}"
+
+
+def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
+    """The lines of a Markdown table, and an empty one."""
+    lines = ["| " + " | ".join(row) + " |" for row in (head, *rows)]
+    return [lines[0], "|" + "---|" * len(head), *lines[1:], ""]
+
+
+def _heading(setup: Setup, results: dict[str, Any]) -> str:
+    split = results["bits_per_dim"]["split"]
+    if setup.dataset.levels is not None:
+        return f"bits/dim of the {split} set"
+    return f"negative log-density of the {split} points, in bits per dimension of the data's own units"
+
+
+def _densities(setup: Setup, results: dict[str, Any]) -> list[tuple[str, str]]:
+    scored = results["bits_per_dim"]
+    baselines = sorted(results.get("baselines", {}).items(), key=lambda item: item[1])
+    return [
+        (f"this run ({setup.name})", f"{number(scored['mean'])} ± {number(scored['stderr'])}"),
+        *((name, number(value)) for name, value in baselines),
+    ]
+
+
+def _scores(setup: Setup, results: dict[str, Any]) -> list[str]:
+    scored = results["bits_per_dim"]
+    parts = [
+        (f"the choice of {setup.noun}s", "data_stderr"),
+        ("dequantisation noise", "dequantization_stderr"),
+        ("trace estimates", "probe_stderr"),
+    ]
+    return [
+        *table(("density", _heading(setup, results)), _densities(setup, results)),
+        scored["text"],
+        "",
+        *table(
+            ("standard error", ""),
+            [
+                *((name, number(scored[key])) for name, key in parts),
+                ("**in all**, in quadrature", f"**{number(scored['stderr'])}**"),
+                ("the solver's error, a bias beside it", number(scored["solver_error"])),
+            ],
+        ),
+    ]
+
+
+def _samples(folder: Path, samplers: dict[str, Any]) -> list[str]:
+    lines = []
+    for name, s in samplers.items():
+        lines += [
+            f"{s['samples']:,} by `{s['sampler']}`: {s['nfe']} evaluations, {s['seconds']:.1f} s",
+            "",
+            f"![{name}]({s['picture']})",
+            "",
+        ]
+    steps = sorted(folder.glob("samples/step_*.png"))
+    if len(steps) > 1:
+        chosen = sorted({round(i * (len(steps) - 1) / (_EVOLUTION - 1)) for i in range(_EVOLUTION)})
+        shown = [steps[i] for i in chosen]
+        lines += [
+            "The same noise in the course of training, averaged weights:",
+            "",
+            *table(
+                [f"step {int(f.stem.removeprefix('step_')):,}" for f in shown],
+                [[f"![{f.stem}]({f.relative_to(folder).as_posix()})" for f in shown]],
+            ),
+        ]
+    return lines
+
+
+def _training(results: dict[str, Any], curves: Path | None) -> list[str]:
+    t = results["training"]
+    lines = [
+        f"{t['steps']:,} steps of {t['batch_size']} in {t['seconds'] / 60:.1f} minutes, over all sessions; "
+        f"{t['parameters']:,} parameters; last loss {t['loss']:.4g}.",
+        "",
+    ]
+    validation = results.get("validation")
+    if validation:
+        seen = " (they are trained on too; `--config.training.split=fit` leaves them out)" if validation["seen"] else ""
+        lines += [f"Validation: {validation['images']} samples{seen}; the same noise at every step.", ""]
+    return lines + ([f"![curves]({curves.name})", ""] if curves is not None else [])
+
+
+def _protocol(results: dict[str, Any]) -> list[str]:
+    environment = results["environment"]
+    origin = results.get("init_from")
+    rows = [
+        *(("command", f"`{command}`") for command in results.get("commands", [])),
+        ("seed", str(results["seed"])),
+        ("versions", f"python {environment['python']}, torch {environment['torch']}, toolkit {environment['toolkit']}"),
+        ("device", f"{environment['device']}, {environment['threads']} threads"),
+        ("minutes", f"{results['seconds'] / 60:.1f} in all in the last session"),
+        ("weights", f"{results['bits_per_dim']['protocol']['model']}, averaged"),
+    ]
+    if origin:
+        step = "" if origin["step"] is None else f", step {origin['step']:,}"
+        rows.append(("began with", f"`{origin['path']}`{step}"))
+    return table(("", ""), rows)

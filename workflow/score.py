@@ -1,0 +1,176 @@
+"""The third stage: bits/dim of a whole split, every sample counted, in fixed chunks, resumable, shared out."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import json
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from likelihood import BitsPerDim, Method, bits_per_dim
+from likelihood.methods import fast_on
+from numerics import SampleStreams, UserError
+from sde_lib.time_grids import StepDensity
+from workflow import progress
+from workflow.chunks import Chunks
+from workflow.protocol import Protocol
+from workflow.run_folder import read_json, write_once
+from workflow.setup import checked_split
+from workflow.trained_run import TrainedRun
+from workflow.versions import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Scored:
+    """The bits/dim of a split.
+
+    Attributes:
+        result: the values, their mean and their errors.
+        protocol: everything that they depend on, plain.
+        parts: the folder of the values per sample.
+        seconds: of wall clock, in this process.
+        unit: bits/dim, or nats for points.
+    """
+
+    result: BitsPerDim
+    protocol: dict[str, Any]
+    parts: Path
+    seconds: float
+    unit: str
+
+    def entry(self, folder: Path) -> dict[str, Any]:
+        """What results.json says of it."""
+        grid = self.parts / "grid.json"
+        return {
+            **self.result.asdict(),
+            "kind": "exact",
+            "unit": self.unit,
+            "reason": "",
+            "split": self.protocol["split"],
+            "seconds": self.seconds,
+            "text": str(self.result),
+            "parts": self.parts.relative_to(folder).as_posix(),
+            "protocol": self.protocol,
+            "grid_sha256": hashlib.sha256(grid.read_bytes()).hexdigest() if grid.exists() else None,
+            "versions": versions(),
+        }
+
+
+def score(run: TrainedRun) -> Scored:
+    """The bits/dim of a trained run by its own protocol, all chunks in this process; also in results.json."""
+    scored = score_split(run, run.setup.protocol, alone=True)
+    assert scored is not None  # this process wrote all parts
+    run.folder.update_results({"bits_per_dim": scored.entry(run.folder.path)})
+    return scored
+
+
+def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> Scored | None:
+    """The bits/dim of a split, or None where other processes have still to write parts.
+
+    Parts go to a folder below RUN/nll, named after the split and the protocol; parts that are there are kept.
+
+    Args:
+        alone: do all chunks here, also under `torchrun`.
+
+    Raises:
+        UserError: an unknown split, or a part that cannot be read.
+    """
+    begun = time.perf_counter()
+    sde, transform = run.sde, run.transform
+    data = checked_split(run.dataset, protocol.split)
+    protocol = protocol.for_samples(run.dataset.dim, transform.levels)
+    t_min, size = protocol.time(sde, transform), protocol.batch_size
+    assert size is not None
+    n = min(len(data), protocol.limit or len(data))
+    stated = {
+        **dataclasses.asdict(protocol),
+        "model": run.fingerprint,
+        "data": run.dataset.fingerprint,
+        "images": n,
+        "dequantization": protocol.dequantizer if transform.levels else "none",
+        "levels": transform.levels,
+        "divergence_object": repr(protocol.divergence),
+        "t_min_used": t_min,
+        "sde": repr(sde),
+        "flow": repr(run.flow),
+        "torch": torch.__version__,
+    }
+    chunks = Chunks(run.folder.path / "nll", protocol.split, stated, n, size)
+    method = _method(run, protocol, t_min, chunks.folder / "grid.json") if not chunks.complete else None
+    watched = chunks.watched(run.score)
+    name = f"scoring {protocol.split}"
+    with progress.bar(total=n, initial=chunks.done, name=name, unit=run.setup.noun) as bar:
+        for k, first, last in chunks.todo(alone):
+            ids = data.ids[first:last]
+            result = bits_per_dim(
+                sde,
+                watched,
+                data.x[first:last].to(run.device),
+                transform,
+                method=method,
+                dequantizer=protocol.noise(transform),
+                draws=protocol.draws,
+                divergence=protocol.divergence,
+                companions=16 if k == 0 else 0,  # the solver's error, from the first images
+                generator=SampleStreams(protocol.seed, ids),
+            )
+            chunks.save(k, ids=ids, **to_arrays(result))
+            bar.update(last - first)
+            bar.set_postfix_str(f"{result.mean:.3f} {run.setup.unit}")
+    if not chunks.complete:
+        return None
+    return Scored(
+        result=BitsPerDim.concatenate([from_arrays(part) for part in chunks.load()]),
+        protocol=json.loads((chunks.folder / "index.json").read_text()),
+        parts=chunks.folder,
+        seconds=time.perf_counter() - begun,
+        unit=run.setup.unit,
+    )
+
+
+def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Method:
+    """How the flow is integrated. A pilot run's grid is kept in `file`, so that all processes use the very same."""
+    if protocol.solver == "fast" and file.exists():
+        return fast_on(_read_grid(file), steps=protocol.steps, data_std=run.flow.data_std, t_min=t_min)
+    noise = protocol.noise(run.transform)
+    x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
+    method = protocol.method(run.sde, run.score, x.to(torch.float32), data_std=run.flow.data_std, t_min=t_min)
+    if protocol.solver != "fast":
+        return method
+    assert isinstance(method.grid, StepDensity)
+    write_once(file, json.dumps({"knots": method.grid.knots, "density": method.grid.density}))
+    return dataclasses.replace(method, grid=_read_grid(file))
+
+
+def _read_grid(file: Path) -> StepDensity:
+    table = read_json(file)
+    if not all(isinstance(table.get(k), list) for k in ("knots", "density")):
+        raise UserError(
+            f"got the grid {file}, which has no knots and densities; expected what this command wrote: delete it"
+        )
+    return StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+
+
+_COUNTS = ("nfe", "nbe", "companion_nfe", "dimensions", "exact", "noisy")
+
+
+def to_arrays(result: BitsPerDim) -> dict[str, Any]:
+    """A result as arrays, for a part's file."""
+    values = {f.name: getattr(result, f.name) for f in dataclasses.fields(result)}
+    arrays = {name: v.cpu().numpy() for name, v in values.items() if isinstance(v, torch.Tensor)}
+    return {**arrays, "counts": [int(values[name]) for name in _COUNTS]}
+
+
+def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
+    """The result that `to_arrays` took apart."""
+    kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
+    values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
+    for name, count in zip(_COUNTS, part["counts"], strict=True):
+        values[name] = bool(count) if kinds[name] == "bool" else int(count)
+    return BitsPerDim(**values)

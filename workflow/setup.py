@@ -1,0 +1,267 @@
+"""A configuration becomes objects, once.
+
+`resolve` takes the plain values of a configuration and gives a `Setup`: data, transform, model, objective, options, samplers
+and protocol, all made and checked. Every stage takes a Setup or a `TrainedRun` and asks the configuration nothing.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+
+import data
+import models
+from data import Dataset, Split
+from data.transforms import Transform
+from models import ScoreModel
+from numerics import Catalogue, UserError, require_choice, require_count
+from samplers import Sampler
+from sde_lib import SDE, WhitenedFlow
+from training import Objective, TrainingOptions
+from workflow import systems
+from workflow.protocol import Protocol
+from workflow.system import Config, System
+
+
+@dataclass(frozen=True, kw_only=True)
+class Setup:
+    """Everything that a run needs, made from its configuration and checked.
+
+    Attributes:
+        config: the configuration, plain, as config.json holds it.
+        system: the system that it names.
+        device: where the model is.
+        dataset, transform: the data, and the map to model units.
+        training_data, held_out: what is trained on, and what is validated on; `seen`: whether the second is part of the first.
+        model: the score model, with fresh weights from the configuration's seed.
+        objective, options: what is minimised, and how.
+        sampler, second: the two samplers; n: how many samples each of them draws.
+        protocol: how bits/dim are computed.
+        validation: how many held-out samples are looked at in training.
+        baselines: whether simple densities are scored beside the model.
+    """
+
+    config: Config
+    system: System
+    device: torch.device
+    dataset: Dataset
+    transform: Transform
+    training_data: Split
+    held_out: Split
+    seen: bool
+    model: ScoreModel
+    objective: Objective
+    options: TrainingOptions
+    sampler: Sampler
+    second: Sampler
+    n: int
+    protocol: Protocol
+    validation: int
+    baselines: bool
+
+    @property
+    def name(self) -> str:
+        """The system's name."""
+        return self.system.name
+
+    @property
+    def sde(self) -> SDE:
+        """The SDE that the model is a score of."""
+        return self.model.sde
+
+    @property
+    def flow(self) -> WhitenedFlow:
+        """The variables in which the probability flow of these data is best integrated."""
+        return WhitenedFlow(data_std=self.model.data_std or 1.0)
+
+    @property
+    def unit(self) -> str:
+        """What likelihoods are stated in: bits/dim of grey levels, nats of points."""
+        return "bits/dim" if self.dataset.levels is not None else "nats"
+
+    @property
+    def noun(self) -> str:
+        """What one sample is."""
+        return "image" if self.dataset.levels is not None else "point"
+
+
+def resolve(config: Config, *, model: ScoreModel | None = None, device: str | None = None) -> Setup:
+    """The set-up of a configuration.
+
+    Args:
+        config: plain values, all of them; `workflow.configuration` fills in defaults.
+        model: in place of a fresh one, such as a pretrained folder's.
+        device: in place of the configuration's.
+
+    Raises:
+        UserError: a value that does not fit, with the section that it stands in.
+        DataError: data that are missing or damaged.
+    """
+    system = systems.create(config["system"])
+    require_count(config["seed"], "config.seed", 0)
+    require_count(config["threads"], "config.threads", 0)
+    c = dict(config)
+    with _part("data"):
+        dataset, transform = load_data(c["data"])
+    data_std = _data_std(dataset, transform)
+    for part in ("model", "training", "sampling"):
+        c[part] = _filled(c[part], data_std)
+    with _part("sde"):
+        sde = system.sde(c)
+    with _part("model"):
+        model = _model(c, sde, dataset, transform, data_std) if model is None else model
+    with _part("training"):
+        objective, options = system.objective(c), _options(c)
+        training_data, held_out, seen = _splits(c["training"], dataset)
+    with _part("sampling"):
+        n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
+        require_count(n, "n")
+        sampler, second = (system.sampler(c, c["sampling"][name]) for name in ("sampler", "second"))
+        if c["sampling"]["sampler"]["name"] == c["sampling"]["second"]["name"]:
+            raise UserError(f"got sampler and second both {c['sampling']['second']['name']!r}; expected two samplers")
+    with _part("likelihood"):
+        protocol = _PROTOCOL.create("protocol", seed=config["seed"], **c["likelihood"])
+        checked_split(dataset, protocol.split)
+    system.check(c)
+    place = chosen_device(config["device"] if device is None else device)
+    return Setup(
+        config=config,
+        system=system,
+        device=place,
+        dataset=dataset,
+        transform=transform,
+        training_data=training_data,
+        held_out=held_out,
+        seen=seen,
+        model=model.to(place),
+        objective=objective,
+        options=options,
+        sampler=sampler,
+        second=second,
+        n=n,
+        protocol=protocol.for_samples(dataset.dim, dataset.levels),
+        validation=c["training"]["validation"],
+        baselines=bool(config["baselines"]),
+    )
+
+
+_PROTOCOL: Catalogue[Protocol] = Catalogue("likelihood", {"protocol": Protocol})
+_OPTIONS: Catalogue[TrainingOptions] = Catalogue("training", {"options": TrainingOptions})
+_EMBEDDINGS = {"time": "positional", "continuous_time": "positional", "sigma": "fourier"}
+
+
+def load_data(section: Config) -> tuple[Dataset, Transform]:
+    """The data set of the section `data`, and its map to model units."""
+    own = data.options(section["name"])
+    required = {k for k, o in own.items() if o.default is o.REQUIRED}
+    given = {k: v for k, v in section.items() if k in own and not (v is None and k in required)}
+    dataset = data.create(section["name"], **given)
+    return dataset, dataset.transform(section["low"], section["high"], scaling=section["scaling"])
+
+
+def _data_std(dataset: Dataset, transform: Transform) -> float:
+    """The standard deviation of the training data in model units, one number."""
+    centred = transform.centres(dataset.split("train").x[:10_000]).to(torch.float64)
+    return round(float(centred.std()), 4)
+
+
+def _filled(values: Mapping[str, Any], data_std: float) -> dict[str, Any]:
+    """With the data's standard deviation where it was left open."""
+    return {
+        k: _filled(v, data_std) if isinstance(v, Mapping) else data_std if k == "data_std" and v is None else v
+        for k, v in values.items()
+    }
+
+
+def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> ScoreModel:
+    m, shape = c["model"], dataset.event_shape
+    classes = dataset.num_classes if m["class_conditional"] else None
+    if m["class_conditional"] and not classes:
+        raise UserError(f"got class_conditional=True for {dataset.name}, which has no labels; expected False")
+    options = {k: v for k, v in m.items() if k in models.options(m["name"])}
+    if "embedding" in options and options["embedding"] is None:
+        del options["embedding"]
+        if m["name"] not in models.presets.available():
+            options["embedding"] = _EMBEDDINGS.get(m["conditioning"]["name"], "smooth")
+    parametrization = models.PARAMETRIZATIONS.make(m["parametrization"])
+    if dataset.levels and m["grey_level_features"] and not options.get("fourier_features"):
+        # a preconditioned network sees x / data_std at low noise
+        spread = data_std if m["parametrization"]["name"] == "preconditioned" else 1.0
+        spacing = (c["data"]["high"] - c["data"]["low"]) / dataset.levels
+        if "fourier_features" in options:
+            options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(c["seed"])
+        net = models.for_data(m["name"], shape, classes, **options)
+    return ScoreModel(
+        net,
+        sde,
+        parametrization,
+        conditioning=models.CONDITIONINGS.make(m["conditioning"]),
+        data_std=data_std,
+        data_range=(c["data"]["low"], c["data"]["high"]),
+    )
+
+
+def _options(c: Config) -> TrainingOptions:
+    known = _OPTIONS.options("options")
+    given = {k: v for k, v in c["training"].items() if k in known}
+    # a conditional network also learns to do without a class, which is how it is then sampled and scored
+    if not c["model"]["class_conditional"]:
+        given["label_dropout"] = 0.0
+    return _OPTIONS.create("options", **given, seed=c["seed"], progress=True)
+
+
+def _splits(training: Config, dataset: Dataset) -> tuple[Split, Split, bool]:
+    """What is trained on, what is validated on, and whether the second is part of the first."""
+    name, n = training["split"], training["validation"]
+    require_choice(name, "split", ("train", "fit"))
+    require_count(n, "validation", 0)
+    chosen = dataset.split(name)
+    if "validation" in dataset.split_names:
+        return chosen, dataset.split("validation"), name == "train" and "validation" not in dataset.splits
+    if name == "fit":
+        raise UserError(f"got split='fit' for {dataset.name}, which sets nothing aside; expected 'train'")
+    return chosen, chosen.take(slice(max(0, len(chosen) - n) if n else None, None)), True
+
+
+def checked_split(dataset: Dataset, name: str) -> Split:
+    """The split of that name, refused as a wrong value where there is none."""
+    if name not in dataset.split_names:
+        raise UserError(f"got the split {name!r} of {dataset.name}; expected one of {', '.join(dataset.split_names)}")
+    return dataset.split(name)
+
+
+def chosen_device(name: str) -> torch.device:
+    """The device of that name; "auto" is the GPU where there is one.
+
+    Raises:
+        UserError: a device that is not here.
+    """
+    if name != "auto":
+        try:
+            chosen = torch.device(name)
+            torch.empty(0, device=chosen)  # a device that torch knows need not be there
+            return chosen
+        except (RuntimeError, AssertionError) as error:
+            raise UserError(
+                f"got the device {name!r}, which is not here; expected auto, cpu, cuda, cuda:N or mps"
+            ) from error
+    if torch.cuda.is_available():
+        return torch.device("cuda")
+    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+
+
+@contextlib.contextmanager
+def _part(name: str) -> Iterator[None]:
+    """Names the section in which a value does not fit."""
+    try:
+        yield
+    except UserError as error:
+        if type(error) is UserError or error.exit_code == UserError.exit_code:
+            raise UserError(f"config.{name}: {error}") from error
+        raise

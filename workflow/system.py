@@ -1,0 +1,97 @@
+"""What a system is: DDPM, NCSN, a score SDE … as one object.
+
+A configuration names a system and holds its values. A `System` says what follows from them: which SDE the model is a score
+of, what is minimised, which samplers are its own, and what it measures and draws beyond the samples and the bits/dim that
+every run gets. Nothing outside a system asks which one it has: config.json names it, and `workflow.systems` finds it.
+
+A system is one file of `workflow/systems/`, with its `get_config()` and its object, and one line in the catalogue there.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any, ClassVar
+
+from ml_collections import ConfigDict
+
+import data
+import models
+import samplers
+import sde_lib
+import training
+from numerics import Catalogue
+from samplers import Sampler
+from sde_lib import SDE
+from training import Objective
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.setup import Setup
+    from workflow.trained_run import TrainedRun
+
+Config = Mapping[str, Any]
+"""A resolved configuration in plain types: what config.json holds."""
+
+
+class System(ABC):
+    """One system of the field. A subclass overrides what is its own.
+
+    Attributes:
+        name: what a command line and config.json call it.
+        about: the text of its `--help`.
+    """
+
+    name: ClassVar[str]
+    about: ClassVar[str]
+
+    @abstractmethod
+    def get_config(self) -> ConfigDict:
+        """Its configuration with the defaults; see `workflow.defaults.base_config`."""
+
+    @property
+    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
+        """The dotted path of every section, and what makes it; parts of these need not be named."""
+        return {
+            "data": data.DATASETS,
+            "sde": sde_lib.SDES,
+            "model": models.NETWORKS,
+            "model.parametrization": models.PARAMETRIZATIONS,
+            "model.conditioning": models.CONDITIONINGS,
+            "training.objective": training.OBJECTIVES,
+            "sampling.sampler": samplers.SAMPLERS,
+            "sampling.second": samplers.SAMPLERS,
+        }
+
+    def sde(self, config: Config) -> SDE:
+        """The SDE that the model is a score of, from the section `sde`."""
+        made: SDE = self.catalogues["sde"].make(config["sde"])
+        return made
+
+    def objective(self, config: Config) -> Objective:
+        """What is minimised, from the section `training.objective`."""
+        made: Objective = self.catalogues["training.objective"].make(config["training"]["objective"])
+        return made
+
+    def sampler(self, config: Config, section: Config) -> Sampler:
+        """The sampler of a section of `sampling`."""
+        made: Sampler = self.catalogues["sampling.sampler"].make(section)
+        return made
+
+    def check(self, config: Config) -> None:  # noqa: B027 (most have nothing more to check)
+        """Refuses values of its own, before anything is written.
+
+        Raises:
+            UserError: a value that does not fit.
+        """
+
+    def rehearsal(self, setup: Setup) -> Setup:
+        """The set-up of a dry run, from one whose training, sampling and scoring are already short."""
+        return setup
+
+    def effort(self, setup: Setup, images: int) -> float:
+        """How much work `finish` is on that many images, in units of its own; a dry run's seconds are scaled by it."""
+        return 0.0
+
+    def finish(self, run: TrainedRun, folder: RunFolder) -> None:  # noqa: B027
+        """Measures and draws what is its own, after samples and bits/dim: into results.json, report.md and the terminal."""

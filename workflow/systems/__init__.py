@@ -1,0 +1,27 @@
+"""The systems, each in one file: its configuration and its object."""
+
+from __future__ import annotations
+
+from numerics import Catalogue
+from workflow.system import System
+from workflow.systems.ddpm import DDPM
+from workflow.systems.ncsn import NCSN
+from workflow.systems.sub_vp import SubVP
+from workflow.systems.ve import VE
+from workflow.systems.vp import VP
+
+SYSTEMS: Catalogue[System] = Catalogue("system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN)})
+
+
+def available() -> tuple[str, ...]:
+    """The names that `create` knows."""
+    return SYSTEMS.available()
+
+
+def create(name: str) -> System:
+    """The system of that name.
+
+    Raises:
+        UserError: an unknown name.
+    """
+    return SYSTEMS.create(name)

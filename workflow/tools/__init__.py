@@ -1,0 +1,1 @@
+"""The tools on finished runs: each file has a `main(arguments)` and prints what it found."""

@@ -1,0 +1,147 @@
+"""Options that several tools share, and options made from the fields of a dataclass."""
+
+from __future__ import annotations
+
+import argparse
+import ast
+import inspect
+import re
+import types
+import typing
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import samplers
+from numerics import UserError
+from samplers import Sampler
+from workflow import progress
+from workflow.command_line import Parser
+
+
+def parser(description: str) -> Parser:
+    """A parser with the options that every tool on a run has."""
+    made = Parser(description=description)
+    made.add_argument("--run", required=True, type=Path, help="the run folder, or a folder that export.py wrote")
+    made.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
+    made.add_argument("--quiet", action="store_true", help="no progress bars")
+    return made
+
+
+def parsed(made: Parser, arguments: list[str]) -> argparse.Namespace:
+    """The options, with the bars silenced where that is asked for.
+
+    Raises:
+        UserError: an option or a value that does not fit.
+    """
+    args = made.parse_args(arguments)
+    progress.silence(args.quiet)
+    return args
+
+
+def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
+    """Adds --sampler, --steps and --option."""
+    made.add_argument("--sampler", default=default, help="the sampler: " + ", ".join(samplers.available()))
+    made.add_argument("--steps", default=None, type=int, help="the sampler's number of steps; None: its own default")
+    made.add_argument(
+        "--option",
+        action="append",
+        default=[],
+        metavar="NAME=VALUE",
+        help="an option of the sampler, such as corrector=none or grid.rho=3; can be given several times",
+    )
+
+
+def sampler_of(args: argparse.Namespace) -> Sampler:
+    """The sampler that the options name.
+
+    Raises:
+        UserError: an unknown sampler or option.
+    """
+    options: dict[str, Any] = {}
+    for text in args.option:
+        name, value = option(text)
+        put(options, name, value)
+    if args.steps is not None:
+        options["steps"] = args.steps
+    return samplers.create(args.sampler, **options)
+
+
+def option(text: str) -> tuple[str, Any]:
+    """Name and value of an `--option NAME=VALUE`; what is no Python literal is text, and none is None.
+
+    Raises:
+        UserError: where there is no name or no equals sign.
+    """
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise UserError(f"got --option {text!r}; expected NAME=VALUE")
+    return name, literal(value)
+
+
+def literal(text: str) -> Any:
+    """A Python literal, or the text itself; `none` in any case is None."""
+    if text.lower() == "none":
+        return None
+    try:
+        return ast.literal_eval(text)
+    except (ValueError, SyntaxError):
+        return text
+
+
+def put(options: dict[str, Any], path: str, value: Any) -> None:
+    """Sets a dotted option: `grid.rho` of `grid="karras"` gives `grid={"name": "karras", "rho": value}`.
+
+    Raises:
+        UserError: an option of a part that was not named before.
+    """
+    name, dot, rest = path.partition(".")
+    if not dot:
+        options[name] = value
+        return
+    part = options.get(name)
+    if isinstance(part, str):
+        part = options[name] = {"name": part}
+    if not isinstance(part, dict):
+        raise UserError(f"got the option {path} before {name}; expected {name}=NAME first, then options of it")
+    put(part, rest, value)
+
+
+def add_fields(made: Parser, kind: type, *, leave: tuple[str, ...] = ()) -> None:
+    """Adds an option for every field of a dataclass, with its default and its help."""
+    texts, hints = field_help(kind), typing.get_type_hints(kind)
+    for p in inspect.signature(kind).parameters.values():
+        if p.name not in leave:
+            made.add_argument(f"--{p.name}", default=p.default, type=_reader(hints[p.name]), help=texts.get(p.name, ""))
+
+
+def _reader(hint: Any) -> Callable[[str], Any]:
+    """What reads a field's text: its type, or a literal where there are several."""
+    if isinstance(hint, types.UnionType):
+        kinds = [k for k in typing.get_args(hint) if k is not type(None)]
+
+        def read(text: str) -> Any:
+            return None if text.lower() == "none" else kinds[0](text)
+
+        read.__name__ = kinds[0].__name__
+        return read
+    return hint if hint in (int, float, str) else literal
+
+
+def field_help(kind: type) -> dict[str, str]:
+    """A line for every option that the "Args:" of a class's docstring names."""
+    _, _, block = (inspect.getdoc(kind) or "").partition("Args:\n")
+    found: dict[str, str] = {}
+    names: list[str] = []
+    for line in block.split("\n"):
+        head = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
+        if head:
+            names = head[1].split(", ")
+            found.update(dict.fromkeys(names, head[2]))
+        elif line.startswith("        ") and names:
+            found.update(dict.fromkeys(names, f"{found[names[0]]} {line.strip()}"))
+        else:
+            if found and line.strip():
+                break
+            names = []
+    return found

@@ -1,0 +1,66 @@
+"""Samplers side by side on a finished run: quality against evaluations and seconds, from the same noise.
+
+    score-sde compare --run runs/vp --samplers pc,ddim,dpm_solver --nfe 10,20,50,100
+
+Writes compare.md, compare.json, compare.png (quality against cost) and, for images, compare_sheet.png (a row of pictures for
+each sampler and budget) into the run folder. The line "held-out data" is what real data score.
+"""
+
+from __future__ import annotations
+
+import torch
+
+import samplers
+from evaluation import evaluate_samples
+from evaluation.report import default_features
+from evaluation.sampler_comparison import compare_samplers, dataset_quality
+from numerics import UserError
+from workflow import progress
+from workflow.tools import arguments as shared
+from workflow.trained_run import load_run
+
+
+def main(arguments: list[str]) -> int:
+    """Compares, and prints the table."""
+    parser = shared.parser("Compare samplers on a finished run.")
+    parser.add_argument(
+        "--samplers", default="pc,ddim,dpm_solver", help="names with commas: " + ", ".join(samplers.available())
+    )
+    parser.add_argument("--nfe", default="10,20,50,100", help="budgets of evaluations, with commas")
+    parser.add_argument("--n", default=1000, type=int, help="samples by each")
+    parser.add_argument("--measures", default="FD,SW", help="measures of `evaluation`, with commas")
+    parser.add_argument("--seed", default=0, type=int, help="seed of the noise, which all share")
+    parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
+    args = shared.parsed(parser, arguments)
+    try:
+        budgets = tuple(int(v) for v in args.nfe.split(","))
+    except ValueError as error:
+        raise UserError(f"got --nfe={args.nfe!r}; expected integers with commas") from error
+    chosen = {name: samplers.create(name) for name in args.samplers.split(",")}
+    run = load_run(args.run, args.device)
+    measures = tuple(args.measures.split(","))
+    features = default_features(run.dataset)
+    held_out = evaluate_samples(run.dataset.split("test").x, run.dataset, features=features, measures=measures)
+    total = sum(1 if s.evaluations is None else len(budgets) for s in chosen.values())
+    with torch.no_grad(), progress.bar(total=total, name="comparing", unit="run") as bar:
+        comparison = compare_samplers(
+            run.sde,
+            run.score,
+            chosen,
+            (args.n, *run.dataset.event_shape),
+            nfe=budgets,
+            quality=dataset_quality(run.dataset, run.transform, features=features, measures=measures),
+            seed=args.seed,
+            batch_size=args.batch_size,
+            device=run.device,
+            progress=lambda row: bar.update(1),
+        )
+    floor = "  ".join(f"{m.name} {m.score.value:.3g} ± {m.score.stderr:.1g}" for m in held_out.measures)
+    text = f"{comparison}\n\nheld-out data: {floor}"
+    print(text)
+    run.folder.write_text("compare.md", f"# Samplers on {args.run.name}\n\n```\n{text}\n```\n")
+    run.folder.write_json("compare.json", {**comparison.to_dict(), "held_out": held_out.to_dict()})
+    comparison.save_plot(args.run / "compare.png")
+    if run.dataset.levels is not None:
+        comparison.save_contact_sheet(args.run / "compare_sheet.png", columns=16, to_unit=run.transform.to_unit)
+    return 0

@@ -1,0 +1,173 @@
+"""All measures of a finished run's samples, beside what held-out data score, and a check for memorised ones.
+
+    score-sde evaluate --run runs/vp --sampler dpm_solver --n 2000
+    score-sde evaluate --run runs/vp --sampler pc --option corrector=none --steps 100
+    score-sde evaluate --run runs/vp --features inception --inception inception-2015-12-05.pt
+
+Adds to the run's results.json and report.md, one entry and one section for each sampler, features and class: done again, they
+are replaced. Writes samples/evaluation-....png, the first samples, and samples/nearest-....png: samples (odd rows) above their
+nearest training data (even rows), for images.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from data import Dataset, Split
+from evaluation import (
+    Coordinates,
+    Features,
+    Memorisation,
+    Pixels,
+    default_features,
+    evaluate_samples,
+    load_inception,
+    memorisation,
+    nearest,
+)
+from evaluation.pictures import save_grid
+from evaluation.report import LEAST
+from numerics import UserError
+from workflow.pictures import draw_in_chunks, save_samples
+from workflow.setup import checked_split
+from workflow.tools import arguments as shared
+from workflow.trained_run import TrainedRun, load_run
+
+_SHOWN = 100  # samples on the contact sheet
+_PAIRS = 32  # samples above their nearest training data
+_SEARCHED = 1000  # samples, and held-out data, whose nearest training data are looked for among all of them
+
+
+def main(arguments: list[str]) -> int:
+    """Draws, measures, and prints the measures beside those of held-out data."""
+    parser = shared.parser("Measure a finished run's samples.")
+    shared.add_sampler(parser)
+    parser.add_argument("--n", default=2000, type=int, help=f"samples, at least {LEAST}; for good numbers thousands")
+    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
+    parser.add_argument(
+        "--label", default=None, type=int, help="class, of a class-conditional run; compared with its data"
+    )
+    parser.add_argument("--split", default="test", help="held-out data that the samples are shown beside")
+    parser.add_argument(
+        "--features",
+        default="auto",
+        choices=("auto", "classifier", "pixels", "inception"),
+        help="auto: a classifier of labelled images, the pixels of others, the coordinates of what is no image",
+    )
+    parser.add_argument("--inception", default=None, type=Path, help="file of --features inception")
+    args = shared.parsed(parser, arguments)
+    if args.n < LEAST or args.batch_size < 1:
+        raise UserError(
+            f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
+        )
+    sampler = shared.sampler_of(args)
+    run = load_run(args.run, args.device)
+    checked_split(run.dataset, args.split)
+    if args.split in ("train", "fit"):
+        raise UserError(
+            f"got --split {args.split}, which is what is learned from; expected held-out data, such as test"
+        )
+    features = _features(args.features, args.inception, run.dataset)
+    if args.label is not None:
+        one = dataclasses.replace(run.setup, dataset=of_class(run.dataset, args.label))
+        run = dataclasses.replace(run.given(args.label), setup=one)
+    x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    if x is None:
+        print("other processes have still to write their samples; run this once they have")
+        return 0
+    made = run.transform.to_data(x)
+    report = evaluate_samples(made, run.dataset, features=features, split=args.split)
+    held_out = run.dataset.split(args.split).x
+    copies = memorisation(made[:_SEARCHED].flatten(1), held_out[:_SEARCHED].flatten(1), _training(run))
+    print(f"{report}\n\nnearest training data, in {_space(run.dataset)}:\n{copies}")
+
+    of = f"class {args.label} by " if args.label is not None else ""
+    entry = f"{of}{sampler!r} in {features.name}"
+    own: dict[str, Any] = {**report.to_dict(), "sampler": repr(sampler), "label": args.label, "nfe": nfe}
+    own["nearest"] = {"space": _space(run.dataset), **copies.to_dict()}
+    before = run.folder.results().get("evaluation", {})
+    entries = before.items() if isinstance(before, dict) else ()
+    kept = {name: e for name, e in entries if isinstance(e, dict) and "measures" in e}
+    run.folder.update_results({"evaluation": {**kept, entry: own}})
+
+    sheet = args.run / "samples" / f"evaluation-{parts.name}.png"
+    save_samples(sheet, x[:_SHOWN], run.setup)
+    pictures = {f"The first {min(_SHOWN, len(x))}": sheet}
+    if run.dataset.levels is not None:
+        pairs = args.run / "samples" / f"nearest-{parts.name}.png"
+        _save_pairs(pairs, made[:_PAIRS], run)
+        pictures["Samples above their nearest training images"] = pairs
+    run.folder.add_section(f"Samples measured: {entry}", _section(str(report), nfe, run, copies, pictures))
+    print("\n".join(str(picture) for picture in pictures.values()))
+    return 0
+
+
+def _features(name: str, inception: Path | None, dataset: Dataset) -> Features:
+    if (name == "inception") != (inception is not None):
+        raise UserError(
+            f"got --features {name}{'' if inception is None else f' with --inception {inception}'}; expected --features "
+            "inception together with --inception FILE"
+        )
+    if inception is not None:
+        return load_inception(inception, levels=dataset.levels or 256)
+    if name == "pixels":
+        return Coordinates() if dataset.levels is None else Pixels(levels=dataset.levels)
+    if name == "classifier" and (dataset.levels is None or dataset.num_classes < 2):
+        raise UserError(f"got --features classifier for {dataset.name}, which has no labelled images; expected pixels")
+    return default_features(dataset)
+
+
+def of_class(dataset: Dataset, label: int) -> Dataset:
+    """The samples of one class, in every split.
+
+    Raises:
+        UserError: there are none.
+    """
+
+    def rows(name: str) -> Split:
+        split = dataset.split(name)
+        index = torch.empty(0) if split.labels is None else (split.labels == label).nonzero().squeeze(1)
+        if len(index) == 0:
+            raise UserError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
+        return split.take(index)
+
+    return dataclasses.replace(dataset, splits={name: rows(name) for name in dataset.splits}, validation=0)
+
+
+def _training(run: TrainedRun) -> Tensor:
+    """All that the run may have learned from, (N, D), in the data's own type: it may be mapped from a file."""
+    return run.dataset.split("train").x.flatten(1)
+
+
+def _space(dataset: Dataset) -> str:
+    return "coordinates" if dataset.levels is None else "grey values"
+
+
+def _save_pairs(file: Path, made: Tensor, run: TrainedRun) -> None:
+    """Rows of samples above the rows of their nearest training images."""
+    train = run.dataset.split("train").x
+    _, index = nearest(made.flatten(1), _training(run))
+    columns = min(16, len(made))
+    whole = len(made) // columns * columns
+    pairs = torch.stack([made[:whole], train[index[:whole]]]).reshape(2, -1, columns, *made.shape[1:]).transpose(0, 1)
+    shown = pairs.flatten(0, 2)[:, : 3 if made.shape[1] >= 3 else 1]
+    unit = shown.float() / ((run.dataset.levels or 256) - 1)
+    save_grid(file, unit, columns, scale=max(1, round(32 / made.shape[-1])))
+
+
+def _section(report: str, nfe: int, run: TrainedRun, copies: Memorisation, pictures: dict[str, Path]) -> list[str]:
+    lines = [f"{nfe} evaluations of the network a sample.", "", "```", report, "```", ""]
+    lines += [
+        f"Distances to the nearest of all {len(run.dataset.split('train')):,} training data, in {_space(run.dataset)}, of at "
+        f"most {_SEARCHED:,} samples and as many held-out data:",
+        *("", "```", str(copies), "```", ""),
+    ]
+    for text, picture in pictures.items():
+        lines += [f"{text}:", "", f"![{picture.stem}](samples/{picture.name})", ""]
+    return lines

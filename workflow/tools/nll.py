@@ -1,0 +1,32 @@
+"""The bits/dim of a split of any finished run, with its error budget.
+
+    score-sde nll --run runs/vp --split test
+    torchrun --nproc-per-node 2 -- experiments/nll.py --run runs/vp     the same numbers, shared out
+
+Interrupted, the same command goes on where it stopped. Per-image values lie in RUN/nll/SPLIT-.../part_*.npz, the numbers and
+the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` for one of its own options.)
+"""
+
+from __future__ import annotations
+
+from workflow.protocol import Protocol
+from workflow.score import score_split
+from workflow.tools import arguments as shared
+from workflow.trained_run import load_run
+
+
+def main(arguments: list[str]) -> int:
+    """Scores, and prints the mean with its errors."""
+    parser = shared.parser("Bits/dim of a finished run.")
+    shared.add_fields(parser, Protocol)
+    options = vars(shared.parsed(parser, arguments))
+    folder, device, _ = (options.pop(name) for name in ("run", "device", "quiet"))
+    protocol = Protocol(**options)
+    run = load_run(folder, device)
+    scored = score_split(run, protocol)
+    if scored is None:
+        print("parts written; other processes have still to write theirs")
+        return 0
+    run.folder.update_results({f"nll/{scored.parts.name}": scored.entry(folder)})
+    print(scored.result)
+    return 0

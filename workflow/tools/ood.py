@@ -1,0 +1,136 @@
+"""Bits/dim per image of a run's test split beside those of other data: can the model tell them apart?
+
+    score-sde ood --run runs/vp --other noise
+
+The other data are a data set of the same shape and number of levels, or `noise` (uniform grey levels); vertically flipped test
+images and noise are always scored too. An image's value depends neither on its batch mates nor on the order: noise and
+probes are keyed by the image's number. Draws the histograms to RUN/ood_OTHER.png and writes the values to RUN/ood_OTHER.npz.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+import data
+from data import DataError
+from likelihood import BitsPerDim, Hutchinson, UniformDequantizer, bits_per_dim, fast
+from numerics import SampleStreams
+from workflow import progress
+from workflow.tools import arguments as shared
+from workflow.trained_run import TrainedRun, load_run
+
+
+def others(run: TrainedRun, name: str, n: int, seed: int) -> dict[str, tuple[Tensor, Tensor]]:
+    """Images and ids of everything that is scored, at most `n` of each, by name.
+
+    Raises:
+        DataError: for data of another shape or number of levels.
+    """
+    levels = run.transform.levels
+    if levels is None:
+        raise DataError(f"got the run {run.folder} on {run.dataset.name}, which has no grey levels; expected images")
+    test = run.dataset.split("test")
+    part = test.take(slice(0, min(n, len(test)) if n else len(test)))
+    found = {"test": (part.x, part.ids), "flipped": (part.x.flip(-2), part.ids)}
+    noise = torch.randint(0, levels, part.x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    found["noise"] = (noise, torch.arange(len(noise)))
+    if name != "noise":
+        other = data.create(name)
+        if other.levels != levels or other.event_shape != run.dataset.event_shape:
+            raise DataError(
+                f"got {name} with samples of shape {other.event_shape} and {other.levels} levels; expected those of "
+                f"{run.dataset.name}: {run.dataset.event_shape} and {levels}"
+            )
+        split = other.split("test")
+        split = split.take(slice(0, min(n, len(split)) if n else len(split)))
+        found[name] = (split.x, split.ids)
+    return found
+
+
+def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
+    """The probability that an image of `outside` costs more bits than one of `inside`, ties counting half."""
+    order = np.sort(inside)
+    below = np.searchsorted(order, outside, side="left") + np.searchsorted(order, outside, side="right")
+    return float(below.mean() / (2 * len(inside)))
+
+
+def draw(values: dict[str, np.ndarray], first: str, second: str, file: Path) -> None:
+    import matplotlib
+
+    matplotlib.use("Agg")
+    from matplotlib import pyplot
+
+    both = np.concatenate([values[first], values[second]])
+    edges = np.linspace(both.min(), both.max(), 41).tolist()
+    figure, axes = pyplot.subplots(figsize=(6, 3.5))
+    for name in (first, second):
+        axes.hist(values[name], bins=edges, density=True, alpha=0.6, label=name)
+    axes.set_xlabel("bits/dim")
+    axes.set_ylabel("density")
+    axes.legend()
+    figure.tight_layout()
+    figure.savefig(file, dpi=120)
+    pyplot.close(figure)
+
+
+def main(arguments: list[str]) -> int:
+    """Scores, and prints how far apart the data are."""
+    parser = shared.parser("Bits/dim of a run's test split and of other data, as histograms.")
+    parser.add_argument(
+        "--other", default="noise", help="a data set of the same shape and levels, or noise, or flipped"
+    )
+    parser.add_argument("--limit", default=0, type=int, help="images of each; 0: all")
+    parser.add_argument("--steps", default=64, type=int, help="steps of the flow's solver")
+    parser.add_argument("--batch_size", default=64, type=int, help="images at once")
+    parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
+    options = shared.parsed(parser, arguments)
+    run = load_run(options.run, options.device)
+    name = options.other
+    scored = others(run, "noise" if name == "flipped" else name, options.limit, options.seed)
+    x, _ = UniformDequantizer()(
+        run.pilot(), run.transform, run.sde, run.sde.t_min, generator=SampleStreams(options.seed)
+    )
+    method = fast(run.sde, run.score, x, steps=options.steps, data_std=run.flow.data_std)
+    values: dict[str, np.ndarray] = {}
+    for which, (images, ids) in scored.items():
+        parts = []
+        with progress.bar(total=len(images), name=f"scoring {which}", unit="image") as bar:
+            for i in range(0, len(images), options.batch_size):
+                some = slice(i, i + options.batch_size)
+                parts.append(
+                    bits_per_dim(
+                        run.sde,
+                        run.score,
+                        images[some].to(run.device),
+                        run.transform,
+                        method=method,
+                        divergence=Hutchinson(probes=2),
+                        companions=0,
+                        generator=SampleStreams(options.seed, ids[some]),
+                    )
+                )
+                bar.update(len(ids[some]))
+        found = BitsPerDim.concatenate(parts)
+        values[which] = found.per_image.cpu().numpy()
+        for line in found.failures:
+            print(f"{which}: {line}")
+    finite = {which: v[np.isfinite(v)] for which, v in values.items()}
+    file = options.run / f"ood_{name}.png"
+    draw(finite, "test", name, file)
+    arrays: Any = values
+    np.savez(file.with_suffix(".npz"), **arrays)
+    summary = {
+        which: {"mean": float(v.mean()), "images": len(v), "auroc": auroc(finite["test"], v)}
+        for which, v in finite.items()
+        if len(v)
+    }
+    run.folder.update_results({f"ood/{name}": summary})
+    for which, row in summary.items():
+        print(f"{which}: {row['mean']:.3f} bits/dim, {row['images']} images, above the test split's {row['auroc']:.3f}")
+    print(f"histograms: {file}")
+    return 0

@@ -1,0 +1,86 @@
+"""Samples from any finished run, by any sampler.
+
+    score-sde sample --run runs/vp --sampler dpm_solver --steps 20 --n 64
+    score-sde sample --run runs/vp --sampler pc --option corrector=none --option grid=log_snr --gif run.gif
+    torchrun --nproc-per-node 2 experiments/sample.py --run runs/vp --n 10000       the same samples, shared out
+
+Sample i is the same for any --n and any number of processes, and an interrupted command goes on where it stopped. The picture
+goes to RUN/samples/SAMPLER-....png, the values beside it in parts (.npz).
+"""
+
+from __future__ import annotations
+
+import time
+from pathlib import Path
+
+import torch
+
+from evaluation.pictures import save_gif
+from numerics import SampleStreams, UserError, require_count
+from samplers import Sampler
+from samplers.callbacks import Trajectory
+from workflow.pictures import draw_in_chunks, save_samples
+from workflow.tools import arguments as shared
+from workflow.trained_run import TrainedRun, load_run
+
+_SHOWN_IMAGES, _SHOWN_POINTS = 1024, 10_000
+
+
+def main(arguments: list[str]) -> int:
+    """Draws, and says where the picture and the values are."""
+    parser = shared.parser("Samples from a finished run.")
+    shared.add_sampler(parser)
+    parser.add_argument("--n", default=64, type=int, help="number of samples")
+    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--batch_size", default=256, type=int, help="samples at a time")
+    parser.add_argument("--out", default=None, type=Path, help="file of the picture; None: beside the parts")
+    parser.add_argument(
+        "--gif", default=None, type=Path, help="file of an animation of the first 16 images on their way"
+    )
+    parser.add_argument("--label", default=None, type=int, help="class, of a class-conditional run; None: any")
+    args = shared.parsed(parser, arguments)
+    for name in ("n", "batch_size"):
+        require_count(getattr(args, name), f"--{name}")
+    sampler = shared.sampler_of(args)
+    run = load_run(args.run, args.device)
+    if args.label is not None:
+        run = run.given(args.label)
+    start = time.perf_counter()
+    x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    if x is None:
+        print(f"parts written to {parts}; other processes have still to write theirs")
+        return 0
+    seconds = time.perf_counter() - start
+    picture = args.out or parts.with_suffix(".png")
+    save_samples(picture, x[: _SHOWN_POINTS if run.dataset.levels is None else _SHOWN_IMAGES], run.setup)
+    print(f"{args.n} samples by {sampler!r}: {nfe} evaluations, {seconds:.1f} s; {picture}, {parts}")
+    if args.gif is not None:
+        _animate(args.gif, run, sampler, args.seed, args.n)
+    return 0
+
+
+def _animate(file: Path, run: TrainedRun, sampler: Sampler, seed: int, n: int) -> None:
+    """The states of the first samples on their way, each scaled to the picture's range by its own spread."""
+    if run.dataset.levels is None:
+        raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
+    path = Trajectory()
+    with torch.no_grad():
+        ids = torch.arange(min(16, n))
+        sampler(
+            run.sde,
+            run.score,
+            (len(ids), *run.dataset.event_shape),
+            generator=SampleStreams(seed, ids),
+            device=run.device,
+            callback=path,
+        )
+    every = max(1, len(path.frames) // 60)
+    low, high = run.model.data_range
+    frames = []
+    for t, x in list(zip(path.times, path.frames, strict=True))[::every]:
+        t = float(torch.as_tensor(t).max())
+        # to unit signal-plus-noise: a state of VE would be far out of the picture
+        spread = float(run.flow.scale(run.sde, t)) / (run.model.data_std or 1.0)
+        frames.append(run.transform.to_unit((x - (low + high) / 2) / spread + (low + high) / 2))
+    save_gif(file, frames, columns=4, scale=4)
+    print(f"{len(frames)} frames; {file}")

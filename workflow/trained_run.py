@@ -1,0 +1,115 @@
+"""A finished run, ready to sample and score."""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import torch
+from torch import Tensor, nn
+
+from data import Dataset
+from data.transforms import Transform
+from models import ScoreModel
+from numerics import UserError
+from sde_lib import SDE, Score, WhitenedFlow
+from training import CheckpointError, load_weights
+from workflow import configuration
+from workflow.run_folder import CARD, RunFolder
+from workflow.setup import Setup, resolve
+
+
+@dataclass(frozen=True, kw_only=True)
+class TrainedRun:
+    """A run with its averaged weights.
+
+    Attributes:
+        folder: where it is.
+        setup: what its configuration says; the model in it has the trained weights, in evaluation mode.
+        step: of the checkpoint.
+        fingerprint: names the weights (and the class, where one is chosen).
+        score: what is sampled and scored: the model, or the model given a class.
+    """
+
+    folder: RunFolder
+    setup: Setup
+    step: int
+    fingerprint: str
+    score: Score
+
+    @property
+    def model(self) -> ScoreModel:
+        """The score model."""
+        return self.setup.model
+
+    @property
+    def sde(self) -> SDE:
+        """The SDE that the model is a score of."""
+        return self.setup.sde
+
+    @property
+    def dataset(self) -> Dataset:
+        """The data set that it was trained on."""
+        return self.setup.dataset
+
+    @property
+    def transform(self) -> Transform:
+        """The map from data to model units."""
+        return self.setup.transform
+
+    @property
+    def flow(self) -> WhitenedFlow:
+        """The variables in which the probability flow of these data is best integrated."""
+        return self.setup.flow
+
+    @property
+    def device(self) -> torch.device:
+        """Where the model is."""
+        return self.setup.device
+
+    def pilot(self, n: int = 8) -> Tensor:
+        """The first training data `(n, *)`, stored as they are, on the device: for pilot runs."""
+        return self.dataset.split("train").x[:n].to(self.device)
+
+    def given(self, label: int) -> TrainedRun:
+        """The same run for one class.
+
+        Raises:
+            UserError: a model without classes, or without that one.
+        """
+        return replace(self, score=self.model.condition(label), fingerprint=f"{self.fingerprint}/{label}")
+
+
+def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = None) -> TrainedRun:
+    """The model of a run folder's newest whole checkpoint, with its averaged weights; or of a folder that export.py wrote.
+
+    Args:
+        device: auto, cpu, cuda, ...
+        setup: what the configuration says, where it is at hand.
+
+    Raises:
+        UserError: a folder without a configuration or without a whole checkpoint, or one of another network.
+    """
+    folder = Path(folder)
+    if (folder / CARD).is_file():
+        config = configuration.of_run(folder)
+        pretrained = ScoreModel.from_pretrained(folder)
+        setup, step = resolve(config, model=pretrained, device=device), int(pretrained.card["step"])
+    else:
+        setup = resolve(configuration.of_run(folder), device=device) if setup is None else setup
+        try:
+            step = load_weights(setup.model, folder)
+        except CheckpointError as error:
+            raise UserError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
+    model = setup.model.eval().requires_grad_(False)
+    return TrainedRun(folder=RunFolder(folder), setup=setup, step=step, fingerprint=fingerprint(model), score=model)
+
+
+def fingerprint(model: nn.Module) -> str:
+    """Names the weights: the first half of the SHA-256 of all of them."""
+    digest = hashlib.sha256()
+    for name, value in sorted(model.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(value.detach().cpu().contiguous().view(torch.uint8).numpy().tobytes())
+    return digest.hexdigest()[:32]
