@@ -56,7 +56,8 @@ class Catalogue(Generic[T]):
         kind: what is made, for messages: "sampler".
         entries: name -> class or function with keyword arguments.
         parts: option name -> the catalogue that makes its value, for every entry with an option of that name. The value may
-            then be an object, a name, a mapping `{name, **options}`, a tuple of these, or None or "none" for nothing.
+            then be an object, a name, a mapping `{name, **options}`, a tuple of these, or None or "none" for nothing. A key
+            "name.option" is for the entry of that name alone, where None makes the option a plain value.
         needs: name -> the optional package without which it is not `available`.
         derived: options that a command line does not offer, since they follow from something else, such as a network's
             number of input channels. `create` takes them like all others.
@@ -67,7 +68,7 @@ class Catalogue(Generic[T]):
         kind: str,
         entries: Mapping[str, Callable[..., T]],
         *,
-        parts: Mapping[str, Catalogue[Any]] | None = None,
+        parts: Mapping[str, Catalogue[Any] | None] | None = None,
         needs: Mapping[str, str] | None = None,
         derived: tuple[str, ...] = (),
     ) -> None:
@@ -92,7 +93,7 @@ class Catalogue(Generic[T]):
         """
         entry = self._entry(name)
         return {
-            option: Option(name=option, default=default, annotation=annotation, part=self.parts.get(option))
+            option: Option(name=option, default=default, annotation=annotation, part=self._part(name, option))
             for option, (default, annotation) in _keywords(entry).items()
         }
 
@@ -155,14 +156,17 @@ class Catalogue(Generic[T]):
         for name, entry in self.entries.items():
             if type(value) is entry and is_dataclass(entry):
                 options = {f.name: getattr(value, f.name) for f in fields(entry) if f.init}
-                return {"name": name, **{n: self._described(n, v) for n, v in options.items()}}
+                return {"name": name, **{n: self._described(name, n, v) for n, v in options.items()}}
         raise UserError(
             f"got a {self.kind} of class {type(value).__name__}, which has no name; expected one of "
             f"{', '.join(self.entries)}: keep the program that makes it instead"
         )
 
-    def _described(self, option: str, value: Any) -> Any:
-        part = self.parts.get(option)
+    def _part(self, name: str, option: str) -> Catalogue[Any] | None:
+        return self.parts.get(f"{name}.{option}", self.parts.get(option))
+
+    def _described(self, name: str, option: str, value: Any) -> Any:
+        part = self._part(name, option)
         if part is None or value is None:
             return value
         return tuple(map(part.describe, value)) if isinstance(value, tuple) else part.describe(value)

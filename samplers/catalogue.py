@@ -9,17 +9,20 @@ tuple of these, to which `clip=True` adds `ClipDenoised()`. `steps` are always t
 
 The names that the field uses for the same methods are entries too: euler, euler_ancestral, dpmpp_2m, dpmpp_2m_sde,
 dpmpp_3m_sde, ddpm.
+
+>>> create("ddim", steps=20, grid={"name": "karras", "rho": 3.0}, clip=True)
+DDIM(grid=Karras(t_start=None, t_end=None, rho=3.0), corrections=(ClipDenoised(low=-1.0, high=1.0),), steps=20)
 """
 
 from __future__ import annotations
 
 import inspect
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from numerics import Catalogue, Dopri5, Heun, Option, Solver, UserError
+from numerics import Catalogue, Dopri5, Heun, Solver, UserError
 from numerics.solvers import SOLVERS
 from samplers.adaptive_sde import AdaptiveSDE
 from samplers.ancestral import Ancestral
@@ -178,59 +181,46 @@ def _changed(what: str, value: T, **given: Any) -> T:
     return replace(value, **changes)  # type: ignore[type-var]
 
 
-def _with(kind: Callable[..., Sampler], **fixed: Any) -> Callable[..., Sampler]:
-    """An entry that makes a `kind` of these options and takes all its others."""
+def _entry(kind: Callable[..., Sampler], /, **fixed: Any) -> Callable[..., Sampler]:
+    """What makes a `kind` of the `fixed` options: from all its others, and `clip`."""
 
-    def make(**options: Any) -> Sampler:
-        return kind(**fixed, **options)
+    def make(*, clip: bool = False, **options: Any) -> Sampler:
+        sampler = kind(**fixed, **options)
+        return replace(sampler, corrections=(*sampler.corrections, ClipDenoised())) if clip else sampler
 
-    parameters = inspect.signature(kind).parameters.values()
+    own = [p for p in inspect.signature(kind).parameters.values() if p.name not in fixed]
+    added = inspect.Parameter("clip", inspect.Parameter.KEYWORD_ONLY, default=False, annotation=bool)
     hints = typing.get_type_hints(kind)  # of a class: each field's, where it was written
-    make.__signature__ = inspect.Signature([p for p in parameters if p.name not in fixed])  # type: ignore[attr-defined]
-    make.__annotations__ = {name: hint for name, hint in hints.items() if name not in fixed}
+    make.__signature__ = inspect.Signature([*own, added])  # type: ignore[attr-defined]
+    make.__annotations__ = {**{p.name: hints[p.name] for p in own}, "clip": bool}
+    make.__doc__ = kind.__doc__
     return make
 
 
-class _Samplers(Catalogue[Sampler]):
-    """Names of samplers; all take `clip` too."""
-
-    def options(self, name: str) -> dict[str, Option]:
-        found = super().options(name)
-        if name == "torchsde":  # its solvers are torchsde's own, plain words
-            found["solver"] = replace(found["solver"], part=None)
-        return {**found, "clip": Option(name="clip", default=False, annotation=bool)}
-
-    def create(self, name: str, **given: Any) -> Sampler:
-        self.options(name)  # refuses an unknown name
-        clip = given.pop("clip", False)
-        sampler = super().create(name, **given)
-        return replace(sampler, corrections=(*sampler.corrections, ClipDenoised())) if clip else sampler
-
-
-SAMPLERS: Catalogue[Sampler] = _Samplers(
+SAMPLERS: Catalogue[Sampler] = Catalogue(
     "sampler",
     {
-        "pc": predictor_corrector,
-        "ald": annealed_langevin,
-        "ancestral": ancestral,
-        "reverse_diffusion": reverse_diffusion,
-        "euler_maruyama": euler_maruyama,
-        "ode": probability_flow,
-        "ddim": DDIM,
-        "dpm_solver": DPMSolver,
-        "unipc": UniPC,
-        "heun": HeunEDM,
-        "deis": DEIS,
-        "adaptive_sde": AdaptiveSDE,
-        "seeds": SEEDS,
-        "torchsde": TorchSDE,
-        # what others call them
-        "ddpm": _with(ancestral, variance="posterior", denoise=True),
-        "euler": _with(DDIM, eta=0.0),
-        "euler_ancestral": _with(DDIM, eta=1.0),
-        "dpmpp_2m": _with(DPMSolver, order=2, stochastic=False),
-        "dpmpp_2m_sde": _with(DPMSolver, order=2, stochastic=True),
-        "dpmpp_3m_sde": _with(DPMSolver, order=3, stochastic=True),
+        "pc": _entry(predictor_corrector),
+        "ald": _entry(annealed_langevin),
+        "ancestral": _entry(ancestral),
+        "reverse_diffusion": _entry(reverse_diffusion),
+        "euler_maruyama": _entry(euler_maruyama),
+        "ode": _entry(probability_flow),
+        "ddim": _entry(DDIM),
+        "dpm_solver": _entry(DPMSolver),
+        "unipc": _entry(UniPC),
+        "heun": _entry(HeunEDM),
+        "deis": _entry(DEIS),
+        "adaptive_sde": _entry(AdaptiveSDE),
+        "seeds": _entry(SEEDS),
+        "torchsde": _entry(TorchSDE),
+        # what the field calls them
+        "ddpm": _entry(ancestral, variance="posterior", denoise=True),
+        "euler": _entry(DDIM, eta=0.0),
+        "euler_ancestral": _entry(DDIM, eta=1.0),
+        "dpmpp_2m": _entry(DPMSolver, order=2, stochastic=False),
+        "dpmpp_2m_sde": _entry(DPMSolver, order=2, stochastic=True),
+        "dpmpp_3m_sde": _entry(DPMSolver, order=3, stochastic=True),
     },
     parts={
         "grid": TIME_GRIDS,
@@ -238,33 +228,9 @@ SAMPLERS: Catalogue[Sampler] = _Samplers(
         "corrector": CORRECTORS,
         "corrections": CORRECTIONS,
         "solver": SOLVERS,
+        "torchsde.solver": None,  # a plain word: torchsde's solvers are its own
         "flow": FLOWS,
     },
     needs={"torchsde": "torchsde"},
 )
-
-
-def available() -> tuple[str, ...]:
-    """The names that `create` knows; those whose optional package is missing are left out."""
-    return SAMPLERS.available()
-
-
-def options(name: str) -> Mapping[str, Option]:
-    """Every option of the sampler of that name, with its default.
-
-    Raises:
-        UserError: for an unknown name, or a missing package.
-    """
-    return SAMPLERS.options(name)
-
-
-def create(name: str, **options: Any) -> Sampler:
-    """The sampler of that name, with its options.
-
-    Raises:
-        UserError: for an unknown name or option, a value that is refused, or a missing package.
-
-    >>> create("ddim", steps=20, grid={"name": "karras", "rho": 3.0}, clip=True)
-    DDIM(grid=Karras(t_start=None, t_end=None, rho=3.0), corrections=(ClipDenoised(low=-1.0, high=1.0),), steps=20)
-    """
-    return SAMPLERS.create(name, **options)
+available, options, create = SAMPLERS.available, SAMPLERS.options, SAMPLERS.create

@@ -32,6 +32,7 @@ class ProbabilityFlow(Sampler):
             steps in the flow's clock; an adaptive one takes only the grid's two ends.
         flow: the clock and the state; `WhitenedFlow(data_std=...)` is made for data of that standard deviation.
         denoise: off by default, so that `encode` inverts it.
+        grid, corrections: as in every `Sampler`.
     """
 
     solver: Solver = field(default_factory=Dopri5)

@@ -3,8 +3,8 @@ r"""One run of a sampler: the counted score, the noise, and what one evaluation 
     (1)  D(x, t) = (x + sigma^2 score(x, t)) / alpha       the denoised mean
     (2)  eps(x, t) = -sigma score(x, t)                    the predicted noise
 
-These are (2) and (1) of `sde_lib.score`, here at one time for the whole batch, with plain numbers for the coefficients:
-two operations on tensors and none that waits for the device.
+These are (2) and (1) of `sde_lib.score`. A step takes them from `Nodes`, where all samples are at one time of the grid and the
+coefficients are plain numbers: one or two operations on tensors, and none that waits for the device.
 """
 
 from __future__ import annotations
@@ -18,6 +18,7 @@ from numerics import Generator, normal
 from samplers.corrections import CorrectedScore, Correction
 from samplers.result import Callback
 from sde_lib import SDE, CountedScore, Score, check_score
+from sde_lib.score import tweedie
 
 
 class Run:
@@ -84,14 +85,14 @@ class Run:
 
     def denoised(self, x: Tensor, t: float) -> Tensor:
         """The denoised mean (1) given `x` at `t`, `(B, *)`; one evaluation."""
-        return tweedie(x, self.score(x, t), float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2)
+        return tweedie(self.sde, self.score(x, t), x, self.times(t))
 
     def estimate(self) -> Tensor | None:
         """The denoised mean as the last evaluation saw it; None where none was made, or without a callback."""
         if self._last is None:
             return None
         x, t, value = self._last
-        return tweedie(x, value, float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2)
+        return tweedie(self.sde, value, x, self.times(t))
 
     def _seen(self, x: Tensor, t: float, value: Tensor) -> Tensor:
         check_score(value, x)
@@ -113,20 +114,15 @@ class Nodes:
     def __init__(self, sde: SDE, times: Tensor) -> None:
         alpha, sigma = sde.alpha(times), sde.sigma(times)
         self.t, self.alpha = numbers(times), numbers(alpha)
-        self.variance, self._minus_sigma = numbers(sigma.square()), numbers(-sigma)
+        self._variance, self._minus_sigma = numbers(sigma.square()), numbers(-sigma)
 
     def denoised(self, i: int, x: Tensor, run: Run) -> Tensor:
         """D(x, t_i), `(B, *)`."""
-        return tweedie(x, run.score(x, self.t[i]), self.alpha[i], self.variance[i])
+        return torch.add(x, run.score(x, self.t[i]), alpha=self._variance[i]).div_(self.alpha[i])
 
     def noise(self, i: int, x: Tensor, run: Run) -> Tensor:
         """eps(x, t_i), `(B, *)`."""
         return run.score(x, self.t[i]) * self._minus_sigma[i]
-
-
-def tweedie(x: Tensor, score: Tensor, alpha: float, variance: float) -> Tensor:
-    """(1) for the value of a score at `x`, both `(B, *)`, at one time of that alpha and variance sigma^2."""
-    return torch.add(x, score, alpha=variance).div_(alpha)
 
 
 def numbers(values: Tensor) -> list[float]:
