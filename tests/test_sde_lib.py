@@ -8,7 +8,18 @@ from oracles import SDES
 
 import sde_lib
 from numerics import expand_as
-from sde_lib import VESDE, VPSDE, KernelSDE, PlainFlow, SubVPSDE, TableVESDE, TableVPSDE, WhitenedFlow
+from sde_lib import (
+    FLOWS,
+    VESDE,
+    VPSDE,
+    KernelSDE,
+    PlainFlow,
+    SubVPSDE,
+    TableVESDE,
+    TableVPSDE,
+    WhitenedFlow,
+    time_grids,
+)
 from sde_lib.analytic import EmpiricalDistribution, Gaussian, GaussianMixture
 
 ALL_SDES = {
@@ -156,6 +167,41 @@ def test_tables_agree_with_their_chains():
     )
 
 
+class TestGrids:
+    def test_own_times_are_a_grid_like_the_others(self):
+        sde, times = VPSDE(), [0.9, 0.4, 0.1, 0.01]
+        grid = time_grids.Custom(times=times)
+        assert isinstance(grid, time_grids.TimeGrid) and grid.steps == 3
+        assert (grid.t_start, grid.t_end) == (0.9, 0.01)
+        assert grid(sde, 3).tolist() == grid.between(sde, 0.9, 0.01, 3).tolist() == times
+        assert time_grids.Custom(times=times, t_start=0.9, t_end=0.01) == grid
+        for options, message in (({"t_end": 0.1}, "t_end=0.1 for times"), ({"t_start": 1.0}, "t_start=1.0 for times")):
+            with pytest.raises(ValueError, match=message):
+                time_grids.Custom(times=times, **options)
+        for steps, start in ((4, 0.9), (3, 1.0)):
+            with pytest.raises(ValueError, match="expected steps=3 between these ends"):
+                grid.between(sde, start, 0.01, steps)
+        with pytest.raises(ValueError, match="the SDE's"):
+            time_grids.Custom(times=[1.0, 1e-7])(sde, 1)
+
+    @pytest.mark.parametrize("name", [n for n in time_grids.available() if n not in ("custom", "step_density", "ddpm")])
+    def test_between_goes_from_end_to_end(self, name):
+        for sde in SDES.values():
+            times = time_grids.create(name).between(sde, 0.8, 0.02, 7)
+            assert times.shape == (8,) and (float(times[0]), float(times[-1])) == (0.8, 0.02)
+            assert bool((times.diff() < 0).all())
+
+    def test_names_and_options_are_the_classes_own(self):
+        grid = time_grids.create("karras", rho=3.0, t_end=0.01)
+        assert grid == time_grids.Karras(rho=3.0, t_end=0.01)
+        assert time_grids.create("custom", times=[1.0, 0.1]) == time_grids.Custom(times=[1.0, 0.1])
+        for made in (grid, time_grids.Custom(times=[1.0, 0.1]), time_grids.DDPMIndices(spacing="trailing")):
+            assert time_grids.create(**time_grids.describe(made)) == made
+        assert list(time_grids.options("karras")) == ["t_start", "t_end", "rho"]
+        assert FLOWS.create("whitened", data_std=0.5) == WhitenedFlow(data_std=0.5)
+        assert sde_lib.options("ve")["sigma_max"].default == 50.0
+
+
 def test_create_and_describe_are_inverse():
     for name in ("vp", "ve", "sub_vp", "table_vp"):
         described = sde_lib.describe(ALL_SDES[name])
@@ -249,6 +295,33 @@ class TestOracles:
         q = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
         ratio = (q - oracle.log_prob(sde, x.reshape(n, *shape), t)).exp()
         assert float(ratio.mean()) == pytest.approx(1, abs=4.5 * float(ratio.std()) / math.sqrt(n))
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+class TestPartsOfTheOracles:
+    def test_responsibilities_are_bayes_rule(self, sde):
+        law = oracles((1, 2, 3))["mixture"]
+        x = torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        t = 0.3 * sde.T
+        alone = [
+            Gaussian(m, s.square()).log_prob(sde, x, t) + w.log()
+            for m, s, w in zip(law.means, law.stds, law.weights, strict=True)
+        ]
+        expected = (torch.stack(alone, dim=1) - law.log_prob(sde, x, t).unsqueeze(1)).exp()
+        assert torch.allclose(law.responsibilities(sde, x, t), expected, rtol=1e-9)
+
+    def test_whitened_numbers_have_the_density_of_normal_ones(self, sde):
+        """log p(x) = log N(z; 0, I) - 1/2 log det of the covariance."""
+        for name in ("gaussian", "diagonal"):
+            law = oracles((1, 2, 3))[name]
+            x = torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            t = torch.linspace(0.1, 1, 5, dtype=torch.float64) * sde.T
+            C = law.cov if law.cov.ndim == 2 else law.cov.diag()
+            marginal = sde.alpha(t).square().reshape(5, 1, 1) * C
+            marginal = marginal + sde.sigma(t).square().reshape(5, 1, 1) * torch.eye(6, dtype=torch.float64)
+            normal = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+            expected = normal.log_prob(law.whiten(sde, x, t)).sum(dim=1) - marginal.logdet() / 2
+            assert torch.allclose(law.log_prob(sde, x, t), expected, rtol=1e-9)
 
 
 def test_oracles_refuse_shapes_that_do_not_fit():
