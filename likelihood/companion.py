@@ -32,8 +32,9 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
     finer = Method.of(method).finer()
     if finer is None:
         raise UserError(
-            f"got a method whose steps cannot be refined: {method.solver!r}, grid={method.grid!r}; expected a solver of fixed "
-            "steps without a grid or on one that is a rule, such as Karras(); an adaptive solver states its own solver_error"
+            f"got a method whose steps cannot be refined, {type(method.solver).__name__} on {type(method.grid).__name__}; "
+            "expected a solver of fixed steps, without a grid or on one that is a rule, such as Karras(): an adaptive solver "
+            "states its own solver_error"
         )
     one, other = (
         log_likelihood(

@@ -208,7 +208,7 @@ class TorchDiffEq(Solver):
         def slope(u: Tensor, state: State) -> State:
             if callback is not None:
                 callback(u.to(torch.float64).expand(state[0].shape[0]), state)
-            return guarded(float(u), state)
+            return guarded(float(u.detach()), state)
 
         ends = torch.tensor([u_0, u_1], dtype=torch.float64, device=y[0].device)
         try:

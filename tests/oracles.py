@@ -56,9 +56,7 @@ def whitened_moments_p(oracle: Oracle, sde: SDE, t: float, x: Tensor) -> float:
     i, j = torch.triu_indices(len(mean), len(mean))
     features = [z, z[:, i] * z[:, j] - (i == j).double()]
     if isinstance(oracle, GaussianMixture):
-        t_ = torch.full((len(x),), t, dtype=torch.float64)
-        log_joint = oracle._components(x, sde.alpha(t_), sde.sigma(t_))[2]
-        features.append((log_joint.softmax(dim=1) - oracle.weights)[:, :-1])
+        features.append((oracle.responsibilities(sde, x, t) - oracle.weights)[:, :-1])
     phi = torch.cat(features, dim=1)
     centre = phi.mean(dim=0)
     statistic = len(x) * centre @ torch.linalg.solve(phi.T.cov(), centre)

@@ -5,6 +5,7 @@ import warnings
 
 import pytest
 import torch
+from oracles import SDES
 
 from data.transforms import Rescale
 from likelihood import (
@@ -12,7 +13,8 @@ from likelihood import (
     Coloured,
     Exact,
     Hutchinson,
-    Uniform,
+    Method,
+    UniformDequantizer,
     accurate,
     bits_per_dim,
     companion_error,
@@ -22,12 +24,11 @@ from likelihood import (
     pilot_grid,
 )
 from numerics import RK4, Adams, Dopri5, SampleStreams, SciPy, Status, TorchDiffEq
-from sde_lib import VESDE, VPSDE, CountedScore, PlainFlow, SubVPSDE, WhitenedFlow
+from sde_lib import VESDE, VPSDE, CountedScore, PlainFlow, WhitenedFlow
 from sde_lib.analytic import Gaussian, GaussianMixture
 
-SDES = {"vp": VPSDE(), "ve": VESDE(), "sub_vp": SubVPSDE()}
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
-TIGHT = Dopri5(rtol=1e-7, atol=1e-7)
+TIGHT = Method(Dopri5(rtol=1e-7, atol=1e-7))
 
 
 def oracle(name, D, seed=0):
@@ -108,7 +109,7 @@ class TestLogLikelihood:
     @pytest.mark.parametrize("D", [2, 64])
     def test_equals_the_closed_form(self, sde, name, D):
         _, score, x, prior, expected = setting(sde, name, D, n=6)
-        found = log_likelihood(sde, score, x, divergence=Exact(), solver=TIGHT, prior=prior)
+        found = log_likelihood(sde, score, x, divergence=Exact(), method=TIGHT, prior=prior)
         assert bool(found.converged.all())
         # a tenth of the promise, 1e-4 nats per dimension
         assert ((found.log_prob - expected).abs() / D).max() < 1e-5
@@ -122,7 +123,7 @@ class TestLogLikelihood:
             score,
             x,
             divergence=Hutchinson(probes=8),
-            solver=Dopri5(rtol=1e-6, atol=1e-6),
+            method=Method(Dopri5(rtol=1e-6, atol=1e-6)),
             prior=prior,
             generator=SampleStreams(5),
         )
@@ -153,7 +154,7 @@ class TestLogLikelihood:
                 value(torch.cat([x, outlier]), ids, divergence)[:5],
             ):
                 assert torch.allclose(other, alone, rtol=1e-9, atol=0)
-        found = log_likelihood(sde, score, torch.cat([x, outlier]), divergence=Exact(), solver=TIGHT, prior=prior)
+        found = log_likelihood(sde, score, torch.cat([x, outlier]), divergence=Exact(), method=TIGHT, prior=prior)
         assert float(found.log_prob[5]) == pytest.approx(float(law.log_prob(sde, outlier, sde.t_min)), rel=1e-5)
 
     def test_solvers_and_flows_agree(self, sde, name):
@@ -166,7 +167,7 @@ class TestLogLikelihood:
             (SciPy("RK45", 1e-7), WhitenedFlow()),
             (TorchDiffEq("dopri5", 1e-7), WhitenedFlow()),
         ):
-            found = log_likelihood(sde, score, x, divergence=Exact(), solver=solver, flow=flow, prior=prior)
+            found = log_likelihood(sde, score, x, divergence=Exact(), method=Method(solver, flow=flow), prior=prior)
             assert ((found.log_prob - expected).abs() / D).max() < 1e-4, solver
 
     def test_evaluations_are_counted(self, sde, name):
@@ -174,7 +175,7 @@ class TestLogLikelihood:
         for divergence, products in ((Exact(), 4), (Hutchinson(probes=3), 3)):
             for solver in (Dopri5(), Adams(steps=9), RK4(steps=4)):
                 counted = CountedScore(score)
-                found = log_likelihood(sde, counted, x, divergence=divergence, solver=solver)
+                found = log_likelihood(sde, counted, x, divergence=divergence, method=Method(solver))
                 assert found.nfe == counted.nfe
                 assert found.nbe == products * counted.nfe
                 assert int(found.evaluations.max()) == found.nfe
@@ -185,7 +186,7 @@ def test_gaussian_prior_costs_what_the_documentation_says():
     costs = {}
     for name, sde in SDES.items():
         _, score, x, prior, expected = setting(sde, "gaussian", 64, n=16)
-        found = log_likelihood(sde, score, x, divergence=Exact(), solver=TIGHT)
+        found = log_likelihood(sde, score, x, divergence=Exact(), method=TIGHT)
         costs[name] = float((found.log_prob - expected).abs().mean() / 64)
     assert max(costs.values()) < 2e-3, costs
 
@@ -200,7 +201,7 @@ def test_fresh_probes_on_a_fixed_grid_are_unbiased_and_better():
             score,
             x,
             divergence=Hutchinson(probes=2, fresh=fresh),
-            solver=Adams(steps=60, points=4),
+            method=Method(Adams(steps=60, points=4)),
             prior=prior,
             generator=SampleStreams(0),
         )
@@ -224,7 +225,7 @@ def test_a_pilot_places_the_steps_where_the_flow_is_hard(sde):
 
     def error(grid):
         found = log_likelihood(
-            sde, score, x, divergence=Exact(), solver=Adams(steps=40, points=4), grid=grid, prior=prior
+            sde, score, x, divergence=Exact(), method=Method(Adams(steps=40, points=4), grid=grid), prior=prior
         )
         return float((found.log_prob - expected).abs().mean())
 
@@ -232,20 +233,20 @@ def test_a_pilot_places_the_steps_where_the_flow_is_hard(sde):
     times = grid(sde, 40)
     assert float(times[0]) == sde.T and float(times[-1]) == sde.t_end
     with pytest.raises(ValueError, match="chooses its own steps"):
-        log_likelihood(sde, score, x, divergence=Exact(), grid=grid)
+        Method(grid=grid)
 
 
 def test_companions_bound_the_error_of_a_grid():
     sde = SDES["vp"]
     _, score, x, prior, _ = setting(sde, "mixture", 8, n=16)
-    truth = log_likelihood(sde, score, x, divergence=Hutchinson(fresh=False), solver=TIGHT, generator=SampleStreams(0))
+    truth = log_likelihood(sde, score, x, divergence=Hutchinson(fresh=False), method=TIGHT, generator=SampleStreams(0))
     for steps in (24, 48, 96):
-        solver = Adams(steps=steps, points=3)
+        method = Method(Adams(steps=steps, points=3))
         found = log_likelihood(
-            sde, score, x, divergence=Hutchinson(fresh=False), solver=solver, generator=SampleStreams(0)
+            sde, score, x, divergence=Hutchinson(fresh=False), method=method, generator=SampleStreams(0)
         )
         error = float((found.log_prob - truth.log_prob).abs().mean())
-        stated = float(companion_error(sde, score, x, solver).mean())
+        stated = float(companion_error(sde, score, x, method=method).mean())
         assert error / 2 < stated < 20 * error
 
 
@@ -254,7 +255,7 @@ def test_log_prob_is_differentiable():
     sde = SDES["vp"]
     law, score, x, prior, _ = setting(sde, "mixture", 3, n=4)
     x.requires_grad_()
-    found = log_likelihood(sde, law.score(sde), x, divergence=Exact(), solver=TIGHT, prior=prior, create_graph=True)
+    found = log_likelihood(sde, law.score(sde), x, divergence=Exact(), method=TIGHT, prior=prior, create_graph=True)
     (slope,) = torch.autograd.grad(found.log_prob.sum(), x)
     assert torch.allclose(slope, score(x.detach(), torch.tensor(sde.t_min)), rtol=1e-4, atol=1e-4)
 
@@ -306,8 +307,7 @@ class TestBitsPerDim:
             transform,
             draws=4,
             divergence=Exact(),
-            solver=Dopri5(rtol=1e-6, atol=1e-6),
-            flow=WhitenedFlow(data_std=std),
+            method=Method(Dopri5(rtol=1e-6, atol=1e-6), flow=WhitenedFlow(data_std=std)),
             generator=SampleStreams(0),
             dtype=torch.float64,
         )
@@ -328,7 +328,7 @@ class TestBitsPerDim:
                 law.score(sde),
                 images,
                 transform,
-                solver=Adams(steps=16),
+                method=Method(Adams(steps=16)),
                 generator=SampleStreams(seed),
                 dtype=torch.float64,
                 **options,
@@ -390,7 +390,7 @@ class TestBitsPerDim:
     def test_more_levels_than_the_data_hold_is_said(self):
         law = Gaussian(torch.zeros(1, 2, 2), torch.ones(4))
         images = torch.full((2, 1, 2, 2), 16, dtype=torch.uint8)
-        options = dict(solver=Adams(steps=4), companions=0)
+        options = dict(method=Method(Adams(steps=4)), companions=0)
         with pytest.warns(UserWarning, match="at most 16 for a transform of 256 levels"):
             bits_per_dim(VPSDE(), law.score(VPSDE()), images, Rescale(levels=256), **options)
         with warnings.catch_warnings():
@@ -411,7 +411,7 @@ class TestBitsPerDim:
         def images_at(x):  # the corner of the last two images stays the largest along the flow
             return (x[:, :1, :1, :1] == x[:, :1].amax(dim=(2, 3), keepdim=True)).to(torch.int64)
 
-        options = dict(solver=Dopri5(), generator=None, divergence=Exact(), dtype=torch.float64)
+        options = dict(generator=None, divergence=Exact(), dtype=torch.float64)
         streams = lambda: {**options, "generator": SampleStreams(0, torch.arange(6))}
         whole = bits_per_dim(sde, score, images, transform, draws=2, **streams())
         found = bits_per_dim(sde, broken, images, transform, draws=2, **streams())
@@ -429,17 +429,18 @@ class TestBitsPerDim:
         law = Gaussian(torch.zeros(1, 2, 2), 0.3 * torch.ones(4))
         images = torch.randint(0, 17, (5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
         counted = CountedScore(law.score(sde))
-        found = bits_per_dim(sde, counted, images, transform, draws=2, solver=Adams(steps=16), companions=3)
+        found = bits_per_dim(sde, counted, images, transform, draws=2, method=Method(Adams(steps=16)), companions=3)
         assert counted.nfe == 2 * found.nfe + found.companion_nfe and found.companion_nfe > found.nfe
-        assert found.solver_error.isfinite().tolist() == [True] * 3 + [False] * 2
+        assert found.companion_error.isfinite().tolist() == [True] * 3 + [False] * 2
+        assert bool(found.solver_error.isnan().all())  # fresh probes leave the solver none of its own
 
     def test_an_own_prior_is_used(self):
         sde, transform = VESDE(sigma_max=5.0), Rescale(levels=17)
         law = Gaussian(torch.full((1, 2, 2), 0.9), 0.3 * torch.ones(4))
         images = torch.randint(0, 17, (5, 1, 2, 2), generator=torch.Generator().manual_seed(0))
         prior = lambda z: law.log_prob(sde, z, sde.T)
-        options = dict(solver=TIGHT, divergence=Exact(), dtype=torch.float64)
-        x, _ = Uniform()(images, transform, sde, sde.t_min, generator=SampleStreams(0), dtype=torch.float64)
+        options = dict(method=TIGHT, divergence=Exact(), dtype=torch.float64)
+        x, _ = UniformDequantizer()(images, transform, sde, sde.t_min, generator=SampleStreams(0), dtype=torch.float64)
         expected = -(law.log_prob(sde, x, sde.t_min) + 4 * transform.log_det) / (4 * math.log(2))
         streams = lambda: SampleStreams(0)
         ours = bits_per_dim(sde, law.score(sde), images, transform, prior=prior, generator=streams(), **options)
@@ -456,6 +457,7 @@ class TestErrorBudget:
         options = dict(
             estimates=torch.as_tensor(estimates, dtype=torch.float64),
             solver_error=torch.full((n,), 1e-4, dtype=torch.float64),
+            companion_error=torch.full((n,), math.nan, dtype=torch.float64),
             exact=False,
             noisy=True,
             dimensions=4,
@@ -520,8 +522,9 @@ class TestErrorBudget:
         bad = torch.cat([estimates, torch.full((2, 2, 2), math.nan, dtype=torch.float64)])
         status = torch.tensor([0] * 40 + [int(Status.NONFINITE), int(Status.MAX_STEPS)])
         found = self.result(bad, status=status, failed_at=torch.tensor([math.nan] * 40 + [0.3, 0.5]))
-        for name in ("mean", "stderr", "probe_stderr", "dequantization_stderr", "data_stderr", "mean_solver_error"):
+        for name in ("mean", "stderr", "probe_stderr", "dequantization_stderr", "data_stderr"):
             assert getattr(found, name) == pytest.approx(getattr(good, name), rel=1e-12), name
+        assert found.budget.solver == pytest.approx(good.budget.solver, rel=1e-12)
         assert "40 images;" in str(found)
         assert "1 images failed at t = 0.3" in str(found) and "1 images failed at t = 0.5" in str(found)
 
@@ -535,7 +538,7 @@ def test_by_default_a_fixed_grid_gets_a_fresh_probe_at_every_node():
     _, score, x, _, _ = setting(sde, "gaussian", 8, n=4)
     value = lambda **options: (
         log_likelihood(
-            sde, score, x, divergence=Hutchinson(**options), solver=Adams(steps=12), generator=SampleStreams(0)
+            sde, score, x, divergence=Hutchinson(**options), method=Method(Adams(steps=12)), generator=SampleStreams(0)
         ).log_prob
     )
     assert torch.equal(value(), value(fresh=True)) and not torch.equal(value(), value(fresh=False))
@@ -545,7 +548,9 @@ def test_fresh_probes_do_not_pass_for_a_solver_error():
     """Their noise would drown it: unknown, where the exact trace and a fixed probe have a number."""
     sde = SDES["vp"]
     _, score, x, _, _ = setting(sde, "gaussian", 8, n=4)
-    error = lambda divergence: log_likelihood(sde, score, x, divergence=divergence, solver=Adams(steps=64)).solver_error
+    error = lambda divergence: (
+        log_likelihood(sde, score, x, divergence=divergence, method=Method(Adams(steps=64))).solver_error
+    )
     assert bool(error(Hutchinson()).isnan().all())
     assert bool((error(Hutchinson(fresh=False)) > 0).all() & (error(Exact()) > 0).all())
 
@@ -557,7 +562,9 @@ def test_the_stated_error_of_an_outlier_covers_its_error(sde):
     x = torch.tensor([[25.0, 25.0], [0.3, -0.2]], dtype=torch.float64)
     prior = lambda z: law.log_prob(sde, z, sde.T)
     for tolerance in (1e-5, 1e-7):
-        found = log_likelihood(sde, law.score(sde), x, divergence=Exact(), prior=prior, **accurate(tolerance=tolerance))
+        found = log_likelihood(
+            sde, law.score(sde), x, divergence=Exact(), prior=prior, method=accurate(tolerance=tolerance)
+        )
         error = (found.log_prob - law.log_prob(sde, x, sde.t_min)).abs()
         assert bool((found.solver_error > error).all()), (tolerance, error, found.solver_error)
         assert float(found.solver_error[1]) < 2e3 * tolerance
@@ -574,7 +581,7 @@ def test_fast_and_accurate_meet_the_closed_form(sde, name, D):
         (fast(sde, score, pilot, steps=96), 1e-3),
         (accurate(tolerance=1e-7), 1e-5),
     ):
-        found = log_likelihood(sde, score, x, divergence=Exact(), prior=prior, **method)
+        found = log_likelihood(sde, score, x, divergence=Exact(), prior=prior, method=method)
         assert bool(found.converged.all())
         assert float((found.log_prob - expected).abs().max()) / (D * math.log(2)) < tolerance
 
@@ -595,7 +602,7 @@ def test_the_known_factor_of_the_flow_is_integrated_exactly(sde):
     angle = lambda t: torch.atan(sde.sigma(t) / sde.alpha(t) / s)
     moved = x / flow.scale(sde, sde.t_min) + c * (angle(sde.T) - angle(sde.t_min))
     expected = moved * flow.scale(sde, sde.T)
-    options = dict(solver=Adams(steps=8, points=5, start="rising"), flow=flow)
+    options = dict(method=Method(Adams(steps=8, points=5, start="rising"), flow=flow))
     assert torch.allclose(encode(sde, score, x, **options).x, expected, rtol=1e-6)
     found = log_likelihood(sde, score, x, divergence=Exact(), **options)
     assert torch.allclose(found.latent, expected, rtol=1e-6)
@@ -606,7 +613,7 @@ def test_a_tolerance_that_cannot_be_met_ends_with_a_status():
     sde = SDES["vp"]
     _, score, x, _, _ = setting(sde, "gaussian", 3, n=2)
     rough = CountedScore(lambda x, t: score(x.float(), t).to(x.dtype))
-    found = log_likelihood(sde, rough, x, divergence=Exact(), **accurate(tolerance=1e-13, max_steps=200))
+    found = log_likelihood(sde, rough, x, divergence=Exact(), method=accurate(tolerance=1e-13, max_steps=200))
     assert not bool(found.converged.any()) and bool(found.log_prob.isnan().all())
     assert set(found.status.tolist()) <= {int(Status.MAX_STEPS), int(Status.UNDERFLOW)}
     assert rough.nfe < 1300
@@ -621,7 +628,7 @@ def test_a_tolerance_that_cannot_be_met_ends_with_a_status():
         (lambda: Hutchinson(noise="cauchy"), "rademacher"),
         (lambda: Coloured(spacing=0), "spacing=0"),
         (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2)), r"expected a floating batch"),
-        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), t_min=0.0), "t_min=0.0"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), method=Method(t_min=0.0)), "t_min=0.0"),
         (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.tensor([[math.nan, 0.0]])), "not finite"),
         (
             lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), divergence=Hutchinson(fresh=True)),
@@ -631,7 +638,7 @@ def test_a_tolerance_that_cannot_be_met_ends_with_a_status():
             lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), divergence=Coloured()),
             "expected images",
         ),
-        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), solver="fast"), "expected a solver of"),
+        (lambda: log_likelihood(VPSDE(), lambda x, t: -x, torch.zeros(2, 2), method="fast"), "expected a Method"),
         (lambda: log_likelihood(VPSDE(), lambda x, t: -x[:, :1], torch.zeros(2, 2)), r"score of shape \(2, 1\)"),
         (lambda: log_likelihood(VPSDE(), lambda x, t: -x.detach(), torch.zeros(2, 2)), "autograd cannot follow"),
         (

@@ -8,7 +8,7 @@ import pytest
 import torch
 from oracles import SDES
 
-from likelihood import Coloured, Exact, Hutchinson, accurate, fast, log_likelihood, pilot_grid
+from likelihood import Coloured, Exact, Hutchinson, Method, accurate, fast, log_likelihood, pilot_grid
 from numerics import Adams, Dopri5, SampleStreams
 from sde_lib import WhitenedFlow
 from sde_lib.analytic import Gaussian, GaussianMixture
@@ -56,9 +56,11 @@ def test_bars_are_calibrated(sde, divergence, solver):
     law = correlated(16, (1, 4, 4))
     x = law.marginal_sample(sde, IMAGES, sde.t_min, generator=torch.Generator().manual_seed(1))
     options = dict(
-        solver=solver,
-        flow=WhitenedFlow(data_std=0.7),
-        grid=pilot_grid(sde, law.score(sde), law.sample(8, generator=torch.Generator().manual_seed(2))),
+        method=Method(
+            solver,
+            flow=WhitenedFlow(data_std=0.7),
+            grid=pilot_grid(sde, law.score(sde), law.sample(8, generator=torch.Generator().manual_seed(2))),
+        ),
         prior=lambda z: law.log_prob(sde, z, sde.T),
     )
     found = log_likelihood(
@@ -86,8 +88,7 @@ def test_bars_of_the_adaptive_solver_are_calibrated_over_separate_calls(sde):
             law.score(sde),
             x,
             divergence=Hutchinson(probes=8),
-            solver=Dopri5(rtol=1e-5, atol=1e-5),
-            flow=WhitenedFlow(data_std=0.7),
+            method=Method(Dopri5(rtol=1e-5, atol=1e-5), flow=WhitenedFlow(data_std=0.7)),
             prior=lambda z: law.log_prob(sde, z, sde.T),
             generator=generator,
         )
@@ -146,7 +147,7 @@ class TestLargeImages:
             law.score(sde),
             x,
             divergence=Hutchinson(),
-            solver=Dopri5(rtol=1e-7, atol=1e-7),
+            method=Method(Dopri5(rtol=1e-7, atol=1e-7)),
             prior=prior,
             generator=SampleStreams(0),
         )
@@ -157,7 +158,7 @@ class TestLargeImages:
         law, x, expected, prior = self.setting(sde, 4)
         pilot = law.sample(8, generator=torch.Generator().manual_seed(9))
         method = fast(sde, law.score(sde), pilot, steps=64)
-        found = log_likelihood(sde, law.score(sde), x, prior=prior, generator=SampleStreams(0), **method)
+        found = log_likelihood(sde, law.score(sde), x, prior=prior, generator=SampleStreams(0), method=method)
         assert in_bits(found.log_prob - expected, self.D) < 1e-3
         assert found.nfe == 65  # one evaluation a step
 
@@ -214,10 +215,10 @@ def test_3072_dimensions_of_a_coupled_covariance_with_the_exact_trace(sde):
         (fast(sde, score, law.sample(sde, 8, sde.t_min, seed=1)), 1e-3),
         (accurate(tolerance=1e-7), 1e-5),
     ):
-        found = log_likelihood(sde, score, x, divergence=Exact(rows=1024), prior=prior, **method)
+        found = log_likelihood(sde, score, x, divergence=Exact(rows=1024), prior=prior, method=method)
         assert in_bits(found.log_prob - expected, law.D) < tolerance
     # and a probe of random signs is not the trace here
-    one = log_likelihood(sde, score, x, divergence=Hutchinson(), prior=prior, generator=SampleStreams(0), **method)
+    one = log_likelihood(sde, score, x, divergence=Hutchinson(), prior=prior, generator=SampleStreams(0), method=method)
     assert in_bits(one.log_prob - expected, law.D) > 1e-4
 
 
@@ -243,7 +244,7 @@ def test_fast_on_mixtures_within_1e_3(sde, D):
             x,
             divergence=Exact(),
             prior=lambda z: law.log_prob(sde, z, sde.T),
-            **fast(sde, score, pilot, steps=steps, data_std=0.7),
+            method=fast(sde, score, pilot, steps=steps, data_std=0.7),
         )
         return (found.log_prob - law.log_prob(sde, x, sde.t_min)).abs() / (D * math.log(2))
 

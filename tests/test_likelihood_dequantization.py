@@ -9,7 +9,7 @@ import torch
 from oracles import SDES
 
 from data.transforms import Rescale
-from likelihood import BitsPerDim, Exact, TruncatedNormal, Uniform, bits_per_dim
+from likelihood import BitsPerDim, Exact, Method, TruncatedNormal, Uniform, bits_per_dim
 from numerics import Adams, SampleStreams
 from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import Gaussian
@@ -125,9 +125,7 @@ class TestImportanceWeighting:
             dequantizer=dequantizer,
             draws=m,
             divergence=Exact(),
-            solver=Adams(steps=32, points=4),
-            flow=WhitenedFlow(data_std=0.15),
-            t_min=t_min,
+            method=Method(Adams(steps=32, points=4), flow=WhitenedFlow(data_std=0.15), t_min=t_min),
             companions=0,
             generator=SampleStreams(0),
             dtype=torch.float64,
@@ -158,6 +156,7 @@ class TestImportanceWeighting:
         found = BitsPerDim(
             estimates=estimates,
             solver_error=torch.zeros(2),
+            companion_error=torch.full((2,), math.nan),
             exact=True,
             noisy=True,
             dimensions=4,

@@ -7,7 +7,7 @@ import torch
 from oracles import SDES, mixture
 from torch import Tensor
 
-from likelihood import Exact, Hutchinson, log_likelihood
+from likelihood import Exact, Hutchinson, Method, log_likelihood
 from numerics import Adams, Dopri5, SampleStreams, TorchDiffEq
 from sde_lib.analytic import Gaussian
 
@@ -58,7 +58,7 @@ def test_gradients_in_data_and_parameters_are_those_of_the_closed_form(sde, name
         model,
         x,
         divergence=Exact(),
-        solver=solvers(model.parameters())[name],
+        method=Method(solvers(model.parameters())[name]),
         prior=lambda z: model.log_prob(z, sde.T),
         create_graph=True,
     )
@@ -79,7 +79,7 @@ def test_adjoint_of_a_mixture_is_its_score():
         score,
         x,
         divergence=Exact(),
-        solver=TorchDiffEq("dopri5", 1e-7, adjoint=True),
+        method=Method(TorchDiffEq("dopri5", 1e-7, adjoint=True)),
         prior=lambda z: mixture().log_prob(sde, z, sde.T),
         create_graph=True,
     )
@@ -98,7 +98,7 @@ def test_adjoint_of_a_float32_network_with_a_probe():
         model,
         x,
         divergence=Hutchinson(),
-        solver=TorchDiffEq("dopri5", 1e-5, adjoint=True, parameters=tuple(model.parameters())),
+        method=Method(TorchDiffEq("dopri5", 1e-5, adjoint=True, parameters=tuple(model.parameters()))),
         generator=SampleStreams(0),
         create_graph=True,
     )
@@ -118,7 +118,7 @@ def test_a_way_back_that_cannot_be_gone_says_so():
         sde,
         lambda x, t: score(x, t) * (float("nan") if broken else 1.0),
         x,
-        solver=TorchDiffEq(adjoint=True),
+        method=Method(TorchDiffEq(adjoint=True)),
         generator=SampleStreams(0),
         create_graph=True,
     )

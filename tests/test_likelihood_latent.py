@@ -11,6 +11,7 @@ from oracles import SDES, mixture
 from likelihood import (
     Exact,
     Hutchinson,
+    Method,
     decode,
     encode,
     interpolate,
@@ -24,7 +25,7 @@ from numerics import Adams, Dopri5, SampleStreams
 from sde_lib.analytic import Gaussian
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
-TIGHT = Dopri5(rtol=1e-8, atol=1e-8)
+TIGHT = Method(Dopri5(rtol=1e-8, atol=1e-8))
 
 
 def law(D: int = 3) -> Gaussian:
@@ -38,7 +39,7 @@ class TestEncodeAndDecode:
         """Diagonal Gaussian: the flow keeps every coordinate's whitened value, (x - alpha m) / std."""
         diagonal = Gaussian(torch.tensor([0.3, -0.2]), torch.tensor([0.2, 1.5]))
         x = diagonal.marginal_sample(sde, 5, sde.t_min, generator=torch.Generator().manual_seed(0))
-        found = encode(sde, diagonal.score(sde), x, solver=TIGHT)
+        found = encode(sde, diagonal.score(sde), x, method=TIGHT)
 
         def law_at(t):
             return sde.alpha(t) * diagonal.mean, (sde.alpha(t) ** 2 * diagonal.cov + sde.sigma(t) ** 2).sqrt()
@@ -51,7 +52,7 @@ class TestEncodeAndDecode:
         x = mixture().marginal_sample(sde, 8, sde.t_min, generator=torch.Generator().manual_seed(0))
         errors = {}
         for tolerance in (1e-4, 1e-8):
-            found = round_trip(sde, mixture().score(sde), x, solver=Dopri5(rtol=tolerance, atol=tolerance))
+            found = round_trip(sde, mixture().score(sde), x, method=Method(Dopri5(rtol=tolerance, atol=tolerance)))
             assert torch.allclose(found.error, (found.x - x).square().mean(dim=1).sqrt())
             errors[tolerance] = float(found.error.max())
         assert errors[1e-8] < 1e-5 < errors[1e-4] < 1e-1
@@ -60,10 +61,10 @@ class TestEncodeAndDecode:
         x = mixture().marginal_sample(sde, 8, sde.t_min, generator=torch.Generator().manual_seed(0))
         score = mixture().score(sde)
         grid = pilot_grid(sde, score, x)
-        there = encode(sde, score, x, solver=Adams(steps=120, points=4), grid=grid)
-        exact = encode(sde, score, x, solver=TIGHT)
+        there = encode(sde, score, x, method=Method(Adams(steps=120, points=4), grid=grid))
+        exact = encode(sde, score, x, method=TIGHT)
         assert torch.allclose(there.x, exact.x, atol=2e-3 * sde.prior_std)
-        back = decode(sde, score, exact.x, solver=Adams(steps=120, points=4), grid=grid)
+        back = decode(sde, score, exact.x, method=Method(Adams(steps=120, points=4), grid=grid))
         assert torch.allclose(back.x, x, atol=1e-2)
         assert there.nfe == back.nfe == 120 + 1 + 3
 
@@ -75,7 +76,7 @@ class TestEncodeAndDecode:
 
     def test_interpolation_meets_its_ends(self, sde):
         x = mixture().marginal_sample(sde, 6, sde.t_min, generator=torch.Generator().manual_seed(0))
-        found = interpolate(sde, mixture().score(sde), x[:3], x[3:], [0.0, 0.3, 1.0], solver=TIGHT)
+        found = interpolate(sde, mixture().score(sde), x[:3], x[3:], [0.0, 0.3, 1.0], method=TIGHT)
         assert found.x.shape == (3, 3, 2) and bool(found.converged.all())
         assert torch.allclose(found.x[0], x[:3], atol=1e-4) and torch.allclose(found.x[2], x[3:], atol=1e-4)
         assert float(found.round_trip_error.max()) < 1e-5
@@ -101,9 +102,9 @@ class TestSampleWithLogProb:
     def test_agrees_with_the_likelihood_of_the_samples(self, sde):
         score = mixture().score(sde)
         found = sample_with_log_prob(
-            sde, score, (16, 2), divergence=Exact(), solver=TIGHT, generator=SampleStreams(0), dtype=torch.float64
+            sde, score, (16, 2), divergence=Exact(), method=TIGHT, generator=SampleStreams(0), dtype=torch.float64
         )
-        again = log_likelihood(sde, score, found.x, divergence=Exact(), solver=TIGHT)
+        again = log_likelihood(sde, score, found.x, divergence=Exact(), method=TIGHT)
         assert torch.allclose(found.log_prob, again.log_prob, atol=1e-4)
         assert torch.allclose(found.likelihood.latent, again.latent, rtol=1e-4, atol=1e-4)
         assert torch.allclose(found.sampling_log_prob, found.log_prob, rtol=1e-12)
@@ -120,12 +121,13 @@ class TestSampleWithLogProb:
             score,
             (128, 16),
             divergence=Hutchinson(probes=8),
-            solver=Adams(steps=64, points=4),
-            grid=grid,
+            method=Method(Adams(steps=64, points=4), grid=grid),
             generator=SampleStreams(0),
             dtype=torch.float64,
         )
-        exact = log_likelihood(sde, score, found.x, divergence=Exact(), solver=Adams(steps=128, points=4), grid=grid)
+        exact = log_likelihood(
+            sde, score, found.x, divergence=Exact(), method=Method(Adams(steps=128, points=4), grid=grid)
+        )
         error = found.log_prob - exact.log_prob
         assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(128)
         assert float(error.square().mean().sqrt() / found.likelihood.probe_stderr.square().mean().sqrt()) < 1.2
@@ -141,7 +143,7 @@ class TestSampleWithLogProb:
             (n, 2),
             temperature=tau,
             divergence=Exact(),
-            solver=TIGHT,
+            method=TIGHT,
             generator=SampleStreams(0),
             dtype=torch.float64,
         )
@@ -153,7 +155,7 @@ class TestSampleWithLogProb:
         assert torch.allclose(found.log_prob, gaussian.log_prob(sde, found.x, sde.t_min), atol=5e-3)
         z = found.likelihood.latent
         assert torch.allclose(
-            decode(sde, gaussian.score(sde), z / tau, temperature=tau, solver=TIGHT).x, found.x, atol=1e-5
+            decode(sde, gaussian.score(sde), z / tau, temperature=tau, method=TIGHT).x, found.x, atol=1e-5
         )
 
 

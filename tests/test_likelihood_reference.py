@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 
-from likelihood import Exact, encode, log_likelihood
+from likelihood import Exact, Method, encode, log_likelihood
 from models import load_score_sde
 from numerics import Dopri5
 
@@ -31,7 +31,7 @@ def reference() -> tuple:
 def test_one_latent_has_the_prior_density_of_the_reference():
     """The flow without its trace, which costs a hundredth."""
     model, x, known = reference()
-    found = encode(model.sde, model, x[:1], solver=Dopri5(rtol=1e-5, atol=1e-5), t_min=1e-5)
+    found = encode(model.sde, model, x[:1], method=Method(Dopri5(rtol=1e-5, atol=1e-5), t_min=1e-5))
     assert float(model.sde.prior_log_prob(found.x)) == pytest.approx(float(known["prior_logp"][0]), abs=0.02)
 
 
@@ -46,6 +46,6 @@ def test_both_images_with_the_exact_trace():
     model, x, known = reference()
     model, x = model.double(), x.double()
     solver = Dopri5(rtol=1e-6, atol=1e-6)
-    found = log_likelihood(model.sde, model, x, divergence=Exact(), solver=solver, t_min=1e-5)
+    found = log_likelihood(model.sde, model, x, divergence=Exact(), method=Method(solver, t_min=1e-5))
     error = (found.log_prob - known["log_prob"]).abs() / (64 * math.log(2))
     assert float(error.max()) < 1e-4

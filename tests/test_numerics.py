@@ -115,6 +115,16 @@ def pendulum_at(y_0, u):
     return y_0 * torch.exp(rate * (math.cos(u + 0.5) - math.cos(0.5)))
 
 
+class Counted:
+    """The pendulum's field, counting its evaluations."""
+
+    calls = 0
+
+    def __call__(self, u, y):
+        self.calls += 1
+        return pendulum(u, y)
+
+
 Y_0 = torch.tensor([[1.0, 0.5, 2.0], [-1.0, 3.0, 0.1]], dtype=torch.float64)
 
 
@@ -266,3 +276,45 @@ class TestSolvers:
                 make()
         with pytest.raises(ValueError, match="monotone"):
             Heun()(pendulum, (Y_0,), 0.0, 1.0, nodes=torch.tensor([0.0, 0.5, 0.4]))
+
+    @pytest.mark.parametrize("solver", [Heun(), RK4(), Adams()], ids=lambda s: type(s).__name__)
+    def test_nodes_that_do_not_span_the_interval_are_refused(self, solver):
+        for ends in ((0.0, 0.9), (0.1, 1.0), (1.0, 0.0), (0.0, 1.1)):
+            with pytest.raises(ValueError, match="expected nodes that begin and end there"):
+                solver(pendulum, (Y_0,), 0.0, 1.0, nodes=torch.linspace(*ends, 5))
+        solver(pendulum, (Y_0,), 0.0, 0.3, nodes=torch.linspace(0, 0.3, 5, dtype=torch.float32))  # but for rounding
+
+    @pytest.mark.parametrize("solver", [Dopri5(), SciPy(), TorchDiffEq()], ids=lambda s: type(s).__name__)
+    def test_adaptive_solvers_refuse_what_is_for_a_grid(self, solver):
+        for options in ({"nodes": torch.linspace(0, 1, 5)}, {"keep_path": True}):
+            with pytest.raises(ValueError, match=f"with {type(solver).__name__}, which chooses its own steps"):
+                solver(pendulum, (Y_0,), 0.0, 1.0, **options)
+        assert solver.evaluations(7) is None
+        with pytest.raises(ValueError, match="expected a solver of fixed steps"):
+            solver.with_steps(7)
+
+    @pytest.mark.parametrize(
+        "solver", [Heun(), RK4(), Adams(points=2), Adams(points=5), Adams(points=5, start="rising")], ids=repr
+    )
+    def test_the_cost_of_fixed_steps_is_known_beforehand(self, solver):
+        for steps in (1, 2, 3, 9):
+            seen, field = [], Counted()
+            note = lambda u, y, seen=seen: seen.append(float(u[0]))
+            found = solver.with_steps(steps)(field, (Y_0,), 0.0, 3.0, keep_path=True, callback=note)
+            assert field.calls == solver.evaluations(steps) == int(found.evaluations[0])
+            assert seen == pytest.approx(found.nodes[1:].tolist()) and len(found.path) == steps + 1
+
+    @pytest.mark.parametrize("make", [lambda **o: SciPy(rtol=1e-3, **o), lambda **o: TorchDiffEq(rtol=1e-3, **o)])
+    def test_an_absolute_tolerance_of_zero_is_one(self, make):
+        """Of a solution that falls to 1e-9 the relative error has to be small, which an absolute tolerance forgives."""
+        decay = lambda u, y: (-7 * y[0],)
+        error = lambda solver: float(
+            (solver(decay, (Y_0[:, :1].abs(),), 0.0, 3.0).y[0] / math.exp(-21) - 1).abs().max()
+        )
+        assert error(make(atol=0.0)) < 0.05 < error(make())
+        with pytest.raises(ValueError, match="one of them > 0"):
+            type(make())(rtol=0.0, atol=0.0)
+
+    def test_the_order_of_outside_solvers_is_that_of_their_method(self):
+        assert [SciPy(m).order for m in ("RK45", "RK23", "DOP853")] == [5, 3, 8]
+        assert [TorchDiffEq(m).order for m in ("dopri5", "dopri8", "bosh3")] == [5, 8, 3]

@@ -4,22 +4,32 @@ import math
 
 import pytest
 import torch
+from oracles import SDES
 
 import sde_lib
 from numerics import expand_as
-from sde_lib import VESDE, VPSDE, KernelSDE, PlainFlow, SubVPSDE, TableVESDE, TableVPSDE, WhitenedFlow
+from sde_lib import (
+    FLOWS,
+    VESDE,
+    VPSDE,
+    KernelSDE,
+    PlainFlow,
+    SubVPSDE,
+    TableVESDE,
+    TableVPSDE,
+    WhitenedFlow,
+    time_grids,
+)
 from sde_lib.analytic import EmpiricalDistribution, Gaussian, GaussianMixture
 
-SDES = {
-    "vp": VPSDE(),
-    "ve": VESDE(),
-    "sub_vp": SubVPSDE(),
+ALL_SDES = {
+    **SDES,
     "vp_long": VPSDE(beta_min=0.2, beta_max=5.0, T=3.0),
     "table_vp": TableVPSDE(betas=torch.linspace(1e-4, 2e-2, 1000).tolist()),
     "table_ve": TableVESDE(sigmas=torch.logspace(-2, 1.5, 50).tolist()),
     "cosine": KernelSDE(alpha_fn=lambda t: torch.cos(1.57 * t), sigma_fn=lambda t: torch.sin(1.57 * t)),
 }
-each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+each_sde = pytest.mark.parametrize("sde", ALL_SDES.values(), ids=ALL_SDES.keys())
 
 
 def times(sde, n=64):
@@ -97,13 +107,9 @@ class TestContract:
         x = torch.randn(8, 2, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         h = 1e-5 * sde.T
         velocity = sde.flow(oracle.score(sde), x, t)
-
-        def whitened(x, t):
-            z, variances = oracle._whitened(x, sde.alpha(t), sde.sigma(t))
-            return z / variances.sqrt()
-
-        change = (whitened(x + h * velocity, t + h) - whitened(x - h * velocity, t - h)) / (2 * h)
-        assert change.abs().max() < 1e-4 * (1 + whitened(x, t).abs().max())
+        ahead, behind = oracle.whiten(sde, x + h * velocity, t + h), oracle.whiten(sde, x - h * velocity, t - h)
+        change = (ahead - behind) / (2 * h)
+        assert change.abs().max() < 1e-4 * (1 + oracle.whiten(sde, x, t).abs().max())
 
     def test_prior_is_a_normal_law(self, sde):
         z = sde.prior_sample((40_000, 3), generator=torch.Generator().manual_seed(0), dtype=torch.float64)
@@ -118,7 +124,7 @@ def test_sigma_keeps_its_digits_near_zero(name, dtype):
     """Against 50-digit arithmetic, at the very times that arrive."""
     mpmath = pytest.importorskip("mpmath")
     mpmath.mp.dps = 50
-    sde = SDES[name]
+    sde = ALL_SDES[name]
     for t in (1e-8, 1e-7, 1e-6, 1e-5, 1e-3, 0.3, 1.0):
         t = torch.tensor(t, dtype=dtype)
         exact = mpmath.mpf(float(t))
@@ -161,19 +167,57 @@ def test_tables_agree_with_their_chains():
     )
 
 
+class TestGrids:
+    def test_own_times_are_a_grid_like_the_others(self):
+        sde, times = VPSDE(), [0.9, 0.4, 0.1, 0.01]
+        grid = time_grids.Custom(times=times)
+        assert isinstance(grid, time_grids.TimeGrid) and grid.steps == 3
+        assert (grid.t_start, grid.t_end) == (0.9, 0.01)
+        assert grid(sde, 3).tolist() == grid.between(sde, 0.9, 0.01, 3).tolist() == times
+        assert time_grids.Custom(times=times, t_start=0.9, t_end=0.01) == grid
+        for options, message in (({"t_end": 0.1}, "t_end=0.1 for times"), ({"t_start": 1.0}, "t_start=1.0 for times")):
+            with pytest.raises(ValueError, match=message):
+                time_grids.Custom(times=times, **options)
+        for steps, start in ((4, 0.9), (3, 1.0)):
+            with pytest.raises(ValueError, match="expected steps=3 between these ends"):
+                grid.between(sde, start, 0.01, steps)
+        with pytest.raises(ValueError, match="the SDE's"):
+            time_grids.Custom(times=[1.0, 1e-7])(sde, 1)
+
+    @pytest.mark.parametrize("name", [n for n in time_grids.available() if n not in ("custom", "step_density", "ddpm")])
+    def test_between_goes_from_end_to_end(self, name):
+        for sde in SDES.values():
+            times = time_grids.create(name).between(sde, 0.8, 0.02, 7)
+            assert times.shape == (8,) and (float(times[0]), float(times[-1])) == (0.8, 0.02)
+            assert bool((times.diff() < 0).all())
+
+    def test_names_and_options_are_the_classes_own(self):
+        grid = time_grids.create("karras", rho=3.0, t_end=0.01)
+        assert grid == time_grids.Karras(rho=3.0, t_end=0.01)
+        assert time_grids.create("custom", times=[1.0, 0.1]) == time_grids.Custom(times=[1.0, 0.1])
+        for made in (grid, time_grids.Custom(times=[1.0, 0.1]), time_grids.DDPMIndices(spacing="trailing")):
+            assert time_grids.create(**time_grids.describe(made)) == made
+        assert list(time_grids.options("karras")) == ["t_start", "t_end", "rho"]
+        assert FLOWS.create("whitened", data_std=0.5) == WhitenedFlow(data_std=0.5)
+        assert sde_lib.options("ve")["sigma_max"].default == 50.0
+
+
 def test_create_and_describe_are_inverse():
     for name in ("vp", "ve", "sub_vp", "table_vp"):
-        described = sde_lib.describe(SDES[name])
+        described = sde_lib.describe(ALL_SDES[name])
         assert described["name"] == name
-        assert sde_lib.create(**described) == SDES[name]
-    with pytest.raises(ValueError, match=r"got the SDE 'vpp'; expected one of vp, ve"):
+        assert sde_lib.create(**described) == ALL_SDES[name]
+    with pytest.raises(ValueError, match=r"got the SDE 'vpp', did you mean 'vp'\?; expected one of vp, ve"):
         sde_lib.create("vpp")
-    with pytest.raises(ValueError, match="got beta_mim for the SDE 'vp'; expected some of beta_min, beta_max, T"):
+    with pytest.raises(
+        ValueError,
+        match="'beta_mim' for the SDE 'vp', did you mean 'beta_min'.; expected some of beta_min, beta_max, T",
+    ):
         sde_lib.create("vp", beta_mim=1.0)
     with pytest.raises(ValueError, match="betas"):
         sde_lib.create("table_vp")
-    with pytest.raises(ValueError, match="cannot be written down"):
-        sde_lib.describe(SDES["cosine"])
+    with pytest.raises(ValueError, match="class KernelSDE, which has no name"):
+        sde_lib.describe(ALL_SDES["cosine"])
 
 
 @pytest.mark.parametrize(
@@ -231,7 +275,7 @@ def oracles(shape=(2,)):
     }
 
 
-@pytest.mark.parametrize("sde", [VPSDE(), VESDE(), SubVPSDE()], ids=["vp", "ve", "sub_vp"])
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 @pytest.mark.parametrize("name", ["gaussian", "diagonal", "mixture", "points"])
 @pytest.mark.parametrize("shape", [(2,), (1, 2, 3)])
 class TestOracles:
@@ -251,6 +295,33 @@ class TestOracles:
         q = torch.distributions.MultivariateNormal(mean, cov).log_prob(x)
         ratio = (q - oracle.log_prob(sde, x.reshape(n, *shape), t)).exp()
         assert float(ratio.mean()) == pytest.approx(1, abs=4.5 * float(ratio.std()) / math.sqrt(n))
+
+
+@pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
+class TestPartsOfTheOracles:
+    def test_responsibilities_are_bayes_rule(self, sde):
+        law = oracles((1, 2, 3))["mixture"]
+        x = torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        t = 0.3 * sde.T
+        alone = [
+            Gaussian(m, s.square()).log_prob(sde, x, t) + w.log()
+            for m, s, w in zip(law.means, law.stds, law.weights, strict=True)
+        ]
+        expected = (torch.stack(alone, dim=1) - law.log_prob(sde, x, t).unsqueeze(1)).exp()
+        assert torch.allclose(law.responsibilities(sde, x, t), expected, rtol=1e-9)
+
+    def test_whitened_numbers_have_the_density_of_normal_ones(self, sde):
+        """log p(x) = log N(z; 0, I) - 1/2 log det of the covariance."""
+        for name in ("gaussian", "diagonal"):
+            law = oracles((1, 2, 3))[name]
+            x = torch.randn(5, 1, 2, 3, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+            t = torch.linspace(0.1, 1, 5, dtype=torch.float64) * sde.T
+            C = law.cov if law.cov.ndim == 2 else law.cov.diag()
+            marginal = sde.alpha(t).square().reshape(5, 1, 1) * C
+            marginal = marginal + sde.sigma(t).square().reshape(5, 1, 1) * torch.eye(6, dtype=torch.float64)
+            normal = torch.distributions.Normal(torch.tensor(0.0, dtype=torch.float64), 1.0)
+            expected = normal.log_prob(law.whiten(sde, x, t)).sum(dim=1) - marginal.logdet() / 2
+            assert torch.allclose(law.log_prob(sde, x, t), expected, rtol=1e-9)
 
 
 def test_oracles_refuse_shapes_that_do_not_fit():
