@@ -48,10 +48,13 @@ from tqdm.auto import tqdm
 
 import models
 from data import DataError
-from experiments import build, presets, vp
-from experiments.scoring import Protocol, score_split
-from sde_lib import WhitenedFlow
 from training import DSM, Callback, TrainingOptions, UniformTime, Validation, train
+from workflow.configuration import config_for
+from workflow.protocol import Protocol
+from workflow.run_folder import RunFolder
+from workflow.score import score_split
+from workflow.setup import resolve
+from workflow.trained_run import TrainedRun, fingerprint
 
 RECIPES = ("reference", "ours")
 RATES = (2e-4, 2e-3)  # offered to the reference: the published one, and ours
@@ -88,23 +91,21 @@ class Watch(Callback):
 
 
 def plan(recipe: str, race: Race, seed: int, rate: float, steps: int):
-    """(config, dataset, model, options, objective) of a fresh run of `steps`; `rate` is the reference's."""
-    config = presets.apply(vp.get_config(), race.data)
-    config.seed = seed
-    dataset = build.dataset(config)
-    options = dataclasses.replace(build.options(config), steps=steps, eval_every=0, checkpoint_every=0)
+    """The set-up of a fresh run of `steps`; `rate` is the reference's."""
+    setup = resolve(config_for("vp", race.data, {"seed": seed}))
+    options = dataclasses.replace(setup.options, steps=steps, eval_every=0, checkpoint_every=0)
     if recipe == "ours":
-        return config, dataset, build.model(config, dataset), options, build.objective(config)
-    std, m, shape = build.data_std(config, dataset), config.model, dataset.event_shape
+        return dataclasses.replace(setup, options=options)
+    m = setup.config["model"]
     torch.manual_seed(seed)
-    body = {"channels": m.channels, "multipliers": tuple(m.multipliers), "blocks": m.blocks, "dropout": m.dropout}
+    body = {name: m[name] for name in ("channels", "multipliers", "blocks", "dropout")}
     model = models.ScoreModel(
-        models.create("unet", in_channels=shape[0], image_size=shape[1], embedding="positional", **body),
-        build.sde(config),
+        models.for_data("unet", setup.dataset.event_shape, embedding="positional", **body),
+        setup.sde,
         models.NOISE,
         conditioning=models.ContinuousTime(),
-        data_std=std,  # for the solver's state alone
-        data_range=(config.data.low, config.data.high),
+        data_std=setup.model.data_std,  # for the solver's state alone
+        data_range=setup.model.data_range,
     )
     options = TrainingOptions(
         steps=steps,
@@ -115,7 +116,7 @@ def plan(recipe: str, race: Race, seed: int, rate: float, steps: int):
         log_every=options.log_every,
         progress=True,
     )
-    return config, dataset, model, options, DSM(times=UniformTime())
+    return dataclasses.replace(setup, model=model, options=options, objective=DSM(times=UniformTime()))
 
 
 def costs(race: Race, folder: Path) -> dict[str, dict[str, float]]:
@@ -125,10 +126,12 @@ def costs(race: Race, folder: Path) -> dict[str, dict[str, float]]:
         rounds = {recipe: [] for recipe in RECIPES}
         for _ in tqdm(range(ROUNDS), desc=f"{race.data}, the cost of a step", unit="round"):
             for recipe, seen in rounds.items():
-                config, dataset, model, options, objective = plan(recipe, race, 0, RATES[0], BLOCK)
-                watch, transform = Watch(), build.transform(config, dataset)
-                options = dataclasses.replace(options, progress=False)
-                train(model, dataset.split("train"), transform, options, objective=objective, callbacks=[watch])
+                setup, watch = plan(recipe, race, 0, RATES[0], BLOCK), Watch()
+                fit(
+                    dataclasses.replace(setup, options=dataclasses.replace(setup.options, progress=False)),
+                    "train",
+                    watch,
+                )
                 seen.append((watch.at[-1] - watch.at[1]) / (BLOCK - 2))  # the first steps allocate
         ratios = [ours / reference for reference, ours in zip(*(rounds[recipe] for recipe in RECIPES), strict=True)]
         found = {recipe: statistics.median(seen) for recipe, seen in rounds.items()}
@@ -137,23 +140,28 @@ def costs(race: Race, folder: Path) -> dict[str, dict[str, float]]:
     return json.loads(file.read_text())
 
 
+def fit(setup, split: str, watch) -> None:
+    """Trains on a split."""
+    data = setup.dataset.split(split)
+    train(setup.model, data, setup.transform, setup.options, objective=setup.objective, callbacks=[watch])
+
+
 def run(recipe: str, race: Race, seed: int, rate: float, split: str, cost: float):
-    """Trains for the budget; (config, dataset, model, its state, what is to be written down)."""
-    config, dataset, model, options, objective = plan(recipe, race, seed, rate, round(race.seconds / cost))
+    """Trains for the budget; (set-up, the model's state, what is to be written down)."""
+    setup = plan(recipe, race, seed, rate, round(race.seconds / cost))
+    options = setup.options
     print(f"{race.data} {recipe} seed {seed}: {options.steps:,} steps at {options.learning_rate:g}", flush=True)
     begun, watch = time.process_time(), Watch()
-    train(
-        model, dataset.split(split), build.transform(config, dataset), options, objective=objective, callbacks=[watch]
-    )
+    fit(setup, split, watch)
     facts = {
         "cpu_seconds": time.process_time() - begun,
         "steps": options.steps,
         "learning_rate": options.learning_rate,
         "batch_size": options.batch_size,
         "precision": options.precision,
-        "parameters": models.parameter_count(model),
+        "parameters": models.parameter_count(setup.model),
     }
-    return config, dataset, model, watch.state, facts
+    return setup, watch.state, facts
 
 
 def selected_rate(race: Race, folder: Path, cost: float) -> dict[str, object]:
@@ -162,8 +170,8 @@ def selected_rate(race: Race, folder: Path, cost: float) -> dict[str, object]:
     for rate in RATES:
         file = folder / f"selection_{rate:g}.json"
         if not file.exists():
-            config, dataset, _, state, facts = run("reference", race, SELECTION_SEED, rate, "fit", cost)
-            judge = Validation(dataset.split("validation"), build.transform(config, dataset), n=200, draws=32)
+            setup, state, facts = run("reference", race, SELECTION_SEED, rate, "fit", cost)
+            judge = Validation(setup.dataset.split("validation"), setup.transform, n=200, draws=32)
             _write(file, {**facts, **judge.on_eval(state)})
         found[rate] = json.loads(file.read_text())
     best = min(found, key=lambda rate: found[rate]["metric"])
@@ -179,32 +187,26 @@ def compete(recipe: str, race: Race, seed: int, rate: float, cost: float, folder
     if file.exists():
         return
     if weights.exists():
-        config, dataset, model, *_ = plan(recipe, race, seed, rate, 1)
+        setup = plan(recipe, race, seed, rate, 1)
         stored = torch.load(weights, weights_only=True)
         facts = stored["facts"]
     else:
-        config, dataset, model, state, facts = run(recipe, race, seed, rate, "train", cost)
+        setup, state, facts = run(recipe, race, seed, rate, "train", cost)
         with state.averaged() as averaged:
             stored = {"facts": facts, "model": {k: v.detach().clone() for k, v in averaged.state_dict().items()}}
         _save(weights, stored)
+    model = setup.model
     model.load_state_dict(stored["model"])
     model.eval().requires_grad_(False)
     protocol = Protocol(solver="fast", steps=race.steps, probes=1, draws=1, batch_size=race.batch, limit=race.images)
     begun = time.process_time()
-    found, _ = score_split(
-        model.sde,
-        model,
-        dataset,
-        build.transform(config, dataset),
-        protocol,
-        folder / "nll",
-        fingerprint=build.fingerprint(model),
-        flow=WhitenedFlow(data_std=model.data_std),
-        alone=True,
+    trained = TrainedRun(
+        folder=RunFolder(folder), setup=setup, step=facts["steps"], fingerprint=fingerprint(model), score=model
     )
+    found = score_split(trained, protocol, alone=True).result
     np.savez(
         folder / f"{recipe}_{seed}.npz",
-        ids=dataset.split("test").ids[: len(found.per_image)].numpy(),
+        ids=setup.dataset.split("test").ids[: len(found.per_image)].numpy(),
         per_image=found.per_image.numpy(),
         converged=found.converged.numpy(),
         solver_error=found.stated_error.numpy(),

@@ -27,9 +27,10 @@ sys.path[:] = [str(HERE.parent)] + [p for p in sys.path if Path(p or ".").resolv
 import torch
 
 import data
-from experiments import build, presets, vp
 from training import train
 from training.batches import Batches
+from workflow.configuration import config_for
+from workflow.setup import resolve
 
 
 def batch_milliseconds(split, transform, size, repeats):
@@ -42,20 +43,14 @@ def batch_milliseconds(split, transform, size, repeats):
     return statistics.median(times)
 
 
-def step_milliseconds(config, dataset, few, many):
+def step_milliseconds(config, few, many):
     """Of a training step, from runs of two lengths: what they have in common is no step's. The first run warms up."""
-    options = replace(build.options(config), log_every=1000, progress=False)
     seconds = []
     for steps in (few, few, many):
-        model = build.model(config, dataset)
+        setup = resolve(config)
+        options = replace(setup.options, log_every=1000, progress=False, steps=steps, warmup=1)
         start = time.process_time()
-        train(
-            model,
-            dataset.split("train"),
-            build.transform(config, dataset),
-            replace(options, steps=steps, warmup=1),
-            objective=build.objective(config),
-        )
+        train(setup.model, setup.training_data, setup.transform, options, objective=setup.objective)
         seconds.append(time.process_time() - start)
     return 1e3 * (seconds[2] - seconds[1]) / (many - few)
 
@@ -67,13 +62,12 @@ def main():
     parser.add_argument("--repeats", default=100, type=int)
     args = parser.parse_args()
     torch.set_num_threads(1)
-    config = presets.apply(vp.get_config(), args.preset)
-    config.data.root = args.root
-    dataset = build.dataset(config)
-    size, transform = config.training.batch_size, build.transform(config, dataset)
+    config = config_for("vp", args.preset, {"data.root": args.root} if args.root else {})
+    setup = resolve(config)
+    dataset, size, transform = setup.dataset, setup.options.batch_size, setup.transform
     with tempfile.TemporaryDirectory() as folder:
         mapped = data.save(dataset, Path(folder) / "mapped")
-        step = step_milliseconds(config, dataset, 3, 23)
+        step = step_milliseconds(config, 3, 23)
         print(f"{dataset.name}, batch {size}: {step:.0f} ms a training step")
         for name, source in (("memory", dataset), ("mapped files", mapped)):
             got = batch_milliseconds(source.split("train"), transform, size, args.repeats)

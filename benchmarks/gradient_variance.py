@@ -40,13 +40,13 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import torch
 from tqdm.auto import tqdm
 
-from experiments import build, sub_vp, vp
 from numerics import SampleStreams, normal
 from training import DSM, ELBO, Callback, ImportanceTime, StratifiedTime, UniformTime, train
 from training.batches import Batches
 from training.streams import StepStreams
+from workflow.configuration import config_for
+from workflow.setup import resolve
 
-CONFIGS = {"vp": vp.get_config, "sub_vp": sub_vp.get_config}
 SAMPLERS = {
     "uniform": UniformTime(),
     "uniform, stratified": StratifiedTime(),
@@ -63,14 +63,13 @@ class Keep(Callback):
 
 def network(name, steps):
     """(model, batches of 128): after `steps` of the recipe, with the averaged weights."""
-    config = CONFIGS[name]()
-    dataset = build.dataset(config)
-    model, transform, keep = build.model(config, dataset), build.transform(config, dataset), Keep()
+    setup, keep = resolve(config_for(name)), Keep()
+    model, data = setup.model, setup.training_data
     if steps:
-        options = dataclasses.replace(build.options(config), steps=steps, eval_every=0, checkpoint_every=0)
-        train(model, dataset.split("train"), transform, options, objective=build.objective(config), callbacks=[keep])
+        options = dataclasses.replace(setup.options, steps=steps, eval_every=0, checkpoint_every=0)
+        train(model, data, setup.transform, options, objective=setup.objective, callbacks=[keep])
         model.load_state_dict({**model.state_dict(), **keep.state.ema.weights()})
-    return model.train(), Batches(dataset.split("train"), transform, batch_size=128, seed=1)
+    return model.train(), Batches(data, setup.transform, batch_size=128, seed=1)
 
 
 def gradient(model, losses):
@@ -172,7 +171,7 @@ def measure(name, args):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--sdes", default="vp,sub_vp", help=f"comma-separated, of {', '.join(CONFIGS)}")
+    parser.add_argument("--sdes", default="vp,sub_vp", help=f"comma-separated, of {', '.join(('vp', 'sub_vp'))}")
     parser.add_argument("--train", type=int, default=400, help="training steps before the measurement")
     parser.add_argument("--samples", type=int, default=2048, help="single gradients")
     parser.add_argument("--batches", type=int, default=60, help="whole batches for each sampler")

@@ -40,9 +40,9 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import numpy as np
 import torch
 
-from experiments import build
 from likelihood import Coloured, Hutchinson, Method, Uniform, accurate, bits_per_dim, fast, log_likelihood
 from numerics import Adams, SampleStreams, SciPy, TorchDiffEq, rademacher
+from workflow import load_run
 
 FAMILIES = ("reference code", "SciPy", "torchdiffeq", "accurate", "fast")
 
@@ -89,10 +89,12 @@ class Subject:
     """A trained network and images, with all the ways of scoring them."""
 
     def __init__(self, folder, split, first, n, truth):
-        self.run = build.load_run(folder)
+        self.run = load_run(folder)
         self.sde, self.model, self.flow = self.run.sde, self.run.model, self.run.flow
-        if self.run.config.sde.name != "vp":
-            sys.exit(f"benchmarks/likelihood.py: got {folder}, a run of {self.run.config.sde.name}; expected one of vp")
+        if self.run.setup.config["sde"]["name"] != "vp":
+            sys.exit(
+                f"benchmarks/likelihood.py: got {folder}, a run of {self.run.setup.config['sde']['name']}; expected one of vp"
+            )
         self.D = math.prod(self.run.dataset.event_shape)
         self.n, self.images = n, self.run.dataset.split(split).x[first : first + n]
         self.x = self.noisy(self.images, 1)

@@ -22,14 +22,14 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 
 import torch
 
-from experiments import build
 from likelihood import Uniform, bits_per_dim, fast
 from numerics import SampleStreams
+from workflow import load_run
 
 
 def score(args, n):
     torch.set_num_threads(args.threads)
-    run = build.load_run(args.run)
+    run = load_run(args.run)
     images = run.dataset.split("test").x
     pilot = run.dataset.split("train").x[:8]
     x, _ = Uniform()(pilot, run.transform, run.sde, run.sde.t_min, generator=SampleStreams(0))

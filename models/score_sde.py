@@ -30,12 +30,12 @@ from models.embeddings import FourierEmbedding
 from models.ncsnpp import NCSNpp
 from models.network import check_choice
 from models.parametrization import NOISE, SCORE
-from models.refinenet import NCSN, NCSNv2, RefineNet, geometric_sigmas
+from models.refinenet import NCSN, NCSNv2, RefineNet
 from models.resampling import ConvDouble, ConvHalve
 from models.residual import ResidualBlock
 from models.score_model import ScoreModel
 from numerics import UserError
-from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
+from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE, geometric_sigmas
 
 Config = Mapping[str, Any]
 
@@ -204,7 +204,7 @@ def _score_sde_model(config: Config) -> ScoreModel:
         sde = VESDE(sigma_min=float(model["sigma_min"]), sigma_max=float(model["sigma_max"]))
         conditioning = Sigma() if continuous else DiscreteIndex(levels=levels, reverse=True)
         if not continuous:
-            sigmas = geometric_sigmas(float(model["sigma_max"]), float(model["sigma_min"]), levels)
+            sigmas = geometric_sigmas(levels=levels, largest=sde.sigma_max, smallest=sde.sigma_min)
     else:
         beta_min, beta_max = float(model["beta_min"]), float(model["beta_max"])
         conditioning = ContinuousTime(scale=999.0)
@@ -282,7 +282,7 @@ def _ncsnv2_model(config: Config) -> ScoreModel:
     check_choice("config.model.sigma_dist", kind, ("geometric", "uniform"))
     sde: SDE
     if kind == "geometric":
-        sigmas = geometric_sigmas(largest, smallest, levels)
+        sigmas = geometric_sigmas(levels=levels, largest=largest, smallest=smallest)
         sde = VESDE(sigma_min=smallest, sigma_max=largest)
     else:
         sigmas = tuple(torch.linspace(largest, smallest, levels, dtype=torch.float64).tolist())

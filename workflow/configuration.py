@@ -98,6 +98,21 @@ def default_config(system: System, preset: str = "digits") -> ConfigDict:
     return config
 
 
+def config_for(name: str, preset: str = "digits", changes: Mapping[str, Any] | None = None) -> Config:
+    """The configuration of the system of that name, under a preset, with some values changed, in plain types.
+
+    Args:
+        changes: values by dotted path, as flags would give them: `{"training.steps": 100, "sampling.sampler": "ddim"}`.
+
+    Raises:
+        UserError: an unknown system, preset or path.
+    """
+    system = systems.create(name)
+    config = default_config(system, preset)
+    change(config, system, changes or {})
+    return plain(config)
+
+
 FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)
 """`--config.a.b=value`, its path and its text."""
 

@@ -137,7 +137,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
 def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Method:
     """How the flow is integrated. A pilot run's grid is kept in `file`, so that all processes use the very same."""
     if protocol.solver == "fast" and file.exists():
-        return fast_on(_read_grid(file), steps=protocol.steps, data_std=run.flow.data_std, t_min=t_min)
+        return fast_on(_read_grid(file), steps=protocol.steps or 128, data_std=run.flow.data_std, t_min=t_min)
     noise = protocol.noise(run.transform)
     x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
     method = protocol.method(run.sde, run.score, x.to(torch.float32), data_std=run.flow.data_std, t_min=t_min)
