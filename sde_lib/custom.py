@@ -34,7 +34,7 @@ class KernelSDE(SDE):
 
     >>> cosine = KernelSDE(alpha_fn=lambda t: torch.cos(1.57 * t), sigma_fn=lambda t: torch.sin(1.57 * t))
     >>> round(float(cosine.g(0.5)), 4)
-    1.7717
+    1.7713
     """
 
     alpha_fn: Callable[[Tensor], Tensor]
