@@ -140,7 +140,8 @@ def parse_system(system: System, arguments: list[str]) -> Request:
         values, rest = _read_flags(system, config, arguments)
     except flags.UnrecognizedFlagError as error:
         raise UserError(
-            f"got the unknown flag --{error.flagname}{nearest(error.flagname, _SHARED)} (--help lists all)"
+            f"got the unknown flag --{error.flagname}{nearest(f'--{error.flagname}', (f'--{n}' for n in _SHARED))} "
+            "(--help lists all)"
         ) from error
     except (flags.Error, ValueError) as error:
         raise UserError(_wrong_value(error, system, config, arguments)) from error

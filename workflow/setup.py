@@ -186,25 +186,24 @@ def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std
     classes = dataset.num_classes if m["class_conditional"] else None
     if m["class_conditional"] and not classes:
         raise UserError(f"got class_conditional=True for {dataset.name}, which has no labels; expected False")
+    published = m["name"] in models.presets.available()  # what is left open stays as it was published
     options = {k: v for k, v in m.items() if k in models.options(m["name"])}
     if "embedding" in options and options["embedding"] is None:
         del options["embedding"]
-        if m["name"] not in models.presets.available():
+        if not published:
             options["embedding"] = _EMBEDDINGS.get(m["conditioning"]["name"], "smooth")
-    parametrization = models.PARAMETRIZATIONS.make(m["parametrization"])
-    if dataset.levels and m["grey_level_features"] and not options.get("fourier_features"):
+    if "fourier_features" in options and not options["fourier_features"] and dataset.levels and not published:
         # a preconditioned network sees x / data_std at low noise
         spread = data_std if m["parametrization"]["name"] == "preconditioned" else 1.0
         spacing = (c["data"]["high"] - c["data"]["low"]) / dataset.levels
-        if "fourier_features" in options:
-            options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
+        options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c["seed"])
         net = models.for_data(m["name"], shape, classes, **options)
     return ScoreModel(
         net,
         sde,
-        parametrization,
+        models.PARAMETRIZATIONS.make(m["parametrization"]),
         conditioning=models.CONDITIONINGS.make(m["conditioning"]),
         data_std=data_std,
         data_range=(c["data"]["low"], c["data"]["high"]),
