@@ -10,39 +10,31 @@ import torch
 from test_experiments import QUICK, refused, script
 
 import data
-from experiments import build, chain_bound, chains, command_line, ddpm, ncsn
+from experiments import ddpm, ncsn
 from numerics import SampleStreams
 from samplers import DPMSolver
 from sde_lib import TableVESDE, TableVPSDE
 from sde_lib.analytic import Gaussian
+from workflow import chain_bound, command_line, systems
+from workflow.configuration import config_for
 
 SCRIPTS = {"ddpm": ddpm, "ncsn": ncsn}
 SMOKE = {
-    "ddpm": [*QUICK, "--config.likelihood.bound_draws=4"],
+    "ddpm": [*QUICK, "--config.bound.draws=4"],
     "ncsn": [*QUICK, "--config.sde.levels=3"],
 }
-
-
-def changed(get_config, **values):
-    config = get_config()
-    for name, value in values.items():
-        *parents, last = name.split("__")
-        node = config
-        for parent in parents:
-            node = node[parent]
-        node[last] = value
-    return config
+DDPM, NCSN = systems.create("ddpm"), systems.create("ncsn")
 
 
 def toy_score(x, t):
     """The score of N(0.3, 0.7^2) under DDPM's chain; any function of (x, t) would do."""
-    return Gaussian(torch.full((4,), 0.3), torch.full((4,), 0.49)).score(build.sde(ddpm.get_config()))(x, t)
+    return Gaussian(torch.full((4,), 0.3), torch.full((4,), 0.49)).score(DDPM.sde(config_for("ddpm")))(x, t)
 
 
 class TestTables:
     def test_the_sde_view_is_ddpms_chain_at_its_steps(self):
         """alpha_i^2 is the running product of 1 - beta, and one step of the kernel is (sqrt(1 - beta_i), sqrt(beta_i))."""
-        sde = build.sde(ddpm.get_config())
+        sde = DDPM.sde(config_for("ddpm"))
         betas = np.linspace(1e-4, 0.02, 1000)
         abar = np.cumprod(1 - betas)
         t = torch.arange(1, 1001, dtype=torch.float64) / 1000
@@ -54,17 +46,17 @@ class TestTables:
         assert isinstance(sde, TableVPSDE) and sde.t_min == sde.t_end == 1 / 1000
 
     def test_the_sde_view_is_ncsns_ladder_at_its_levels(self):
-        config = ncsn.get_config()
-        sde, L = build.sde(config), config.sde.levels
+        config = config_for("ncsn")
+        sde, L = NCSN.sde(config), config["sde"]["levels"]
         sigmas = np.geomspace(10.0, 0.01, L)
         t = torch.arange(L - 1, -1, -1, dtype=torch.float64) / (L - 1)
         np.testing.assert_allclose(sde.sigma(t).numpy(), sigmas, rtol=1e-12)
         assert bool((sde.alpha(t) == 1).all()) and isinstance(sde, TableVESDE) and sde.t_end == 0
 
-    @pytest.mark.parametrize(("get_config", "first", "rows"), [(ddpm.get_config, 1, 1000), (ncsn.get_config, 0, 23)])
-    def test_training_looks_at_the_rows_and_at_all_of_them(self, get_config, first, rows):
-        config = get_config()
-        objective, sde = build.objective(config), build.sde(config)
+    @pytest.mark.parametrize(("system", "first", "rows"), [(DDPM, 1, 1000), (NCSN, 0, 23)])
+    def test_training_looks_at_the_rows_and_at_all_of_them(self, system, first, rows):
+        config = config_for(system.name)
+        objective, sde = system.objective(config), system.sde(config)
         t, weight = objective.times(sde, 20 * rows, torch.Generator().manual_seed(0))
         i = t * (rows if first else rows - 1)
         torch.testing.assert_close(i, i.round(), rtol=0, atol=1e-9)
@@ -73,28 +65,28 @@ class TestTables:
 
     def test_the_second_papers_rules_chose_the_ladder(self):
         """Song and Ermon 2020: sigma_max about the largest distance of two images; half of a level's shell in the next."""
-        config = ncsn.get_config()
+        ladder = NCSN.ladder(config_for("ncsn"))
         digits = data.create("digits")
-        x = build.transform(config, digits).centres(digits.split("train").x).flatten(1)
-        assert torch.cdist(x, x).max() <= config.sde.sigma_max <= 1.25 * torch.cdist(x, x).max()
+        x = digits.transform().centres(digits.split("train").x).flatten(1)
+        assert torch.cdist(x, x).max() <= ladder.sigma_max <= 1.25 * torch.cdist(x, x).max()
 
         def overlap(L):
-            gamma = (config.sde.sigma_max / config.sde.sigma_min) ** (1 / (L - 1))
+            gamma = (ladder.sigma_max / ladder.sigma_min) ** (1 / (L - 1))
             phi = torch.special.ndtr
             shift = math.sqrt(2 * x.shape[1]) * (gamma - 1)
             return float(phi(torch.tensor(shift + 3 * gamma)) - phi(torch.tensor(shift - 3 * gamma)))
 
         best = min(range(2, 60), key=lambda L: abs(overlap(L) - 0.5))
-        assert config.sde.levels == best
+        assert ladder.levels == best
 
 
 class TestAlgorithms:
     @pytest.mark.parametrize("variance", ["posterior", "transition"])
     def test_ancestral_sampling_is_algorithm_2(self, variance):
         """x_{i-1} = (x_i - beta_i / sqrt(1 - abar_i) eps) / sqrt(1 - beta_i) + sigma_i z, and no noise at the end."""
-        config = changed(ddpm.get_config, sampling__variance=variance)
-        sde, N = build.sde(config), 1000
-        sampler = build.sampler(config, "ancestral", config.sampling.steps)
+        config = config_for("ddpm", changes={"sampling.sampler.variance": variance})
+        sde, N = DDPM.sde(config), 1000
+        sampler = DDPM.sampler(config, config["sampling"]["sampler"])
         found = sampler(sde, toy_score, (5, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         assert found.nfe == N
 
@@ -114,10 +106,10 @@ class TestAlgorithms:
 
     def test_annealed_langevin_is_algorithm_1(self):
         """a_i = e sigma_i^2 / sigma_L^2;  x <- x + a_i / 2 score + sqrt(a_i) z, K times a level; then one denoising."""
-        config = changed(ncsn.get_config, sampling__steps=3)
-        sde, L, e = build.sde(config), config.sde.levels, config.sampling.step_size
+        config = config_for("ncsn", changes={"sampling.steps": 3})
+        sde, L, e = NCSN.sde(config), config["sde"]["levels"], config["sampling"]["sampler"]["step_size"]
         score = Gaussian(torch.full((4,), 0.3), torch.full((4,), 0.49)).score(sde)
-        sampler = build.sampler(config, "ald", config.sampling.steps)
+        sampler = NCSN.sampler(config, config["sampling"]["sampler"])
         found = sampler(sde, score, (5, 4), generator=torch.Generator().manual_seed(3), dtype=torch.float64)
         assert found.nfe == 3 * L + 1
 
@@ -133,7 +125,8 @@ class TestAlgorithms:
         torch.testing.assert_close(found.x, x, rtol=1e-8, atol=1e-8)
 
     def test_other_samplers_are_the_sde_views(self):
-        assert build.sampler(ddpm.get_config(), "dpm_solver", 20) == DPMSolver(steps=20)
+        config = config_for("ddpm")
+        assert DDPM.sampler(config, config["sampling"]["second"]) == DPMSolver(steps=20)
 
 
 class Predictor:
@@ -156,12 +149,13 @@ def test_the_bound_is_ddpms(reading):
     The images' own Monte Carlo errors say how far the mean of 400 equal images may be from it: 5 of them.
     """
     N, B = 20, 400
-    config = changed(ddpm.get_config, sde__steps=N, sde__beta_first=2e-3, sde__beta_last=0.3)
-    sde, transform = build.sde(config), data.create("digits").transform(-1.0, 1.0)
+    config = config_for("ddpm", changes={"sde.steps": N, "sde.beta_first": 2e-3, "sde.beta_last": 0.3})
+    sde, transform = DDPM.sde(config), data.create("digits").transform(-1.0, 1.0)
     levels = torch.tensor([0, 3, 16], dtype=torch.uint8)
-    run = SimpleNamespace(config=config, sde=sde, transform=transform, model=Predictor(sde))
-    found = chain_bound.bound(run, levels.expand(B, 3), reading, draws=N - 1, generator=SampleStreams(0, range(B)))
-    assert isinstance(chains.of(config), chains.DDPM) and found.nfe == N - 1 + 4
+    run = SimpleNamespace(sde=sde, transform=transform, model=Predictor(sde), score=Predictor(sde))
+    streams = SampleStreams(0, range(B))
+    found = chain_bound.bound(run, levels.expand(B, 3), reading, steps=N - 1, draws=N - 1, generator=streams)
+    assert found.nfe == N - 1 + 4
 
     betas = np.linspace(2e-3, 0.3, N)
     abar = np.cumprod(1 - betas)
@@ -252,7 +246,7 @@ class TestScripts:
             ("ddpm", "--config.sampling.variance=learnt", ("learnt", "posterior")),
             ("ddpm", "--config.sde.beta_last=1.5", ("1.5", "betas")),
             ("ddpm", "--config.sde.steps=0", ("steps=0", "expected an integer >= 2")),
-            ("ddpm", "--config.likelihood.bound_draws=1", ("bound_draws=1", ">= 2")),
+            ("ddpm", "--config.likelihood.bound_draws=1", ("bound.draws=1", ">= 2")),
             ("ddpm", "--config.training.weighting=simple", ("config.training.weighting",)),
             ("ncsn", "--config.sde.levels=1", ("levels=1", "expected an integer >= 2")),
             ("ncsn", "--config.sde.sigma_min=20.0", ("sigmas", "smallest < largest")),
