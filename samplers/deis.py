@@ -54,7 +54,7 @@ class DEIS(GridSampler):
     def method(self, sde: SDE, times: Tensor) -> Multistep:
         """The step on the grid `times` `(N+1,)`."""
         alpha, sigma = sde.alpha(times), sde.sigma(times)
-        nodes, lambdas, kappa = Nodes(sde, times), numbers(sde.log_snr(times) / 2), numbers(sigma / alpha)
+        nodes, lambdas, kappa = Nodes(times, alpha, sigma), numbers(sde.log_snr(times) / 2), numbers(sigma / alpha)
         in_t = self.variable == "t"
         places = nodes.t if in_t else lambdas
 

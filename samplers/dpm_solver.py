@@ -60,11 +60,11 @@ class DPMSolver(GridSampler):
         """The step on the grid `times` `(N+1,)`."""
         eta = float(self.stochastic)
         c = 1 + eta**2
-        alpha, l = sde.alpha(times), sde.log_snr(times) / 2
+        alpha, sigma, l = sde.alpha(times), sde.sigma(times), sde.log_snr(times) / 2
         h = l.diff()
         of_x = numbers(alpha[1:] / alpha[:-1] * torch.exp(-c * h))
-        of_noise = numbers(sde.sigma(times[1:]) * (-torch.expm1(-2 * eta**2 * h)).sqrt())
-        nodes, lambdas = Nodes(sde, times), numbers(l)
+        of_noise = numbers(sigma[1:] * (-torch.expm1(-2 * eta**2 * h)).sqrt())
+        nodes, lambdas = Nodes(times, alpha, sigma), numbers(l)
         predicting: list[list[float]] = []
         correcting: list[list[float] | None] = []
         for i, k in enumerate(orders(self.order, len(times) - 1, self.lower_order_final)):

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from numerics import require_range
 from samplers.base import GridSampler
-from samplers.run import Nodes, Run, numbers
+from samplers.run import Run, numbers
 from samplers.step import Step
 from sde_lib import SDE
 from sde_lib.time_grids import Karras, TimeGrid
@@ -70,15 +70,18 @@ class HeunEDM(GridSampler):
         alpha, alpha_hat = sde.alpha(times), sde.alpha(t_hat)
         added = (hat.square() - kappa[:-1].square()).clamp(min=0).sqrt()
         lift, of_noise = numbers(alpha_hat / alpha[:-1]), numbers(alpha_hat * added * self.noise_scale)
-        of_x, span = numbers(alpha[1:] / alpha_hat), numbers(alpha[1:] * (kappa[1:] - hat))
-        start, end = Nodes(sde, t_hat), Nodes(sde, times[1:])
+        of_x, at, then = numbers(alpha[1:] / alpha_hat), numbers(t_hat), numbers(times[1:])
+        # alpha_s (kappa_s - kappa^) eps, eps = -sigma score, at both ends
+        span = alpha[1:] * (kappa[1:] - hat)
+        first, second = numbers(-span * sde.sigma(t_hat)), numbers(-span * sde.sigma(times[1:]))
 
         def step(i: int, x: Tensor, run: Run) -> Tensor:
             if of_noise[i] > 0:
                 x = (x * lift[i]).add_(run.noise(x), alpha=of_noise[i])
-            eps = start.noise(i, x, run)
+            slope = run.score(x, at[i]) * first[i]
             x = x * of_x[i]
-            guess = torch.add(x, eps, alpha=span[i])
-            return x.add_(eps.add_(end.noise(i, guess, run)), alpha=span[i] / 2)
+            guess = x + slope
+            slope.add_(run.score(guess, then[i]), alpha=second[i])
+            return x.add_(slope, alpha=0.5)
 
         return step

@@ -107,12 +107,11 @@ class Nodes:
     `nodes.denoised` and `nodes.noise` are steps' functions of `(i, x, run)`: (1) and (2) of `samplers.run` at t_i.
 
     Args:
-        sde: the forward process.
         times: `(N+1,)`, float64, on the CPU.
+        alpha, sigma: those of the SDE at `times`, `(N+1,)`.
     """
 
-    def __init__(self, sde: SDE, times: Tensor) -> None:
-        alpha, sigma = sde.alpha(times), sde.sigma(times)
+    def __init__(self, times: Tensor, alpha: Tensor, sigma: Tensor) -> None:
         self.t, self.alpha = numbers(times), numbers(alpha)
         self._variance, self._minus_sigma = numbers(sigma.square()), numbers(-sigma)
 

@@ -89,7 +89,8 @@ class SEEDS(GridSampler):
             for row, scales in zip(l.tolist(), scale.tolist(), strict=True)
         ]
         of_start, kept, added = of_y.tolist(), keep.tolist(), fresh.tolist()
-        stages = Nodes(sde, t.flatten())  # the k-th of step i is the number i (p + 1) + k
+        flat = t.flatten()
+        stages = Nodes(flat, sde.alpha(flat), sde.sigma(flat))  # the k-th of step i is the number i (p + 1) + k
         value = stages.denoised if self.prediction == "data" else stages.noise
 
         def step(i: int, x: Tensor, run: Run) -> Tensor:

@@ -51,9 +51,9 @@ class UniPC(GridSampler):
 
     def method(self, sde: SDE, times: Tensor) -> Multistep:
         """The step on the grid `times` `(N+1,)`."""
-        alpha, l = sde.alpha(times), sde.log_snr(times) / 2
+        alpha, sigma, l = sde.alpha(times), sde.sigma(times), sde.log_snr(times) / 2
         of_x = numbers(alpha[1:] / alpha[:-1] * torch.exp(-l.diff()))
-        nodes, lambdas = Nodes(sde, times), numbers(l)
+        nodes, lambdas = Nodes(times, alpha, sigma), numbers(l)
         predicting: list[list[float]] = []
         correcting: list[list[float] | None] = []
         for i, k in enumerate(orders(self.order, len(times) - 1, self.lower_order_final)):
