@@ -114,6 +114,10 @@ class BitsPerDim:
         """What of it is due to the dequantisation noise; 0 without noise, NaN where it cannot be known."""
         return self.budget.dequantization
 
+    @property
+    def _noun(self) -> str:
+        return "images" if self.noisy else "points"
+
     def importance_weighted(self, K: int | None = None) -> Tensor:
         """The K-sample bound, `(B,)` bits/dim, from groups of K draws of the noise (all of them unless given).
 
@@ -143,7 +147,7 @@ class BitsPerDim:
         text = (
             f"{b.mean:.3f} ± {number(b.total)} bits/dim (probe {number(b.probe)}, "
             f"dequantisation {number(b.dequantization)}, data {number(b.data)}; "
-            f"solver {number(b.solver)}; {len(b.estimates):,} images; {self.nfe:,}+{self.nbe:,} evaluations)"
+            f"solver {number(b.solver)}; {len(b.estimates):,} {self._noun}; {self.nfe:,}+{self.nbe:,} evaluations)"
         )
         if b.solver > max(0.01, b.total):
             text += "; the solver's error is the largest: take more steps, or a smaller tolerance"
@@ -158,9 +162,11 @@ class BitsPerDim:
                 continue
             times = self.failed_at[self.status == int(status)]
             if len(times):
-                lines.append(f"{len(times)} images failed at t = {_range(times)} and are left out ({status.explain()})")
+                lines.append(
+                    f"{len(times)} {self._noun} failed at t = {_range(times)} and are left out ({status.explain()})"
+                )
         rest = int((~self.converged & (self.status == int(Status.DONE))).sum())
-        return lines + ([f"{rest} images have values that are not finite and are left out"] if rest else [])
+        return lines + ([f"{rest} {self._noun} have values that are not finite and are left out"] if rest else [])
 
     def asdict(self) -> dict[str, object]:
         """Plain numbers for a results file."""

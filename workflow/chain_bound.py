@@ -165,7 +165,7 @@ def report_bound(run: TrainedRun, folder: RunFolder, *, steps: int, draws: int) 
         where = parts.relative_to(folder.path).as_posix()
         scores[reading] = {**result.asdict(), "text": str(result), "parts": where}
     first = next(iter(scores.values()))
-    entry = {"mean": first["mean"], "stderr": first["stderr"], "kind": "bound", "unit": run.setup.unit, **scores}
+    entry = {"mean": first["mean"], "stderr": first["stderr"], "kind": "bound", "unit": "bits/dim", **scores}
     seconds = time.perf_counter() - begun
     results = folder.update_results({"vlb": {**entry, "split": run.setup.protocol.split, "seconds": seconds}})
     flow = results["bits_per_dim"]

@@ -35,14 +35,12 @@ class Scored:
         protocol: everything that they depend on, plain.
         parts: the folder of the values per sample.
         seconds: of wall clock, in this process.
-        unit: bits/dim, or nats for points.
     """
 
     result: BitsPerDim
     protocol: dict[str, Any]
     parts: Path
     seconds: float
-    unit: str
 
     def entry(self, folder: Path) -> dict[str, Any]:
         """What results.json says of it."""
@@ -50,7 +48,7 @@ class Scored:
         return {
             **self.result.asdict(),
             "kind": "exact",
-            "unit": self.unit,
+            "unit": "bits/dim",
             "reason": "",
             "split": self.protocol["split"],
             "seconds": self.seconds,
@@ -122,7 +120,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
             )
             chunks.save(k, ids=ids, **to_arrays(result))
             bar.update(last - first)
-            bar.set_postfix_str(f"{result.mean:.3f} {run.setup.unit}")
+            bar.set_postfix_str(f"{result.mean:.3f} bits/dim")
     if not chunks.complete:
         return None
     return Scored(
@@ -130,7 +128,6 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         protocol=json.loads((chunks.folder / "index.json").read_text()),
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
-        unit=run.setup.unit,
     )
 
 

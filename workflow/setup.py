@@ -80,11 +80,6 @@ class Setup:
         return WhitenedFlow(data_std=self.model.data_std or 1.0)
 
     @property
-    def unit(self) -> str:
-        """What likelihoods are stated in: bits/dim of grey levels, nats of points."""
-        return "bits/dim" if self.dataset.levels is not None else "nats"
-
-    @property
     def noun(self) -> str:
         """What one sample is."""
         return "image" if self.dataset.levels is not None else "point"
@@ -116,7 +111,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
     with _part("model"):
         model = _model(c, sde, dataset, transform, data_std) if model is None else model
     with _part("training"):
-        objective, options = system.objective(c), _options(c)
+        objective, options = system.objective(c), _options(c, dataset)
         training_data, held_out, seen = _splits(c["training"], dataset)
     with _part("sampling"):
         n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
@@ -210,9 +205,11 @@ def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std
     )
 
 
-def _options(c: Config) -> TrainingOptions:
+def _options(c: Config, dataset: Dataset) -> TrainingOptions:
     known = _OPTIONS.options("options")
     given = {k: v for k, v in c["training"].items() if k in known}
+    if given["batch_size"] is None:
+        given["batch_size"] = 128 if dataset.levels is not None else 512
     # a conditional network also learns to do without a class, which is how it is then sampled and scored
     if not c["model"]["class_conditional"]:
         given["label_dropout"] = 0.0
