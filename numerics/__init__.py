@@ -1,7 +1,7 @@
 """Numerical tools that know nothing of scores: broadcasting, random streams, initial value problems."""
 
 from numerics.broadcast import as_time, batch_time, expand_as
-from numerics.catalogue import Catalogue, Option
+from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
@@ -32,6 +32,7 @@ __all__ = [
     "Solver",
     "Status",
     "TorchDiffEq",
+    "argument_help",
     "as_time",
     "batch_time",
     "expand_as",

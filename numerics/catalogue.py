@@ -17,6 +17,7 @@ import collections.abc
 import copy
 import functools
 import inspect
+import re
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -39,12 +40,14 @@ class Option:
         default: its value where it is not given, or `Option.REQUIRED`.
         annotation: its type, as written; a string where it could not be resolved.
         part: the catalogue that makes its value by name, or None for a plain value.
+        help: what the docstring says of it, in one line.
     """
 
     name: str
     default: Any
     annotation: Any
     part: Catalogue[Any] | None = None
+    help: str = ""
 
     REQUIRED: ClassVar[Any] = inspect.Parameter.empty
 
@@ -92,9 +95,10 @@ class Catalogue(Generic[T]):
             UserError: an unknown name.
         """
         entry = self._entry(name)
+        texts = argument_help(entry)
         return {
-            option: Option(name=option, default=default, annotation=annotation, part=self._part(name, option))
-            for option, (default, annotation) in _keywords(entry).items()
+            n: Option(name=n, default=default, annotation=annotation, part=self._part(name, n), help=texts.get(n, ""))
+            for n, (default, annotation) in _keywords(entry).items()
         }
 
     def create(self, name: str, **given: Any) -> T:
@@ -180,6 +184,16 @@ class Catalogue(Generic[T]):
                 f"{', '.join(self.available())}"
             )
         return self.entries[name]
+
+
+def argument_help(entry: Callable[..., Any]) -> dict[str, str]:
+    """A line for every argument that the "Args:" of a docstring names."""
+    target = entry.func if isinstance(entry, functools.partial) else entry
+    block = (inspect.getdoc(target) or "").partition("Args:\n")[2].partition("\n\n")[0]
+    found = {}
+    for m in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
+        found.update(dict.fromkeys(m[1].split(", "), " ".join(m[2].split()).removesuffix(".")))
+    return found
 
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))

@@ -20,7 +20,7 @@ import models
 import samplers
 import sde_lib
 import training
-from numerics import Catalogue, UserError
+from numerics import Catalogue, UserError, argument_help
 from sde_lib import KernelSDE
 from training import TrainingOptions
 from workflow import command_line, configuration, experiment, main, presets, systems
@@ -382,7 +382,7 @@ class TestTools:
         flags = parser.format_help()
         for f in fields(Protocol):
             assert f"--{f.name}" in flags
-        assert all(shared.field_help(Protocol).get(f.name) for f in fields(Protocol))
+        assert all(argument_help(Protocol).get(f.name) for f in fields(Protocol))
         values = vars(parser.parse_args(["--steps", "7", "--probes", "none", "--t_min", "0.01"]))
         assert Protocol(**values) == replace(Protocol(), steps=7, t_min=0.01)
 

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import inspect
 import math
 import numbers
-import re
 from dataclasses import dataclass, fields
 from typing import Any
 
+from numerics import argument_help
 from training.errors import UsageError
 from training.precision import PRECISIONS
 
@@ -152,9 +151,8 @@ def options_help() -> dict[str, str]:
     >>> options_help()["clip"]
     'the largest norm of the gradient; longer ones are shortened to it; None for no limit'
     """
-    said = inspect.cleandoc(TrainingOptions.__doc__ or "").partition("Args:\n")[2].partition("\n\n")[0]
-    texts = {m[1]: " ".join(m[2].split()) for m in re.finditer(r"^ {4}(\w+): (.*(?:\n {8}.*)*)", said, re.MULTILINE)}
-    return {f.name: texts.get(f.name, "").removesuffix(".") for f in fields(TrainingOptions)}
+    texts = argument_help(TrainingOptions)
+    return {f.name: texts.get(f.name, "") for f in fields(TrainingOptions)}
 
 
 def _is_count(value: object) -> bool:

@@ -224,4 +224,7 @@ def _help(system: System, config: ConfigDict) -> str:
         "--config.sampling.sampler=ddim chooses one; with --help, what is chosen is shown. None leaves a value open.",
         "",
     ]
-    return "\n".join([*lines, *(f"  --config.{name}={value}" for name, value in leaves(config)), "", EXIT_CODES])
+    texts = configuration.help_texts(system, config)
+    for name, value in leaves(config):
+        lines += [f"  --config.{name}={value}", *([f"      {texts[name]}"] if texts.get(name) else [])]
+    return "\n".join([*lines, "", EXIT_CODES])

@@ -16,8 +16,10 @@ from typing import Any
 from ml_collections import ConfigDict
 
 from models.pretrained import CARD
-from numerics import Catalogue, UserError, nearest
+from numerics import Catalogue, UserError, argument_help, nearest
+from training import TrainingOptions
 from workflow import presets, systems
+from workflow.protocol import Protocol
 from workflow.run_folder import CONFIG, read_json
 from workflow.sections import is_section, leaves, names_first, set_value
 from workflow.system import Config, System
@@ -111,6 +113,29 @@ def config_for(name: str, preset: str = "digits", changes: Mapping[str, Any] | N
     config = default_config(system, preset)
     change(config, system, changes or {})
     return plain(config)
+
+
+def help_texts(system: System, config: ConfigDict) -> dict[str, str]:
+    """What the docstrings say of the values, by dotted path."""
+    texts = {f"training.{name}": text for name, text in argument_help(TrainingOptions).items()}
+    texts |= {f"likelihood.{name}": text for name, text in argument_help(Protocol).items()}
+    for path, catalogue in system.catalogues.items():
+        if _has(config, path):
+            group: Any = config
+            for key in path.split("."):
+                group = group[key]
+            texts.update(_section_texts(group, catalogue, path))
+    return texts
+
+
+def _section_texts(group: ConfigDict, catalogue: Catalogue[Any], path: str) -> Iterator[tuple[str, str]]:
+    yield f"{path}.name", f"the {catalogue.kind}: {', '.join(catalogue.available())}"
+    if group.name == "none" and "none" not in catalogue.entries:
+        return
+    for name, option in catalogue.options(group.name).items():
+        yield f"{path}.{name}", option.help
+        if option.part is not None and is_section(group.get(name)):
+            yield from _section_texts(group[name], option.part, f"{path}.{name}")
 
 
 FLAG = re.compile(r"--?config\.([\w.]+)(?:=(.*))?$", re.DOTALL)

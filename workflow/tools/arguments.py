@@ -5,7 +5,6 @@ from __future__ import annotations
 import argparse
 import ast
 import inspect
-import re
 import types
 import typing
 from collections.abc import Callable
@@ -13,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import samplers
-from numerics import UserError
+from numerics import UserError, argument_help
 from samplers import Sampler
 from workflow import progress
 from workflow.command_line import Parser
@@ -109,7 +108,7 @@ def put(options: dict[str, Any], path: str, value: Any) -> None:
 
 def add_fields(made: Parser, kind: type, *, leave: tuple[str, ...] = ()) -> None:
     """Adds an option for every field of a dataclass, with its default and its help."""
-    texts, hints = field_help(kind), typing.get_type_hints(kind)
+    texts, hints = argument_help(kind), typing.get_type_hints(kind)
     for p in inspect.signature(kind).parameters.values():
         if p.name not in leave:
             made.add_argument(f"--{p.name}", default=p.default, type=_reader(hints[p.name]), help=texts.get(p.name, ""))
@@ -126,22 +125,3 @@ def _reader(hint: Any) -> Callable[[str], Any]:
         read.__name__ = kinds[0].__name__
         return read
     return hint if hint in (int, float, str) else literal
-
-
-def field_help(kind: type) -> dict[str, str]:
-    """A line for every option that the "Args:" of a class's docstring names."""
-    _, _, block = (inspect.getdoc(kind) or "").partition("Args:\n")
-    found: dict[str, str] = {}
-    names: list[str] = []
-    for line in block.split("\n"):
-        head = re.match(r"    (\w+(?:, \w+)*): (.*)", line)
-        if head:
-            names = head[1].split(", ")
-            found.update(dict.fromkeys(names, head[2]))
-        elif line.startswith("        ") and names:
-            found.update(dict.fromkeys(names, f"{found[names[0]]} {line.strip()}"))
-        else:
-            if found and line.strip():
-                break
-            names = []
-    return found
