@@ -95,4 +95,8 @@ def preserved_global_rng() -> Iterator[None]:
 
 def seed_dropout(seed: int, step: int, part: int) -> None:
     """Seeds the global generators for part `part` of the batch of `step`."""
-    torch.manual_seed(mix(seed, "dropout", step, part))
+    number = mix(seed, "dropout", step, part)
+    if torch.accelerator.is_available():
+        torch.manual_seed(number)
+    else:  # the same, without the stack trace that torch.manual_seed writes for a GPU which is not there
+        torch.default_generator.manual_seed(number)
