@@ -21,7 +21,7 @@ from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
 from workflow.run_folder import read_json, write_once
-from workflow.setup import checked_split
+from workflow.splits import checked_split
 from workflow.trained_run import TrainedRun
 from workflow.versions import versions
 

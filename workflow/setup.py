@@ -19,12 +19,14 @@ import models
 from data import Dataset, Split
 from data.transforms import Transform
 from models import ScoreModel
-from numerics import Catalogue, UserError, require_choice, require_count
+from numerics import Catalogue, UserError, require_count
 from samplers import Sampler
 from sde_lib import SDE, WhitenedFlow
 from training import Objective, TrainingOptions
 from workflow import systems
+from workflow.device import chosen_device
 from workflow.protocol import Protocol
+from workflow.splits import checked_split, training_splits
 from workflow.system import Config, System
 
 
@@ -112,7 +114,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
         model = _model(c, sde, dataset, transform, data_std) if model is None else model
     with _part("training"):
         objective, options = system.objective(c), _options(c, dataset)
-        training_data, held_out, seen = _splits(c["training"], dataset)
+        training_data, held_out, seen = training_splits(c["training"], dataset)
     with _part("sampling"):
         n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
         require_count(n, "n")
@@ -214,46 +216,6 @@ def _options(c: Config, dataset: Dataset) -> TrainingOptions:
     if not c["model"]["class_conditional"]:
         given["label_dropout"] = 0.0
     return _OPTIONS.create("options", **given, seed=c["seed"], progress=True)
-
-
-def _splits(training: Config, dataset: Dataset) -> tuple[Split, Split, bool]:
-    """What is trained on, what is validated on, and whether the second is part of the first."""
-    name, n = training["split"], training["validation"]
-    require_choice(name, "split", ("train", "fit"))
-    require_count(n, "validation", 0)
-    chosen = dataset.split(name)
-    if "validation" in dataset.split_names:
-        return chosen, dataset.split("validation"), name == "train" and "validation" not in dataset.splits
-    if name == "fit":
-        raise UserError(f"got split='fit' for {dataset.name}, which sets nothing aside; expected 'train'")
-    return chosen, chosen.take(slice(max(0, len(chosen) - n) if n else None, None)), True
-
-
-def checked_split(dataset: Dataset, name: str) -> Split:
-    """The split of that name, refused as a wrong value where there is none."""
-    if name not in dataset.split_names:
-        raise UserError(f"got the split {name!r} of {dataset.name}; expected one of {', '.join(dataset.split_names)}")
-    return dataset.split(name)
-
-
-def chosen_device(name: str) -> torch.device:
-    """The device of that name; "auto" is the GPU where there is one.
-
-    Raises:
-        UserError: a device that is not here.
-    """
-    if name != "auto":
-        try:
-            chosen = torch.device(name)
-            torch.empty(0, device=chosen)  # a device that torch knows need not be there
-            return chosen
-        except (RuntimeError, AssertionError) as error:
-            raise UserError(
-                f"got the device {name!r}, which is not here; expected auto, cpu, cuda, cuda:N or mps"
-            ) from error
-    if torch.cuda.is_available():
-        return torch.device("cuda")
-    return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
 
 
 @contextlib.contextmanager

@@ -33,7 +33,7 @@ from likelihood import (
 from likelihood.bounds import Bins, Decoder, DiscretizedGaussian
 from numerics import SampleStreams, UserError
 from workflow import progress
-from workflow.setup import checked_split
+from workflow.splits import checked_split
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
 

@@ -34,7 +34,7 @@ from evaluation.pictures import save_grid
 from evaluation.report import LEAST
 from numerics import UserError
 from workflow.pictures import draw_in_chunks, save_samples
-from workflow.setup import checked_split
+from workflow.splits import checked_split
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
 
