@@ -15,6 +15,9 @@ demo: $(INSTALLED)
 test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
+# the packages whose every function is typed to the last argument
+STRICT := numerics sde_lib samplers likelihood workflow
+
 slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" --timeout 1800
 
@@ -22,6 +25,7 @@ lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
+	$(BIN)/mypy --strict --follow-imports=silent $(STRICT:%=-p %)
 
 install: $(INSTALLED)
 

@@ -173,6 +173,7 @@ def rows(
 
 
 def table(found: list[Row], run: TrainedRun, split: str, images: int) -> str:
+    """The rows as a page of Markdown."""
     lines = [
         f"# Bits/dim of {run.setup.name} ({run.dataset.name}), step {run.step}",
         "",

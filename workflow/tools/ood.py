@@ -60,6 +60,7 @@ def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
 
 
 def draw(values: dict[str, np.ndarray], first: str, second: str, file: Path) -> None:
+    """The histograms of two of the data sets."""
     import matplotlib
 
     matplotlib.use("Agg")
