@@ -83,7 +83,6 @@ def test_evaluate_again_replaces_its_own_entry_and_section_only(run: Path) -> No
     text = (run / "report.md").read_text()
     assert text.count("## Samples measured: DPMSolver") == text.count("## Samples measured: DDIM") == 1
     assert "30 samples against" in text and "kept" in text
-    assert "\n<!-- below: added by other tools -->\n" in text
 
 
 def test_evaluate_one_class_and_another_split(run: Path) -> None:
@@ -120,7 +119,7 @@ def test_evaluate_with_the_classifier_and_with_an_inception_file(run: Path, tmp_
     ],
 )
 def test_evaluate_refuses_before_it_samples(run: Path, arguments: list, match: str, monkeypatch) -> None:
-    monkeypatch.setattr(evaluate, "draw_in_chunks", lambda *_, **__: pytest.fail("sampled"))
+    monkeypatch.setattr("workflow.tools.evaluate.draw_in_chunks", lambda *_, **__: pytest.fail("sampled"))
     before = sorted(run.rglob("*"))
     with pytest.raises(ValueError, match=match):
         call(run, *arguments)
