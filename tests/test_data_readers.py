@@ -28,6 +28,7 @@ from PIL import Image
 import data
 from data import DataError
 from data.cifar import SHA256
+from numerics import UserError
 
 
 @pytest.fixture(autouse=True)
@@ -549,7 +550,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     _save(tmp_path / "c" / "a.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError, match="both in itself and in subfolders"):
         read()
-    with pytest.raises(DataError, match="needs the option 'size'"):
+    with pytest.raises(UserError, match="the data set 'image_folder' without size; expected a value"):
         data.create("image_folder", root=tmp_path)
     for options, match in (
         ({"size": 0}, "size is 0"),

@@ -343,8 +343,8 @@ def test_a_tiny_unet_has_the_advertised_size():
         (lambda: DiT(patch=0), "patch=0"),
         (lambda: NCSN(channels=0), "channels=0"),
         (lambda: MLP(0), "dim=0"),
-        (lambda: models.create("vit"), "got the network 'vit'; expected one of mlp"),
-        (lambda: models.create("mlp", dim=2, widht=3), "for the network 'mlp'"),
+        (lambda: models.create("vit"), r"got the network 'vit', did you mean 'dit'\?; expected one of auto, mlp, "),
+        (lambda: models.create("mlp", dim=2, widht=3), r"'widht' for the network 'mlp', did you mean 'width'\?"),
         (lambda: models.presets.create("ddpm"), "got the preset 'ddpm'"),
     ],
 )

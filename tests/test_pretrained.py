@@ -6,7 +6,7 @@ import pytest
 import torch
 
 import data
-from likelihood import Hutchinson, log_likelihood
+from likelihood import Hutchinson, Method, log_likelihood
 from models import ScoreModel
 from numerics import Dopri5, SampleStreams, uniform
 from samplers import DPMSolver
@@ -47,8 +47,7 @@ def test_batch_mates_move_a_float32_value_by_less_than_the_stated_error():
             model,
             x,
             divergence=Hutchinson(fresh=False),
-            solver=Dopri5(rtol=1e-4, atol=1e-4),
-            flow=WhitenedFlow(data_std=model.data_std),
+            method=Method(Dopri5(rtol=1e-4, atol=1e-4), flow=WhitenedFlow(data_std=model.data_std)),
             generator=SampleStreams(1, ids),
         )
 
@@ -71,8 +70,7 @@ def test_the_stated_error_covers_the_error_made():
             model,
             x,
             divergence=Hutchinson(fresh=False),
-            solver=Dopri5(rtol=tolerance, atol=tolerance),
-            flow=WhitenedFlow(data_std=model.data_std),
+            method=Method(Dopri5(rtol=tolerance, atol=tolerance), flow=WhitenedFlow(data_std=model.data_std)),
             generator=SampleStreams(1, ids),
         )
         for tolerance in (1e-4, 1e-6)

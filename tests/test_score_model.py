@@ -351,7 +351,7 @@ def test_an_incomplete_folder_is_refused(folder, name):
         ("network", {"name": "mlp", "options": {"dims": 5}}, "dims"),
         ("sde", {"name": "vq"}, "SDE 'vq'"),
         ("parametrization", {"name": "x0"}, "parametrization 'x0'"),
-        ("conditioning", {"name": "time"}, "conditioning 'time'"),
+        ("conditioning", {"name": "clock"}, "conditioning 'clock'"),
         ("format", 99, "format 99"),
     ],
 )
