@@ -479,32 +479,32 @@ def test_crop_keeps_the_centre_and_resize_averages(tmp_path: Path) -> None:
     wide = np.zeros((4, 8, 3), np.uint8)
     wide[:, 2:6] = 200
     _save(tmp_path / "w.png", wide)
-    image = data.Decoder(size=2, filter="box").open(tmp_path / "w.png", "w")
+    image = data.PictureDecoder(size=2, filter="box").open(tmp_path / "w.png", "w")
     assert image.tolist() == [[[200, 200], [200, 200]]] * 3
     tall = np.arange(12, dtype=np.uint8).reshape(6, 2) * 10
     _save(tmp_path / "t.png", tall)
-    image = data.Decoder(size=2, channels=1, filter="nearest").open(tmp_path / "t.png", "t")
+    image = data.PictureDecoder(size=2, channels=1, filter="nearest").open(tmp_path / "t.png", "t")
     assert image[0].tolist() == tall[2:4].tolist()
     with pytest.raises(DataError, match="aspect ratio"):
-        data.Decoder(size=2, crop="none").open(tmp_path / "t.png", "t")
-    assert data.Decoder(size=(3, 1), crop="none").open(tmp_path / "t.png", "t").shape == (3, 3, 1)
+        data.PictureDecoder(size=2, crop="none").open(tmp_path / "t.png", "t")
+    assert data.PictureDecoder(size=(3, 1), crop="none").open(tmp_path / "t.png", "t").shape == (3, 3, 1)
 
 
 def test_transparency_rotation_and_depth(tmp_path: Path) -> None:
     clear = np.zeros((2, 2, 4), np.uint8)
     clear[0, 0] = (10, 20, 30, 255)
     _save(tmp_path / "a.png", clear)
-    image = data.Decoder(size=2).open(tmp_path / "a.png", "a")
+    image = data.PictureDecoder(size=2).open(tmp_path / "a.png", "a")
     assert image[:, 0, 0].tolist() == [10, 20, 30]
     assert image[:, 1, 1].tolist() == [255, 255, 255]
     turned = Image.fromarray(np.array([[0, 255]], np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned.save(tmp_path / "b.png", exif=exif)
-    assert data.Decoder(size=(2, 1), channels=1).open(tmp_path / "b.png", "b").tolist() == [[[0], [255]]]
+    assert data.PictureDecoder(size=(2, 1), channels=1).open(tmp_path / "b.png", "b").tolist() == [[[0], [255]]]
     Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match="8 bits a channel"):
-        data.Decoder(size=2).open(tmp_path / "c.png", "c")
+        data.PictureDecoder(size=2).open(tmp_path / "c.png", "c")
 
 
 def test_image_folder_cache_is_the_same_data_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -521,7 +521,7 @@ def test_image_folder_cache_is_the_same_data_mapped(tmp_path: Path, monkeypatch:
         assert torch.equal(a.ids, b.ids[order])
         assert torch.equal(a.x, b.x[order])
     # The second time, nothing is decoded.
-    monkeypatch.setattr(data.Decoder, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(data.PictureDecoder, "open", lambda *_: pytest.fail("decoded again"))
     again = data.create("image_folder", cache=tmp_path / "cache", **options)
     assert again.fingerprint == cached.fingerprint
     monkeypatch.undo()
@@ -578,14 +578,14 @@ def test_picture_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (5_000, 5_000)).save(path)
     with pytest.raises(DataError, match="5000x5000 pixels, expected 1 to 16,777,216"):
-        data.Decoder(size=8).open(path, "bomb")
-    assert data.Decoder(size=8, max_pixels=2**25).open(path, "large").shape == (3, 8, 8)
+        data.PictureDecoder(size=8).open(path, "bomb")
+    assert data.PictureDecoder(size=8, max_pixels=2**25).open(path, "large").shape == (3, 8, 8)
 
 
 def test_any_sequence_of_pictures(tmp_path: Path) -> None:
     """What the adapters of datasets and torchvision share, on a plain list."""
     pictures = [(Image.fromarray(np.full((5, 5), 7 * i, np.uint8)), i % 3) for i in range(6)]
-    decoder = data.Decoder(size=5, channels=1)
+    decoder = data.PictureDecoder(size=5, channels=1)
     dataset = data.from_pictures({"train": pictures[:4], "test": pictures[4:]}, decoder, name="list")
     assert dataset.split("test").x[:, 0, 0, 0].tolist() == [28, 35]
     assert dataset.split("test").labels.tolist() == [1, 2]

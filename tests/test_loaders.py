@@ -15,7 +15,8 @@ import torch
 
 from models import CheckpointError, DiscreteIndex, ScoreModel, from_diffusers, load_score_sde
 from models.checkpoint_reader import read_checkpoint
-from models.score_sde import _translate_ncsnpp
+from models.ncsnv2_checkpoint import ncsnv2_model
+from models.score_sde_checkpoint import score_sde_model, translate_ncsnpp
 from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
@@ -126,11 +127,9 @@ def changed(section, **values):
 
 def layout(config):
     """A random checkpoint in the layout of that config's network."""
-    from models.score_sde import _score_sde_model
-
-    net = _score_sde_model(config).net
+    net = score_sde_model(config).net
     own, g = net.state_dict(), torch.Generator().manual_seed(0)
-    names = {name: own[e.ours] for e in _translate_ncsnpp(net) for name in e.theirs}
+    names = {name: own[e.ours] for e in translate_ncsnpp(net) for name in e.theirs}
     state = OrderedDict({"module.sigmas": torch.ones(100, dtype=torch.float64)})
     for name, ours in names.items():
         shape = list(ours.shape)
@@ -230,12 +229,10 @@ def test_a_config_file_must_be_json(checkpoint, tmp_path):
 
 
 def test_each_training_sde_is_recognised(tmp_path):
-    from models.score_sde import _ncsnv2_model, _score_sde_model
-
-    assert _score_sde_model(changed("training", sde="subvpsde")).sde == SubVPSDE()
-    discrete = _score_sde_model(changed("training", sde="vesde", continuous=False))
+    assert score_sde_model(changed("training", sde="subvpsde")).sde == SubVPSDE()
+    discrete = score_sde_model(changed("training", sde="vesde", continuous=False))
     assert discrete.conditioning == DiscreteIndex(levels=100, reverse=True)
-    assert isinstance(_score_sde_model(changed("training", continuous=False)).sde, TableVPSDE)
+    assert isinstance(score_sde_model(changed("training", continuous=False)).sde, TableVPSDE)
     model = {
         "sigma_begin": 1,
         "sigma_end": 0.1,
@@ -245,13 +242,13 @@ def test_each_training_sde_is_recognised(tmp_path):
         "nonlinearity": "elu",
     }
     data = {"dataset": "CIFAR10", "channels": 3, "rescaled": True, "logit_transform": False}
-    uniform = _ncsnv2_model({"model": model, "data": data})
+    uniform = ncsnv2_model({"model": model, "data": data})
     assert isinstance(uniform.sde, TableVESDE)
     assert uniform.data_range == (-1, 1)
     t = 1 - torch.arange(10).double() / 9
     torch.testing.assert_close(uniform.sde.sigma(t), torch.linspace(1, 0.1, 10).double(), rtol=1e-6, atol=0)
     with pytest.raises(ValueError, match="config.data.dataset='MNIST'"):
-        _ncsnv2_model({"model": model, "data": {**data, "dataset": "MNIST"}})
+        ncsnv2_model({"model": model, "data": {**data, "dataset": "MNIST"}})
 
 
 # -- hostile and broken files --------------------------------------------------------------------------------
