@@ -25,7 +25,7 @@ from models.network import ListOf, Network, check_choice, check_dropout, check_i
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
-from numerics import UserError, expand_as
+from numerics import UserError, expand_as, require_positive
 
 
 class EncoderLevel(nn.Module):
@@ -140,19 +140,17 @@ class NCSNpp(Network):
     ) -> None:
         super().__init__(locals())
         check_sizes(in_channels=in_channels, image_size=image_size, channels=channels, multipliers=tuple(multipliers))
-        check_sizes(blocks=blocks, heads=heads)
+        check_sizes(blocks=blocks, heads=heads, groups=groups, out_channels=out_channels)
+        require_positive(eps, "eps")
+        resolutions = level_resolutions(image_size, len(multipliers))
+        check_levels(attention_resolutions, resolutions, image_size)
+        if sigmas is not None and not (sigmas and all(isinstance(s, int | float) and s > 0 for s in sigmas)):
+            raise UserError(f"got {len(sigmas)} sigmas; expected at least one, all of them numbers > 0")
         check_dropout(dropout)
         check_choice("residual_block", residual_block, ("biggan", "ddpm"))
         check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
         check_choice("progressive_output", progressive_output, ("none", "output_skip", "residual"))
         check_choice("combine", combine, ("sum", "cat"))
-        resolutions = level_resolutions(image_size, len(multipliers))
-        for resolution in attention_resolutions:
-            if resolution not in resolutions:
-                raise UserError(
-                    f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
-                    f"at image_size={image_size} the levels have {resolutions}"
-                )
         if num_classes is not None and not conditional:
             raise UserError(
                 f"num_classes={num_classes} with conditional=False: a network that is told nothing has no classes"
@@ -334,3 +332,13 @@ def level_resolutions(image_size: int, levels: int) -> tuple[int, ...]:
     for _ in range(levels - 1):
         sides.append(-(-sides[-1] // 2))
     return tuple(sides)
+
+
+def check_levels(attention_resolutions: Sequence[int], levels: Sequence[int], image_size: int) -> None:
+    """Raise a `UserError` that names the first resolution with attention that is no level's."""
+    for resolution in attention_resolutions:
+        if resolution not in levels:
+            raise UserError(
+                f"got attention_resolutions={tuple(attention_resolutions)}; expected some of {', '.join(map(str, levels))}, "
+                f"the levels at image_size={image_size}: no level has resolution {resolution}"
+            )

@@ -75,8 +75,10 @@ def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
 
 
 def check_sizes(**sizes: object) -> None:
-    """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such."""
+    """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such; None passes."""
     for name, value in sizes.items():
+        if value is None:
+            continue
         entries = value if isinstance(value, list | tuple) else (value,)
         if not entries or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in entries):
             raise UserError(f"{name}={value!r}: expected integers >= 1")

@@ -250,8 +250,8 @@ class RefineNet(Network):
         check_choice("size", size, tuple(_STAGES))
         check_choice("activation", activation, tuple(_ACTIVATIONS))
         values = tuple(float(sigma) for sigma in sigmas)
-        if not values or values[-1] <= 0 or any(a <= b for a, b in pairwise(values)):
-            raise UserError(f"sigmas: got {len(values)} of them, expected at least one, positive, and strictly falling")
+        if not values or not values[-1] > 0 or not all(a > b for a, b in pairwise(values)):
+            raise UserError(f"got {len(values)} sigmas; expected at least one, positive, and strictly falling")
         self.options["sigmas"] = values
         table = torch.tensor(values, dtype=torch.float64)
         self.checkpoint_activations = checkpoint_activations
