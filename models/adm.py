@@ -19,7 +19,7 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding
 from models.initialization import conv3x3
 from models.ncsnpp import check_levels, level_resolutions
-from models.network import ListOf, Network, check_dropout, check_images, check_sizes
+from models.network import ListOf, Network, check_dropout, check_images, check_sizes, require_label
 from models.normalization import GroupNorm
 from models.resampling import Double, Halve, size_of
 from models.residual import ResidualBlock
@@ -134,9 +134,7 @@ class ADM(Network):
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
         check_images(x, self.in_channels)
-        if label is None:
-            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
-        embedding = self.embedding(label, class_label)
+        embedding = self.embedding(require_label(label), class_label)
         h = self.stem(x)
         skips = [h]
         for i, level in enumerate(self.encoder):

@@ -28,7 +28,9 @@ class Section:
 
     def __getitem__(self, key: str) -> Any:
         if key not in self.values:
-            raise UserError(f"config.{self.name} has no {key!r}, which the network is built from; add it")
+            raise UserError(
+                f"got config.{self.name} without {key!r}; expected it, since the network is built from it: add it"
+            )
         return self.values[key]
 
     def get(self, key: str, default: Any) -> Any:
@@ -37,13 +39,15 @@ class Section:
     def only(self, known: frozenset[str]) -> None:
         if unknown := sorted(set(self.values) - known):
             raise UserError(
-                f"config.{self.name}.{unknown[0]} is an unknown switch; expected only: {', '.join(sorted(known))}"
+                f"got the unknown switch config.{self.name}.{unknown[0]}; expected only {', '.join(sorted(known))}"
             )
 
     def require(self, key: str, expected: str) -> None:
         got = self.get(key, expected)
         if str(got).lower() != expected.lower():
-            raise UserError(f"config.{self.name}.{key}={got!r} is not supported; expected {expected!r}")
+            raise UserError(
+                f"got config.{self.name}.{key}={got!r}; expected {expected!r}, the only one that is supported"
+            )
 
 
 @dataclass(frozen=True)

@@ -21,11 +21,11 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import conv1x1, conv3x3
 from models.input_features import FourierFeatures
-from models.network import ListOf, Network, check_choice, check_dropout, check_images, check_sizes
+from models.network import ListOf, Network, check_dropout, check_images, check_sizes, require_label
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
-from numerics import UserError, expand_as, require_positive
+from numerics import UserError, expand_as, require_choice, require_positive
 
 
 class EncoderLevel(nn.Module):
@@ -147,17 +147,15 @@ class NCSNpp(Network):
         if sigmas is not None and not (sigmas and all(isinstance(s, int | float) and s > 0 for s in sigmas)):
             raise UserError(f"got {len(sigmas)} sigmas; expected at least one, all of them numbers > 0")
         check_dropout(dropout)
-        check_choice("residual_block", residual_block, ("biggan", "ddpm"))
-        check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
-        check_choice("progressive_output", progressive_output, ("none", "output_skip", "residual"))
-        check_choice("combine", combine, ("sum", "cat"))
+        require_choice(residual_block, "residual_block", ("biggan", "ddpm"))
+        require_choice(progressive_input, "progressive_input", ("none", "input_skip", "residual"))
+        require_choice(progressive_output, "progressive_output", ("none", "output_skip", "residual"))
+        require_choice(combine, "combine", ("sum", "cat"))
         if num_classes is not None and not conditional:
-            raise UserError(
-                f"num_classes={num_classes} with conditional=False: a network that is told nothing has no classes"
-            )
+            raise UserError(f"got num_classes={num_classes} with conditional=False; expected None, or conditional=True")
         if scale_by_sigma and sigmas is None and embedding != "fourier":
             raise UserError(
-                "scale_by_sigma needs a label that is sigma (embedding='fourier') or sigmas=(…) to look it up in"
+                "got scale_by_sigma=True; expected a label that is sigma (embedding='fourier'), or sigmas=(…) to look it up in"
             )
 
         self.num_classes, self.in_channels = num_classes, in_channels
@@ -257,9 +255,7 @@ class NCSNpp(Network):
         check_images(x, self.in_channels)
         embedding = None
         if self.embedding is not None:
-            if label is None:
-                raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
-            embedding = self.embedding(label, class_label)
+            embedding = self.embedding(require_label(label), class_label)
         if not self.centered:
             x = 2 * x - 1
         pyramid = x

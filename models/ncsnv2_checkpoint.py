@@ -15,11 +15,10 @@ from torch import Tensor, nn
 from models.checkpoint_reader import CheckpointError
 from models.checkpoint_translation import Config, Entry, Section, both
 from models.conditioning import DiscreteIndex
-from models.network import check_choice
 from models.parametrization import SCORE
 from models.refinenet import NCSN, NCSNv2, RefineNet
 from models.score_model import ScoreModel
-from numerics import UserError
+from numerics import UserError, require_choice
 from sde_lib import SDE, VESDE, TableVESDE, geometric_sigmas
 
 _SWITCHES = frozenset(
@@ -48,17 +47,17 @@ def ncsnv2_model(config: Config) -> ScoreModel:
     model.require("normalization", "InstanceNorm++")
     model.require("spec_norm", "False")
     name = str(model.get("name", "ncsnv2")).lower()
-    check_choice("config.model.name", name, ("ncsn", "ncsnv2"))
+    require_choice(name, "config.model.name", ("ncsn", "ncsnv2"))
     dataset = str(data["dataset"]).upper()
     sizes = {"CIFAR10": "64", "CELEBA": "64", "LSUN": "128", "FFHQ": "256"}
-    check_choice("config.data.dataset", dataset, tuple(sizes))
+    require_choice(dataset, "config.data.dataset", tuple(sizes))
     largest, smallest, levels = (
         float(model["sigma_begin"]),
         float(model["sigma_end"]),
         int(model["num_classes"]),
     )
     kind = str(model["sigma_dist"])
-    check_choice("config.model.sigma_dist", kind, ("geometric", "uniform"))
+    require_choice(kind, "config.model.sigma_dist", ("geometric", "uniform"))
     sde: SDE
     if kind == "geometric":
         sigmas = geometric_sigmas(levels=levels, largest=largest, smallest=smallest)
@@ -68,7 +67,7 @@ def ncsnv2_model(config: Config) -> ScoreModel:
         sde = TableVESDE(sigmas=sigmas)
     centered = bool(data["rescaled"])
     if data["logit_transform"]:
-        raise UserError("config.data.logit_transform=True is not supported; expected images in [0, 1] or [-1, 1]")
+        raise UserError("got config.data.logit_transform=True; expected False: images in [0, 1] or [-1, 1]")
     make = NCSN if name == "ncsn" else NCSNv2
     net = make(
         sigmas=sigmas,
@@ -93,7 +92,7 @@ def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[s
     if weights == "raw":
         return state
     if len(content) < 5:
-        raise CheckpointError(f"{checkpoint} holds no averaged weights; ask for weights='raw'")
+        raise CheckpointError(f"got {checkpoint} without averaged weights; expected some: ask for weights='raw'")
     averages = {name.removeprefix("module."): tensor for name, tensor in content[4].items()}
     if set(averages) != set(state):
         missing, unexpected = (
@@ -101,7 +100,7 @@ def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[s
             tuple(sorted(set(averages) - set(state))),
         )
         raise CheckpointError(
-            f"{checkpoint}: the averaged weights are not the model's: missing {missing[:3]}, "
+            f"got {checkpoint} with averaged weights that are not the model's; expected the same names: missing {missing[:3]}, "
             f"unexpected {unexpected[:3]}",
             missing=missing,
             unexpected=unexpected,

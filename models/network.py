@@ -67,13 +67,6 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise a `UserError` that names the argument, its value and what it may be."""
-    if value not in choices:
-        expected = ", ".join(map(repr, choices))
-        raise UserError(f"{name}={value!r}: expected one of {expected}")
-
-
 def check_sizes(**sizes: object) -> None:
     """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such; None passes."""
     for name, value in sizes.items():
@@ -81,16 +74,25 @@ def check_sizes(**sizes: object) -> None:
             continue
         entries = value if isinstance(value, list | tuple) else (value,)
         if not entries or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in entries):
-            raise UserError(f"{name}={value!r}: expected integers >= 1")
+            raise UserError(f"got {name}={value!r}; expected integers >= 1")
 
 
 def check_dropout(dropout: float) -> None:
     """Raise a `UserError` for what is no probability below 1."""
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UserError(f"dropout={dropout!r}: expected a number in [0, 1)")
+        raise UserError(f"got dropout={dropout!r}; expected a number in [0, 1)")
 
 
 def check_images(x: Tensor, channels: int) -> None:
     """Raise a `UserError` for what is not `(B, channels, H, W)`."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise UserError(f"got x of shape {tuple(x.shape)}; expected images (B, {channels}, H, W)")
+
+
+def require_label(label: Tensor | None) -> Tensor:
+    """`label`, or a `UserError` where a network that is told the noise level was called without it."""
+    if label is None:
+        raise UserError(
+            "got no label; expected one of shape (B,), since this network is told the noise level: net(x, label)"
+        )
+    return label

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.network import ListOf, Network, check_choice, check_images, check_sizes
+from models.network import ListOf, Network, check_images, check_sizes, require_label
 from models.resampling import Halve
-from numerics import UserError, expand_as
+from numerics import UserError, expand_as, require_choice
 from sde_lib import geometric_sigmas
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -247,8 +247,8 @@ class RefineNet(Network):
     ) -> None:
         super().__init__(locals())
         check_sizes(in_channels=in_channels, channels=channels)
-        check_choice("size", size, tuple(_STAGES))
-        check_choice("activation", activation, tuple(_ACTIVATIONS))
+        require_choice(size, "size", tuple(_STAGES))
+        require_choice(activation, "activation", tuple(_ACTIVATIONS))
         values = tuple(float(sigma) for sigma in sigmas)
         if not values or not values[-1] > 0 or not all(a > b for a, b in pairwise(values)):
             raise UserError(f"got {len(values)} sigmas; expected at least one, positive, and strictly falling")
@@ -289,9 +289,7 @@ class RefineNet(Network):
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)` -> `(B, C, H, W)`."""
         check_images(x, self.in_channels)
-        if label is None:
-            raise UserError("this network needs the index of the noise level: call it as net(x, label), label (B,)")
-        index = label.long()
+        index = require_label(label).long()
         h = self.stem(x if self.centered else 2 * x - 1)
         activations = []
         for stage in self.stages:

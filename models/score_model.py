@@ -201,21 +201,19 @@ class ConditionedScore:
     def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)
         if num_classes is None and labels is not None:
-            raise UserError("condition(labels): this network has no classes; expected one made with num_classes=…")
+            raise UserError("got labels for a network that has no classes; expected a network made with num_classes=…")
         self.model = model
         try:
             self.labels = None if labels is None else torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"condition(labels): got {labels!r}, expected integers of shape () or (B,)") from error
+            raise UserError(f"got labels={labels!r}; expected integers of shape () or (B,)") from error
         if self.labels is not None and (self.labels.ndim > 1 or self.labels.is_floating_point()):
             raise UserError(
-                f"condition(labels): got shape {tuple(self.labels.shape)} of {self.labels.dtype}, "
+                f"got labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
                 f"expected integers of shape () or (B,)"
             )
         if self.labels is not None and bool(((self.labels < 0) | (self.labels >= int(num_classes or 0))).any()):
-            raise UserError(
-                f"condition(labels): got {self.labels.tolist()}, expected classes 0 to {int(num_classes or 0) - 1}"
-            )
+            raise UserError(f"got labels={self.labels.tolist()}; expected classes 0 to {int(num_classes or 0) - 1}")
 
     @property
     def sde(self) -> SDE:

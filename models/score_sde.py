@@ -16,10 +16,9 @@ from typing import Any
 from models.checkpoint_reader import CheckpointError, read_checkpoint
 from models.checkpoint_translation import Config, fill
 from models.ncsnv2_checkpoint import ncsnv2_model, ncsnv2_state, translate_refinenet
-from models.network import check_choice
 from models.score_model import ScoreModel
 from models.score_sde_checkpoint import score_sde_model, score_sde_state, translate_ncsnpp
-from numerics import UserError
+from numerics import UserError, require_choice
 
 
 def load_score_sde(
@@ -44,7 +43,7 @@ def load_score_sde(
             config's network; it lists every missing, unexpected and misshapen tensor.
         UserError: for a config with a missing key, an unknown switch, or an unsupported value.
     """
-    check_choice("weights", weights, ("ema", "raw"))
+    require_choice(weights, "weights", ("ema", "raw"))
     config = _read_config(config)
     content = read_checkpoint(checkpoint)
     if isinstance(content, dict) and {"model", "ema"} <= set(content):
@@ -74,13 +73,15 @@ def _read_config(config: Config | str | os.PathLike[str]) -> Config:
     if isinstance(config, str | os.PathLike):
         path = Path(config)
         if not path.is_file():
-            raise UserError(f"{path}: no such file; expected a JSON file with the checkpoint's config")
+            raise UserError(f"got {path}, which does not exist; expected a JSON file with the checkpoint's config")
         try:
             values = json.loads(path.read_text())
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}: not JSON ({error}); expected the checkpoint's config as JSON") from error
+            raise UserError(
+                f"got {path}, which is no JSON ({error}); expected the checkpoint's config as JSON"
+            ) from error
     else:
         values = config
     if not isinstance(values, Mapping) or "model" not in values or "data" not in values:
-        raise UserError(f"config: got the sections {sorted(values)}, expected at least 'model' and 'data'")
+        raise UserError(f"got a config with the sections {sorted(values)}; expected at least 'model' and 'data'")
     return values

@@ -21,12 +21,11 @@ from models.checkpoint_translation import Config, Entry, Section, both
 from models.conditioning import Conditioning, ContinuousTime, DiscreteIndex, Sigma
 from models.embeddings import FourierEmbedding
 from models.ncsnpp import NCSNpp
-from models.network import check_choice
 from models.parametrization import NOISE, SCORE
 from models.resampling import ConvDouble, ConvHalve
 from models.residual import ResidualBlock
 from models.score_model import ScoreModel
-from numerics import UserError
+from numerics import UserError, require_choice
 from sde_lib import SDE, VESDE, VPSDE, SubVPSDE, TableVPSDE, geometric_sigmas
 
 _SWITCHES = frozenset(
@@ -74,8 +73,8 @@ def score_sde_model(config: Config) -> ScoreModel:
     model.require("nonlinearity", "swish")
     model.require("conditional", "True")  # otherwise that code keeps tensors that it never uses
     name, sde_name = model["name"], str(training["sde"]).lower()
-    check_choice("config.model.name", name, ("ncsnpp", "ddpm"))
-    check_choice("config.training.sde", sde_name, ("vpsde", "subvpsde", "vesde"))
+    require_choice(name, "config.model.name", ("ncsnpp", "ddpm"))
+    require_choice(sde_name, "config.training.sde", ("vpsde", "subvpsde", "vesde"))
     continuous, levels = bool(training["continuous"]), int(model["num_scales"])
     sde: SDE
     conditioning: Conditioning
@@ -113,8 +112,8 @@ def score_sde_model(config: Config) -> ScoreModel:
     common["attention_resolutions"] = tuple(r for r in model["attn_resolutions"] if r in resolutions)
     if common["image_size"] % 2 ** (len(resolutions) - 1):
         raise UserError(
-            f"config.data.image_size={common['image_size']} cannot be halved {len(resolutions) - 1} times, as the "
-            f"network that this config describes does; expected a multiple of {2 ** (len(resolutions) - 1)}"
+            f"got config.data.image_size={common['image_size']}; expected a multiple of {2 ** (len(resolutions) - 1)}, since "
+            f"the network that this config describes halves it {len(resolutions) - 1} times"
         )
     if name == "ddpm":
         net = NCSNpp(residual_block="ddpm", groups=32, skip_rescale=False, embedding="positional", **common)
@@ -149,14 +148,16 @@ def score_sde_state(content: Mapping[str, Any], weights: str) -> dict[str, Tenso
     trainable = [name for name in state if name != "all_modules.0.W"]
     shadow = content["ema"]["shadow_params"]
     if len(shadow) != len(trainable):
-        raise CheckpointError(f"ema.shadow_params has {len(shadow)} tensors for {len(trainable)} trainable parameters")
+        raise CheckpointError(
+            f"got {len(shadow)} tensors in ema.shadow_params; expected {len(trainable)}, one for each trainable parameter"
+        )
     wrong = tuple(
         f"{name}: {tuple(average.shape)} instead of {tuple(state[name].shape)}"
         for name, average in zip(trainable, shadow, strict=True)
         if average.shape != state[name].shape
     )
     if wrong:
-        raise CheckpointError(f"ema.shadow_params does not follow the parameters: {wrong[0]}", misshapen=wrong)
+        raise CheckpointError(f"got ema.shadow_params of other shapes than the parameters: {wrong[0]}", misshapen=wrong)
     return {**state, **dict(zip(trainable, shadow, strict=True))}
 
 

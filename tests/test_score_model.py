@@ -158,7 +158,7 @@ def test_wrong_classes_are_refused(x):
     with pytest.raises(ValueError, match="integers"):
         model.condition(torch.tensor([0.5, 1.0, 2.0]))
     for wrong in ("cat", [0.5, 1.0, 2.0], [[0], [1, 2]]):
-        with pytest.raises(ValueError, match=r"condition\(labels\): got .*expected integers"):
+        with pytest.raises(ValueError, match=r"got labels.*; expected integers"):
             model.condition(wrong)
     with pytest.raises(ValueError, match=r"expected integers of shape \(3,\)"):
         model.condition(torch.tensor([0, 1]))(x, T)
@@ -222,7 +222,7 @@ def test_the_flow_under_another_sde_is_the_same_flow(x):
 
 def test_a_view_does_not_extrapolate(x):
     model = ScoreModel(MLP(4), VPSDE())
-    with pytest.raises(ValueError, match="trained from -10.05 to 13.81"):
+    with pytest.raises(ValueError, match="expected -10.05 to 13.81, where the model was trained"):
         model.under(VESDE(sigma_min=0.01, sigma_max=500.0))(x, torch.tensor(1.0))
     with pytest.raises(ValueError, match="log-SNR"):
         model.under(EDM)(x, torch.tensor(1e-4))
@@ -365,7 +365,7 @@ def test_a_card_that_says_something_else_is_refused(folder, key, value, message)
 
 def test_a_card_that_is_no_json_is_refused(folder):
     (folder / "card.json").write_text('{"format": 1,')
-    with pytest.raises(ValueError, match="not a model card"):
+    with pytest.raises(ValueError, match="which is no JSON"):
         ScoreModel.from_pretrained(folder)
 
 
