@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import linear
 from models.input_features import FourierFeatures
-from models.network import Network, require_label
+from models.network import Network, check_fourier, require_label
 from numerics import UserError
 
 
@@ -69,6 +69,10 @@ class MLP(Network):
         self.input = linear(dim * self.features.multiple, width)
         self.blocks = nn.ModuleList(MLPBlock(width, width) for _ in range(depth))
         self.output = linear(width, dim, scale=0.0)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are not positive for the Fourier embedding."""
+        check_fourier(self.options["embedding"], labels)
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, *)`, `label (B,)`, `class_label (B,)` -> `(B, *)`."""

@@ -21,7 +21,16 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import conv1x1, conv3x3
 from models.input_features import FourierFeatures
-from models.network import ListOf, Network, check_dropout, check_images, check_sizes, require_label
+from models.network import (
+    ListOf,
+    Network,
+    check_dropout,
+    check_fourier,
+    check_images,
+    check_index,
+    check_sizes,
+    require_label,
+)
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
@@ -249,6 +258,15 @@ class NCSNpp(Network):
         if progressive_output != "output_skip":
             self.output_norm = GroupNorm(n, groups=groups, eps=eps)
             self.output_conv = conv3x3(n, n_out, scale=init_scale)
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are not positive for the Fourier embedding, or no index where `sigmas` are looked up."""
+        if not self.conditional:
+            return
+        if self.sigmas is not None and self.scale_by_sigma:
+            check_index(labels, len(self.sigmas))
+        else:
+            check_fourier(self.options["embedding"], labels)
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`."""

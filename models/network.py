@@ -49,6 +49,16 @@ class Network(nn.Module, ABC):
         # Called with `locals()` on the constructor's first line, when it holds the arguments and nothing else.
         self.options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that this network makes nothing of, such as a log-SNR where it looks up an index; all pass here.
+
+        Args:
+            labels: some of those that the network will be told, `(N,)`.
+
+        Raises:
+            UserError: what was got, and the conditioning that fits.
+        """
+
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, *)`, `label (B,)` floating, `class_label (B,)` integer or None -> `(B, *)`."""
@@ -87,6 +97,24 @@ def check_images(x: Tensor, channels: int) -> None:
     """Raise a `UserError` for what is not `(B, channels, H, W)`."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise UserError(f"got x of shape {tuple(x.shape)}; expected images (B, {channels}, H, W)")
+
+
+def check_index(labels: Tensor, levels: int) -> None:
+    """Raise a `UserError` for labels that are no indices of `levels` noise levels."""
+    if bool(((labels < 0) | (labels > levels - 1) | (labels != labels.round())).any()):
+        raise UserError(
+            f"got labels from {float(labels.min()):.4g} to {float(labels.max()):.4g}; expected the indices 0 to {levels - 1} "
+            f"of the network's noise levels: DiscreteIndex(levels={levels}, reverse=True)"
+        )
+
+
+def check_fourier(embedding: str, labels: Tensor) -> None:
+    """Raise a `UserError` for labels that have no logarithm, where the embedding takes it."""
+    if embedding == "fourier" and not bool((labels > 0).all()):
+        raise UserError(
+            f"got labels from {float(labels.min()):.4g} to {float(labels.max()):.4g} for embedding='fourier', which takes "
+            "their logarithm; expected numbers > 0: the conditioning Sigma()"
+        )
 
 
 def require_label(label: Tensor | None) -> Tensor:

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.network import ListOf, Network, check_images, check_sizes, require_label
+from models.network import ListOf, Network, check_images, check_index, check_sizes, require_label
 from models.resampling import Halve
 from numerics import UserError, expand_as, require_choice
 from sde_lib import geometric_sigmas
@@ -285,6 +285,10 @@ class RefineNet(Network):
         self.output_norm = InstanceNormPlus(channels, levels=levels)
         self.output_conv = nn.Conv2d(channels, in_channels, 3, padding=1)
         self.act = act
+
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse what is no index of a noise level."""
+        check_index(labels, len(self.sigmas))
 
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)` -> `(B, C, H, W)`."""

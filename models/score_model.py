@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.conditioning import Conditioning, LogSNR
+from models.network import Network
 from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
 from numerics import UserError, batch_time, expand_as
@@ -50,7 +51,8 @@ class ScoreModel(nn.Module):
     Everything that it was made from stays readable under these names.
 
     Raises:
-        UserError: an `sde` or `parametrization` that is none. All methods: a `t` of a shape that is neither `()` nor `(B,)`.
+        UserError: an `sde` or a `parametrization` of another class, or a conditioning whose labels mean nothing to the network.
+            All methods: a `t` whose shape is neither `()` nor `(B,)`.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parametrization = parametrization
         self.conditioning = LogSNR() if conditioning is None else conditioning
+        if isinstance(net, Network):
+            net.check_labels(self.conditioning(sde, torch.tensor([sde.t_min, sde.T], dtype=torch.float64)))
         self.data_std = getattr(parametrization, "data_std", None) if data_std is None else data_std
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.card: dict[str, Any] = {}

@@ -17,12 +17,13 @@ from models import (
     EnergyModel,
     LogSNR,
     NCSNpp,
+    NCSNv2,
     Preconditioned,
     ScoreModel,
     Sigma,
     UNet,
 )
-from numerics import expand_as
+from numerics import UserError, expand_as
 from sde_lib import VESDE, VPSDE, KernelSDE, SubVPSDE, analytic
 
 ALL = [NOISE, DATA, VELOCITY, SCORE, Preconditioned(data_std=0.7)]
@@ -133,6 +134,33 @@ def test_what_is_no_sde_or_parametrization_is_refused():
         ScoreModel(MLP(2), VPSDE(), "noise")
     with pytest.raises(ValueError, match="got sde='vp'; expected an object such as VPSDE()"):
         ScoreModel(MLP(2), "vp")
+
+
+@pytest.mark.parametrize(
+    ("net", "conditioning", "message"),
+    [
+        (
+            lambda: NCSNv2(channels=4),
+            LogSNR(),
+            r"labels from -1.* to 1.381; expected the indices 0 to 231 .*DiscreteIndex\(levels=232",
+        ),
+        (
+            lambda: NCSNv2(channels=4),
+            DiscreteIndex(levels=1000, reverse=True),
+            "from 0 to 999; expected the indices 0 to 231",
+        ),
+        (lambda: UNet(channels=8, embedding="fourier"), LogSNR(), "take.* logarithm; expected numbers > 0"),
+        (lambda: MLP(4, embedding="fourier"), LogSNR(), "take.* logarithm; expected numbers > 0"),
+    ],
+)
+def test_labels_that_mean_nothing_to_the_network_are_refused(net, conditioning, message):
+    with pytest.raises(UserError, match=message):
+        ScoreModel(net(), VPSDE(), conditioning=conditioning)
+
+
+def test_labels_that_the_network_knows_pass():
+    ScoreModel(NCSNv2(channels=4), VESDE(), SCORE, conditioning=DiscreteIndex(levels=232, reverse=True))
+    ScoreModel(UNet(channels=8, embedding="fourier"), VESDE(), conditioning=Sigma())
 
 
 def test_classes_are_carried_and_taken(x):
@@ -295,9 +323,9 @@ def test_a_silent_energy_is_a_gaussians(x):
         lambda: ScoreModel(
             MLP(4, num_classes=3), SubVPSDE(beta_max=15.0), Preconditioned(data_std=0.3), data_range=(0, 1)
         ),
-        lambda: ScoreModel(UNet(channels=8), VESDE(sigma_max=20.0), SCORE, conditioning=Sigma()),
+        lambda: ScoreModel(UNet(channels=8, embedding="fourier"), VESDE(sigma_max=20.0), SCORE, conditioning=Sigma()),
         lambda: ScoreModel(
-            NCSNpp(image_size=8, channels=8, multipliers=(1,), attention_resolutions=(), blocks=1, embedding="fourier"),
+            NCSNpp(image_size=8, channels=8, multipliers=(1,), attention_resolutions=(), blocks=1),
             VPSDE(),
             VELOCITY,
             conditioning=DiscreteIndex(levels=50),
