@@ -195,7 +195,7 @@ def test_the_density_of_points_scaled_by_columns_follows_the_change_of_variables
 
 
 def test_a_constant_column_is_named_and_another_scaling_refused() -> None:
-    points = unlike(50)
+    points = unlike(50).double()
     points[:, 1] = 0.1  # whose mean over many rows is not 0.1 to the last bit
     dataset = data.from_tensor(points, name="mine")
     assert isinstance(dataset.transform().scale, float)
