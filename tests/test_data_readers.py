@@ -26,9 +26,12 @@ import torch
 from PIL import Image
 
 import data
+import models
 from data import DataError
 from data.cifar import SHA256
+from models import ScoreModel
 from numerics import UserError
+from sde_lib import VPSDE
 
 
 @pytest.fixture(autouse=True)
@@ -473,6 +476,29 @@ def test_image_folder_reads_bytes_exactly_when_nothing_is_resized(tmp_path: Path
         for x, label, row in zip(part.x, part.labels, part.ids, strict=True):
             expected = pixels[dataset.classes[label], int(row) % 5]
             assert np.array_equal(x.numpy(), expected.transpose(2, 0, 1))
+
+
+@pytest.mark.parametrize("size", [(16, 32), [16, 32]])
+def test_oblong_pictures_reach_a_network_and_come_back(tmp_path: Path, size: object) -> None:
+    random = np.random.RandomState(0)
+    for i, shape in enumerate([(16, 32), (48, 40), (20, 90), (16, 32), (33, 64), (64, 128)]):
+        _save(tmp_path / "in" / f"{i}.png", random.randint(0, 256, (*shape, 3)).astype(np.uint8))
+    options = {"root": tmp_path / "in", "size": size, "test_size": 2, "validation": 1}
+    dataset = data.create("image_folder", **options)
+    mapped = data.create("image_folder", cache=tmp_path / "cache", **options)
+    assert dataset.event_shape == mapped.event_shape == (3, 16, 32)
+    for name in ("train", "test"):
+        order = mapped.split(name).ids.argsort()
+        assert torch.equal(dataset.split(name).x, mapped.split(name).x[order])
+    transform, train = dataset.transform(), dataset.split("train")
+    x = transform.centres(train.x)
+    model = ScoreModel(models.for_data("auto", dataset.event_shape, channels=8), VPSDE())
+    t = torch.full((len(x),), 0.5)
+    loss = (model.denoised(x, t) - x).square().mean()
+    loss.backward()
+    assert model.net.stem.weight.grad is not None and bool(loss.isfinite())
+    assert torch.equal(transform.to_images(x), train.x)
+    assert model(x, t).shape == (len(train), 3, 16, 32)
 
 
 def test_crop_keeps_the_centre_and_resize_averages(tmp_path: Path) -> None:
