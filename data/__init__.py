@@ -17,7 +17,7 @@ from data.errors import DataError
 from data.idx import fashion_mnist, mnist, read_idx
 from data.numpy_files import arrays, read_npy, read_npz
 from data.picture_folder import image_folder
-from data.pictures import Decoder
+from data.pictures import PictureDecoder
 from data.sklearn_digits import digits
 from data.third_party import from_pictures, hugging_face, torchvision_dataset
 from data.transforms import Rescale, Standardize, Transform
@@ -37,7 +37,7 @@ __all__ = [
     "DATASETS",
     "DataError",
     "Dataset",
-    "Decoder",
+    "PictureDecoder",
     "Density",
     "Gaussians",
     "Moons",

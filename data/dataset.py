@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -257,15 +257,20 @@ class Dataset:
 
     @cached_property
     def _column_moments(self) -> tuple[tuple[float, ...], tuple[float, ...]]:
-        """Mean and standard deviation of each column (dimension 1) of the training data."""
+        """Mean and standard deviation of each column (dimension 1) of the training data; exactly 0 of a constant one."""
         x = self.splits["train"].x
-        total, n = torch.zeros(x.shape[1], dtype=torch.float64), x.numel() // x.shape[1]
-        for chunk in x.split(_ROWS):
-            total += chunk.double().transpose(0, 1).flatten(1).sum(dim=1)
-        mean, square = total / n, torch.zeros_like(total)
-        for chunk in x.split(_ROWS):
-            square += (chunk.double().transpose(0, 1).flatten(1) - mean.unsqueeze(1)).square().sum(dim=1)
-        return tuple(mean.tolist()), tuple((square / n).sqrt().tolist())
+        n = x.numel() // x.shape[1]
+
+        def columns() -> Iterator[Tensor]:
+            for rows in x.split(_ROWS):
+                yield rows.transpose(0, 1).flatten(1).double()
+
+        low = torch.stack([c.amin(dim=1) for c in columns()]).amin(dim=0)
+        high = torch.stack([c.amax(dim=1) for c in columns()]).amax(dim=0)
+        mean = torch.stack([c.sum(dim=1) for c in columns()]).sum(dim=0) / n
+        square = torch.stack([(c - mean.unsqueeze(1)).square().sum(dim=1) for c in columns()]).sum(dim=0)
+        std = (square / n).sqrt().where(low < high, 0.0)  # rounding leaves a constant column a tiny one
+        return tuple(mean.tolist()), tuple(std.tolist())
 
     @cached_property
     def _moments(self) -> tuple[float, float]:

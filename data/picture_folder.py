@@ -19,7 +19,7 @@ from data import cache as cached
 from data.dataset import Dataset, Split, check_count, permutation
 from data.errors import DataError
 from data.files import MAX_BYTES, as_path, opening
-from data.pictures import FORMATS, Decoder
+from data.pictures import FORMATS, PictureDecoder
 
 __all__ = ["image_folder"]
 
@@ -99,7 +99,7 @@ def image_folder(
 
     Args:
         root: the folder.
-        size, channels, filter, crop, max_pixels: as in `Decoder`.
+        size, channels, filter, crop, max_pixels: as in `PictureDecoder`.
         cache: a folder to keep the decoded bytes in, mapped into memory (see `data.cache`): needed for what
             does not fit memory, and the second time nothing is decoded.
         test_size: how many pictures become the test split (a tenth), where there is no folder "test".
@@ -111,7 +111,7 @@ def image_folder(
         DataError: no pictures, unreadable ones, or options out of range.
     """
     folder = as_path(root, "image_folder")
-    decoder = Decoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
+    decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
     with opening(folder):
         if not folder.is_dir():
             raise DataError(f"{folder} is no folder, expected a folder of pictures")

@@ -20,7 +20,7 @@ from data.errors import DataError
 if TYPE_CHECKING:
     from PIL.Image import Image
 
-__all__ = ["FORMATS", "Decoder"]
+__all__ = ["FORMATS", "PictureDecoder"]
 
 # The formats people have, by Pillow's names, and their endings. Others (EPS, PSD, ...) have parsers that
 # nothing needs here.
@@ -53,7 +53,7 @@ _UNREADABLE = (
 
 
 @dataclass(frozen=True, kw_only=True)
-class Decoder:
+class PictureDecoder:
     """Turns a picture into bytes (C, height, width).
 
     Args:

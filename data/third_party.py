@@ -16,14 +16,14 @@ import torch
 from data.dataset import Dataset, Split
 from data.errors import DataError
 from data.files import MAX_BYTES, as_path
-from data.pictures import Decoder
+from data.pictures import PictureDecoder
 
 __all__ = ["from_pictures", "hugging_face", "torchvision_dataset"]
 
 
 def from_pictures(
     splits: Mapping[str, Sequence[tuple[Any, int | None]]],
-    decoder: Decoder,
+    decoder: PictureDecoder,
     *,
     name: str,
     classes: tuple[str, ...] = (),
@@ -103,7 +103,7 @@ def hugging_face(
 
     Args:
         root: the data set's name on the hub, or a folder.
-        size, channels, filter, crop, max_pixels: as in `Decoder`.
+        size, channels, filter, crop, max_pixels: as in `PictureDecoder`.
         image: column of pictures.
         label: column of integer labels, None for none.
         train, test: which of its splits these are.
@@ -121,7 +121,7 @@ def hugging_face(
         raise DataError(
             "hugging_face needs the package datasets, which is not installed; pip install datasets"
         ) from error
-    decoder = Decoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
+    decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
     name = str(root)
     tables = {}
     for part, which in (("train", train), ("test", test)):
@@ -165,7 +165,7 @@ def torchvision_dataset(
     Args:
         root: where its files are.
         dataset: the class's name, such as "CIFAR100" or "SVHN".
-        size, channels, filter, crop, max_pixels: as in `Decoder`.
+        size, channels, filter, crop, max_pixels: as in `PictureDecoder`.
         download: fetch what is missing.
         validation: how many training samples are set aside.
         seed: of that choice.
@@ -174,7 +174,7 @@ def torchvision_dataset(
         DataError: torchvision is missing or does not import, has no such data set, or finds no files.
     """
     folder = as_path(root, "torchvision")
-    decoder = Decoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
+    decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
     try:
         from torchvision import datasets as zoo
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch

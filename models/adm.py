@@ -18,8 +18,8 @@ from torch.nn import functional as F
 from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding
 from models.initialization import conv3x3
-from models.ncsnpp import level_resolutions
-from models.network import ListOf, Network, check_dropout, check_images, check_sizes
+from models.ncsnpp import check_levels, level_resolutions
+from models.network import ListOf, Network, check_dropout, check_images, check_sizes, require_label
 from models.normalization import GroupNorm
 from models.resampling import Double, Halve, size_of
 from models.residual import ResidualBlock
@@ -71,13 +71,14 @@ class ADM(Network):
         super().__init__(locals())
         check_sizes(in_channels=in_channels, image_size=image_size, channels=channels, blocks=blocks, heads=heads)
         check_dropout(dropout)
+        check_sizes(groups=groups, head_channels=head_channels)
+        widths = [m * channels for m in multipliers if isinstance(m, int | float)]
+        if len(widths) < max(len(multipliers), 1) or any(n < 1 or n != int(n) for n in widths):
+            raise UserError(
+                f"got multipliers={tuple(multipliers)!r} of channels={channels}; expected numbers that give whole channels"
+            )
         resolutions = level_resolutions(image_size, len(multipliers))
-        for resolution in attention_resolutions:
-            if resolution not in resolutions:
-                raise UserError(
-                    f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
-                    f"at image_size={image_size} the levels have {resolutions}"
-                )
+        check_levels(attention_resolutions, resolutions, image_size)
         self.num_classes, self.learned_variance, self.in_channels = num_classes, learned_variance, in_channels
         self.checkpoint_activations = checkpoint_activations
         width = 4 * channels
@@ -133,9 +134,7 @@ class ADM(Network):
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
         check_images(x, self.in_channels)
-        if label is None:
-            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
-        embedding = self.embedding(label, class_label)
+        embedding = self.embedding(require_label(label), class_label)
         h = self.stem(x)
         skips = [h]
         for i, level in enumerate(self.encoder):

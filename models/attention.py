@@ -47,7 +47,9 @@ class AttentionBlock(nn.Module):
     ) -> None:
         super().__init__()
         if channels % heads:
-            raise UserError(f"attention: {heads} heads do not divide {channels} channels")
+            raise UserError(
+                f"got heads={heads} for attention over {channels} channels; expected a divisor of the channels"
+            )
         self.heads = heads
         self.scale = 2**-0.5 if skip_rescale else 1.0
         self.norm = GroupNorm(channels, groups=groups, eps=eps)

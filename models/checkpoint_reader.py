@@ -64,7 +64,7 @@ def read_checkpoint(path: str | os.PathLike[str]) -> Any:
     """
     path = Path(path)
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such file; expected a checkpoint written by torch.save")
+        raise CheckpointError(f"got {path}, which does not exist; expected a checkpoint written by torch.save")
     if zipfile.is_zipfile(path):
         with zipfile.ZipFile(path) as archive:
             for entry in archive.infolist():

@@ -68,7 +68,7 @@ class LogSNR(Conditioning):
 
     def __post_init__(self) -> None:
         if not self.scale > 0:
-            raise UserError(f"LogSNR(scale={self.scale}): expected a number > 0")
+            raise UserError(f"got scale={self.scale!r}; expected a number > 0")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         return (sde.log_snr(t) - self.center) / self.scale
@@ -88,7 +88,7 @@ class DiscreteIndex(Conditioning):
 
     def __post_init__(self) -> None:
         if self.levels < 1:
-            raise UserError(f"DiscreteIndex(levels={self.levels}): expected at least 1")
+            raise UserError(f"got levels={self.levels!r}; expected an integer >= 1")
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
         fraction = t / sde.T

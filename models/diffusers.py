@@ -16,10 +16,9 @@ from typing import Any
 from torch import Tensor, nn
 
 from models.conditioning import Conditioning, DiscreteIndex, Sigma
-from models.network import check_choice
 from models.parametrization import DATA, NOISE, SCORE, VELOCITY, Parametrization
 from models.score_model import ScoreModel
-from numerics import UserError
+from numerics import UserError, require_choice
 from sde_lib import SDE, VESDE, TableVPSDE
 
 _OUTPUTS: dict[str, Parametrization] = {"epsilon": NOISE, "sample": DATA, "v_prediction": VELOCITY}
@@ -60,12 +59,12 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
         unet = getattr(source, "unet", source)
         scheduler = getattr(source, "scheduler", scheduler)
         if scheduler is None:
-            raise UserError("from_diffusers(network): pass the scheduler too, from_diffusers(network, scheduler)")
+            raise UserError("got a network without its scheduler; expected both: from_diffusers(network, scheduler)")
         config = scheduler if isinstance(scheduler, Mapping) else {
             "_class_name": type(scheduler).__name__, **dict(scheduler.config)
         }  # fmt: skip
     name = config.get("_class_name")
-    check_choice("scheduler", name, ("DDPMScheduler", "DDIMScheduler", "ScoreSdeVeScheduler"))
+    require_choice(name, "scheduler", ("DDPMScheduler", "DDIMScheduler", "ScoreSdeVeScheduler"))
     levels = int(config.get("num_train_timesteps", 1000))
     sde: SDE
     conditioning: Conditioning
@@ -78,7 +77,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
             data_range = (0.0, 1.0)
     else:
         kind = config.get("prediction_type", "epsilon")
-        check_choice("scheduler.prediction_type", kind, tuple(_OUTPUTS))
+        require_choice(kind, "scheduler.prediction_type", tuple(_OUTPUTS))
         sde, conditioning, parametrization = (
             TableVPSDE(betas=_betas(config, levels)),
             DiscreteIndex(levels=levels),
@@ -92,7 +91,7 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
 def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
     network, scheduler = folder / "unet", folder / "scheduler" / "scheduler_config.json"
     if not network.is_dir() or not scheduler.is_file():
-        raise UserError(f"{folder}: expected a diffusers pipeline with unet/ and scheduler/scheduler_config.json")
+        raise UserError(f"got {folder}; expected a diffusers pipeline, with unet/ and scheduler/scheduler_config.json")
     try:
         from diffusers import UNet2DModel
     except ImportError as error:
@@ -108,7 +107,7 @@ def _betas(config: Mapping[str, Any], levels: int) -> tuple[float, ...]:
     if config.get("trained_betas") is not None:
         return tuple(float(beta) for beta in config["trained_betas"])
     kind = config.get("beta_schedule", "linear")
-    check_choice("scheduler.beta_schedule", kind, ("linear", "scaled_linear", "squaredcos_cap_v2"))
+    require_choice(kind, "scheduler.beta_schedule", ("linear", "scaled_linear", "squaredcos_cap_v2"))
     if kind == "squaredcos_cap_v2":  # Nichol and Dhariwal 2021, equation (17)
 
         def signal(u: float) -> float:

@@ -17,9 +17,9 @@ from torch.nn import functional as F
 from models.attention import attend
 from models.embeddings import NoiseLevelEmbedding, PositionalEmbedding, SmoothEmbedding
 from models.initialization import initialized, linear
-from models.network import Network, check_choice, check_images, check_sizes
+from models.network import Network, check_images, check_sizes, require_label
 from models.resampling import Size, crop, size_of
-from numerics import UserError
+from numerics import UserError, require_choice
 
 
 class PlainLayerNorm(nn.Module):
@@ -90,10 +90,10 @@ class DiT(Network):
         checkpoint_activations: bool = False,
     ) -> None:
         super().__init__(locals())
-        check_choice("embedding", embedding, ("positional", "smooth"))
+        require_choice(embedding, "embedding", ("positional", "smooth"))
         check_sizes(in_channels=in_channels, image_size=image_size, patch=patch, width=width, depth=depth, heads=heads)
         if width % heads or width % 4:
-            raise UserError(f"width={width}, heads={heads}: expected a width that both the heads and 4 divide")
+            raise UserError(f"got width={width}, heads={heads}; expected a width that both the heads and 4 divide")
         self.num_classes, self.learned_variance, self.in_channels = num_classes, learned_variance, in_channels
         self.checkpoint_activations = checkpoint_activations
         self.patch, self.width = patch, width
@@ -114,9 +114,7 @@ class DiT(Network):
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C or 2 C, H, W)`."""
         check_images(x, self.in_channels)
-        if label is None:
-            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
-        embedding = self.embedding(label, class_label)
+        embedding = self.embedding(require_label(label), class_label)
         size = size_of(x)
         rows, columns = -(-size[0] // self.patch), -(-size[1] // self.patch)
         extra = rows * self.patch - size[0], columns * self.patch - size[1]

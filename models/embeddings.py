@@ -19,8 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from models.initialization import linear
-from models.network import check_choice
-from numerics import UserError
+from numerics import UserError, require_choice
 
 
 def _working_dtype(x: Tensor) -> torch.dtype:
@@ -43,7 +42,7 @@ class PositionalEmbedding(nn.Module):
         super().__init__()
         half = dim // 2
         if dim % 2 or half < 2:
-            raise UserError(f"a positional embedding needs an even number of at least 4 features, got {dim}")
+            raise UserError(f"got {dim} features of a positional embedding; expected an even number >= 4")
         exponents = torch.arange(half, dtype=torch.float32) * (-math.log(period) / (half - endpoint))
         self.register_buffer("frequencies", exponents.exp(), persistent=False)
         self.dim, self.cosine_first = dim, cosine_first
@@ -64,7 +63,7 @@ class FourierEmbedding(nn.Module):
     def __init__(self, dim: int, *, scale: float = 16.0) -> None:
         super().__init__()
         if dim % 2:
-            raise UserError(f"a Fourier embedding needs an even number of features, got {dim}")
+            raise UserError(f"got {dim} features of a Fourier embedding; expected an even number")
         self.register_buffer("weight", torch.randn(dim // 2) * scale)
         self.dim = dim
 
@@ -87,7 +86,7 @@ class SmoothEmbedding(nn.Module):
         super().__init__()
         half = (dim - 2) // 2
         if dim % 2 or half < 1:
-            raise UserError(f"a smooth embedding needs an even number of at least 4 features, got {dim}")
+            raise UserError(f"got {dim} features of a smooth embedding; expected an even number >= 4")
         self.register_buffer("frequencies", torch.arange(1, half + 1) * (top / half), persistent=False)
         self.dim = dim
 
@@ -111,7 +110,9 @@ class ClassEmbedding(nn.Module):
     def __init__(self, num_classes: int, dim: int) -> None:
         super().__init__()
         if num_classes < 1:
-            raise UserError(f"num_classes={num_classes}: expected at least 1, or None for an unconditional network")
+            raise UserError(
+                f"got num_classes={num_classes}; expected an integer >= 1, or None for a network without classes"
+            )
         self.num_classes = num_classes
         self.table = nn.Embedding(num_classes + 1, dim)
         nn.init.normal_(self.table.weight, std=dim**-0.5)
@@ -121,7 +122,7 @@ class ClassEmbedding(nn.Module):
             return self.table.weight[self.num_classes].expand(batch, -1)
         if class_label.shape != (batch,) or class_label.is_floating_point():
             got = f"{tuple(class_label.shape)} of {class_label.dtype}"
-            raise UserError(f"class_label: got shape {got}, expected integers of shape ({batch},)")
+            raise UserError(f"got class_label of shape {got}; expected integers of shape ({batch},)")
         return self.table(class_label)
 
 
@@ -129,7 +130,7 @@ def noise_features(kind: str, dim: int, *, scale: float = 16.0) -> Features:
     """The features of the label by name: `"positional"` with `dim` of them, `"fourier"` with `dim`
     frequencies, or `"smooth"`.
     """
-    check_choice("embedding", kind, ("positional", "fourier", "smooth"))
+    require_choice(kind, "embedding", ("positional", "fourier", "smooth"))
     if kind == "positional":
         return PositionalEmbedding(dim)
     if kind == "fourier":
@@ -160,5 +161,7 @@ class NoiseLevelEmbedding(nn.Module):
             if self.classes is not None:
                 h = h + self.classes(class_label, label.shape[0])
             elif class_label is not None:
-                raise UserError("class_label was given to a network without classes: make it with num_classes=…")
+                raise UserError(
+                    "got class_label for a network without classes; expected None: make it with num_classes=…"
+                )
             return self.activation(h)

@@ -26,12 +26,15 @@ def initialized(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, scale: float = 1.0) -> nn.Conv2d:
+    """A 3x3 convolution with DDPM's initial weights, of variance `scale` over the mean of fan-in and fan-out."""
     return initialized(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding), scale)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, scale: float = 1.0) -> nn.Conv2d:
+    """A 1x1 convolution with DDPM's initial weights."""
     return initialized(nn.Conv2d(in_channels, out_channels, 1), scale)
 
 
 def linear(in_features: int, out_features: int, *, scale: float = 1.0) -> nn.Linear:
+    """A linear layer with DDPM's initial weights."""
     return initialized(nn.Linear(in_features, out_features), scale)

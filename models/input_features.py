@@ -14,6 +14,8 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor, nn
 
+from numerics import UserError
+
 
 class FourierFeatures(nn.Module):
     """`x (B, C, *)` -> `(B, C (1 + 2 K), *)`: x, then the sine and the cosine of `2 pi f x` for each of K
@@ -22,6 +24,8 @@ class FourierFeatures(nn.Module):
 
     def __init__(self, frequencies: Sequence[float] = ()) -> None:
         super().__init__()
+        if not all(isinstance(f, int | float) and math.isfinite(f) for f in frequencies):
+            raise UserError(f"got fourier_features={tuple(frequencies)!r}; expected finite numbers")
         self.frequencies = tuple(float(f) for f in frequencies)
 
     @property

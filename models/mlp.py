@@ -16,7 +16,7 @@ from torch.nn import functional as F
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import linear
 from models.input_features import FourierFeatures
-from models.network import Network
+from models.network import Network, check_fourier, require_label
 from numerics import UserError
 
 
@@ -60,7 +60,7 @@ class MLP(Network):
     ) -> None:
         super().__init__(locals())
         if dim < 1 or width < 4 or depth < 1:
-            raise UserError(f"MLP(dim={dim}, width={width}, depth={depth}): expected dim, depth >= 1 and width >= 4")
+            raise UserError(f"got dim={dim}, width={width}, depth={depth}; expected dim, depth >= 1 and width >= 4")
         self.dim, self.num_classes, self.checkpoint_activations = dim, num_classes, checkpoint_activations
         self.embedding = NoiseLevelEmbedding(
             noise_features(embedding, 16, scale=fourier_scale), width, num_classes=num_classes
@@ -70,14 +70,16 @@ class MLP(Network):
         self.blocks = nn.ModuleList(MLPBlock(width, width) for _ in range(depth))
         self.output = linear(width, dim, scale=0.0)
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are not positive for the Fourier embedding."""
+        check_fourier(self.options["embedding"], labels)
+
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, *)`, `label (B,)`, `class_label (B,)` -> `(B, *)`."""
-        if label is None:
-            raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
         flat = x.flatten(1)
         if flat.shape[1] != self.dim:
-            raise UserError(f"got x of shape {tuple(x.shape)}: {flat.shape[1]} numbers a sample, expected {self.dim}")
-        embedding = self.embedding(label, class_label)
+            raise UserError(f"got x of shape {tuple(x.shape)}, {flat.shape[1]} numbers a sample; expected {self.dim}")
+        embedding = self.embedding(require_label(label), class_label)
         h = self.input(self.features(flat))
         for block in self.blocks:
             h = self.run(block, h, embedding)

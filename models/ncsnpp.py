@@ -21,11 +21,20 @@ from models.attention import AttentionBlock
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import conv1x1, conv3x3
 from models.input_features import FourierFeatures
-from models.network import ListOf, Network, check_choice, check_dropout, check_images, check_sizes
+from models.network import (
+    ListOf,
+    Network,
+    check_dropout,
+    check_fourier,
+    check_images,
+    check_index,
+    check_sizes,
+    require_label,
+)
 from models.normalization import GroupNorm
 from models.resampling import ConvDouble, ConvHalve, Double, Halve, size_of
 from models.residual import ResidualBlock
-from numerics import UserError, expand_as
+from numerics import UserError, expand_as, require_choice, require_positive
 
 
 class EncoderLevel(nn.Module):
@@ -140,26 +149,22 @@ class NCSNpp(Network):
     ) -> None:
         super().__init__(locals())
         check_sizes(in_channels=in_channels, image_size=image_size, channels=channels, multipliers=tuple(multipliers))
-        check_sizes(blocks=blocks, heads=heads)
-        check_dropout(dropout)
-        check_choice("residual_block", residual_block, ("biggan", "ddpm"))
-        check_choice("progressive_input", progressive_input, ("none", "input_skip", "residual"))
-        check_choice("progressive_output", progressive_output, ("none", "output_skip", "residual"))
-        check_choice("combine", combine, ("sum", "cat"))
+        check_sizes(blocks=blocks, heads=heads, groups=groups, out_channels=out_channels)
+        require_positive(eps, "eps")
         resolutions = level_resolutions(image_size, len(multipliers))
-        for resolution in attention_resolutions:
-            if resolution not in resolutions:
-                raise UserError(
-                    f"attention_resolutions={tuple(attention_resolutions)}: no level has resolution {resolution}; "
-                    f"at image_size={image_size} the levels have {resolutions}"
-                )
+        check_levels(attention_resolutions, resolutions, image_size)
+        if sigmas is not None and not (sigmas and all(isinstance(s, int | float) and s > 0 for s in sigmas)):
+            raise UserError(f"got {len(sigmas)} sigmas; expected at least one, all of them numbers > 0")
+        check_dropout(dropout)
+        require_choice(residual_block, "residual_block", ("biggan", "ddpm"))
+        require_choice(progressive_input, "progressive_input", ("none", "input_skip", "residual"))
+        require_choice(progressive_output, "progressive_output", ("none", "output_skip", "residual"))
+        require_choice(combine, "combine", ("sum", "cat"))
         if num_classes is not None and not conditional:
-            raise UserError(
-                f"num_classes={num_classes} with conditional=False: a network that is told nothing has no classes"
-            )
+            raise UserError(f"got num_classes={num_classes} with conditional=False; expected None, or conditional=True")
         if scale_by_sigma and sigmas is None and embedding != "fourier":
             raise UserError(
-                "scale_by_sigma needs a label that is sigma (embedding='fourier') or sigmas=(…) to look it up in"
+                "got scale_by_sigma=True; expected a label that is sigma (embedding='fourier'), or sigmas=(…) to look it up in"
             )
 
         self.num_classes, self.in_channels = num_classes, in_channels
@@ -254,14 +259,21 @@ class NCSNpp(Network):
             self.output_norm = GroupNorm(n, groups=groups, eps=eps)
             self.output_conv = conv3x3(n, n_out, scale=init_scale)
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that are not positive for the Fourier embedding, or no index where `sigmas` are looked up."""
+        if not self.conditional:
+            return
+        if self.sigmas is not None and self.scale_by_sigma:
+            check_index(labels, len(self.sigmas))
+        else:
+            check_fourier(self.options["embedding"], labels)
+
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`."""
         check_images(x, self.in_channels)
         embedding = None
         if self.embedding is not None:
-            if label is None:
-                raise UserError("this network is conditional: call it as net(x, label) with a label of shape (B,)")
-            embedding = self.embedding(label, class_label)
+            embedding = self.embedding(require_label(label), class_label)
         if not self.centered:
             x = 2 * x - 1
         pyramid = x
@@ -334,3 +346,13 @@ def level_resolutions(image_size: int, levels: int) -> tuple[int, ...]:
     for _ in range(levels - 1):
         sides.append(-(-sides[-1] // 2))
     return tuple(sides)
+
+
+def check_levels(attention_resolutions: Sequence[int], levels: Sequence[int], image_size: int) -> None:
+    """Raise a `UserError` that names the first resolution with attention that is no level's."""
+    for resolution in attention_resolutions:
+        if resolution not in levels:
+            raise UserError(
+                f"got attention_resolutions={tuple(attention_resolutions)}; expected some of {', '.join(map(str, levels))}, "
+                f"the levels at image_size={image_size}: no level has resolution {resolution}"
+            )

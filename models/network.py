@@ -49,6 +49,16 @@ class Network(nn.Module, ABC):
         # Called with `locals()` on the constructor's first line, when it holds the arguments and nothing else.
         self.options = {name: value for name, value in arguments.items() if name not in ("self", "__class__")}
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse labels that this network makes nothing of, such as a log-SNR where it looks up an index; all pass here.
+
+        Args:
+            labels: some of those that the network will be told, `(N,)`.
+
+        Raises:
+            UserError: what was got, and the conditioning that fits.
+        """
+
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, *)`, `label (B,)` floating, `class_label (B,)` integer or None -> `(B, *)`."""
@@ -67,28 +77,50 @@ def parameter_count(net: nn.Module) -> int:
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 
-def check_choice(name: str, value: object, choices: tuple[object, ...]) -> None:
-    """Raise a `UserError` that names the argument, its value and what it may be."""
-    if value not in choices:
-        expected = ", ".join(map(repr, choices))
-        raise UserError(f"{name}={value!r}: expected one of {expected}")
-
-
 def check_sizes(**sizes: object) -> None:
-    """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such."""
+    """Raise a `UserError` that names the first argument that is not an integer >= 1, or a sequence of such; None passes."""
     for name, value in sizes.items():
+        if value is None:
+            continue
         entries = value if isinstance(value, list | tuple) else (value,)
         if not entries or not all(isinstance(n, int) and not isinstance(n, bool) and n >= 1 for n in entries):
-            raise UserError(f"{name}={value!r}: expected integers >= 1")
+            raise UserError(f"got {name}={value!r}; expected integers >= 1")
 
 
 def check_dropout(dropout: float) -> None:
     """Raise a `UserError` for what is no probability below 1."""
     if not isinstance(dropout, int | float) or not 0 <= dropout < 1:
-        raise UserError(f"dropout={dropout!r}: expected a number in [0, 1)")
+        raise UserError(f"got dropout={dropout!r}; expected a number in [0, 1)")
 
 
 def check_images(x: Tensor, channels: int) -> None:
     """Raise a `UserError` for what is not `(B, channels, H, W)`."""
     if x.ndim != 4 or x.shape[1] != channels:
         raise UserError(f"got x of shape {tuple(x.shape)}; expected images (B, {channels}, H, W)")
+
+
+def check_index(labels: Tensor, levels: int) -> None:
+    """Raise a `UserError` for labels that are no indices of `levels` noise levels."""
+    if bool(((labels < 0) | (labels > levels - 1) | (labels != labels.round())).any()):
+        raise UserError(
+            f"got labels from {float(labels.min()):.4g} to {float(labels.max()):.4g}; expected the indices 0 to {levels - 1} "
+            f"of the network's noise levels: DiscreteIndex(levels={levels}, reverse=True)"
+        )
+
+
+def check_fourier(embedding: str, labels: Tensor) -> None:
+    """Raise a `UserError` for labels that have no logarithm, where the embedding takes it."""
+    if embedding == "fourier" and not bool((labels > 0).all()):
+        raise UserError(
+            f"got labels from {float(labels.min()):.4g} to {float(labels.max()):.4g} for embedding='fourier', which takes "
+            "their logarithm; expected numbers > 0: the conditioning Sigma()"
+        )
+
+
+def require_label(label: Tensor | None) -> Tensor:
+    """`label`, or a `UserError` where a network that is told the noise level was called without it."""
+    if label is None:
+        raise UserError(
+            "got no label; expected one of shape (B,), since this network is told the noise level: net(x, label)"
+        )
+    return label

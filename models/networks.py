@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from functools import partial
 from typing import Any
 
@@ -13,7 +13,7 @@ from models.adm import ADM
 from models.dit import DiT
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp, level_resolutions
-from models.network import Network
+from models.network import Network, check_sizes
 from models.refinenet import NCSN, NCSNv2, RefineNet
 from models.unet import UNet
 from numerics import Catalogue, Option, UserError
@@ -34,19 +34,19 @@ _CLASSES: dict[str, Callable[..., Network]] = {
 _OWN: Catalogue[Network] = Catalogue("network", _CLASSES, derived=DERIVED)
 
 
-def _auto(*, image: bool, **options: Any) -> Network:
-    """A U-Net of images, an MLP of everything else, each with those of the options that it has."""
-    name = "unet" if image else "mlp"
-    return create(name, **{k: v for k, v in options.items() if k in _OWN.options(name)})
+def _auto(*, event_shape: Sequence[int], num_classes: int | None = None, **options: Any) -> Network:
+    """A U-Net for images `(C, H, W)`, an MLP for everything else, each with those of the options that it has."""
+    name = "unet" if len(event_shape) == 3 else "mlp"
+    return for_data(name, event_shape, num_classes, **{k: v for k, v in options.items() if k in _OWN.options(name)})
 
 
 def _union() -> inspect.Signature:
-    """The options of both networks that "auto" may choose."""
+    """The shape and the classes, and the options of both networks that "auto" may choose."""
+    own = [p for p in inspect.signature(_auto, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
     both = {**_OWN.options("mlp"), **_OWN.options("unet")}
-    image = inspect.Parameter("image", inspect.Parameter.KEYWORD_ONLY, annotation=bool)
     return inspect.Signature(
         [
-            image,
+            *own,
             *(
                 inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.annotation)
                 for o in both.values()
@@ -65,7 +65,7 @@ NETWORKS: Catalogue[Network] = Catalogue(
         **_CLASSES,
         **{name: partial(_CLASSES[p.network], **p.options) for name, p in presets.PRESETS.items()},
     },
-    derived=(*DERIVED, "image"),
+    derived=(*DERIVED, "event_shape"),
 )
 """All networks: "auto", the classes, and the published ones."""
 
@@ -97,20 +97,31 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
     """The network of that name for samples of `event_shape`; "auto" is a U-Net for `(C, H, W)` and an MLP for the rest.
 
     Args:
+        name: one of `available()`.
         event_shape: `(D,)`, `(C, L)` or `(C, H, W)`; H and W may differ.
         num_classes: of class labels, or None.
-        options: the network's own; what follows from the data is filled in. Of the resolutions with attention those stay that
-            the network has at this size.
+        options: the network's own, without those of `DERIVED`, which are filled in here. `image_size` is the longer side, so
+            that attention at resolution r is over at most r^2 pixels. At its default, `attention_resolutions` means the levels
+            nearest to these resolutions, within a factor sqrt(2): 14 for 16 at 28×28, none at 8×8. Given otherwise, each has
+            to be a level's. A published network keeps its levels, whatever the size of the images.
 
     Raises:
-        UserError: for a network that does not take such samples, or such classes.
+        UserError: for an unknown name or option, or a network that does not take such samples or such classes.
+
+    >>> import torch
+    >>> net = for_data("auto", (1, 8, 16), channels=16)
+    >>> type(net).__name__, net(torch.zeros(2, 1, 8, 16), torch.zeros(2)).shape
+    ('NCSNpp', torch.Size([2, 1, 8, 16]))
+    >>> for_data("auto", (2,), width=32).dim
+    2
     """
     shape, classes = tuple(event_shape), num_classes or None
-    if name == "auto":
-        chosen = "unet" if len(shape) == 3 else "mlp"
-        options = {k: v for k, v in options.items() if k in _OWN.options(chosen)}
-        return for_data(chosen, shape, classes, **options)
+    check_sizes(event_shape=shape)
     own = NETWORKS.options(name)
+    if filled := sorted(set(options) & set(NETWORKS.derived)):
+        raise UserError(f"got {filled[0]}={options[filled[0]]!r}; expected no value, since it follows from the data")
+    if name == "auto":
+        return create(name, event_shape=shape, num_classes=classes, **options)
     derived: dict[str, Any] = {}
     if "dim" in own:
         derived["dim"] = math.prod(shape)
@@ -118,15 +129,9 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
         raise UserError(f"got the network {name!r} for samples of shape {shape}; expected images (C, H, W): use mlp")
     else:
         derived["in_channels"] = shape[0]
-        size = max(shape[1:])
-        if "image_size" in own:
-            derived["image_size"] = size
-        if "attention_resolutions" in own and options.get("attention_resolutions", 0) is not None:
-            levels = options.get("multipliers", own["multipliers"].default)
-            wanted = options.get("attention_resolutions", own["attention_resolutions"].default)
-            if wanted is not None:
-                known = level_resolutions(size, len(tuple(levels)))
-                options = {**options, "attention_resolutions": tuple(r for r in tuple(wanted) if r in known)}
+        if "image_size" in own and name not in presets.PRESETS:
+            derived["image_size"] = max(shape[1:])
+            options = _with_attention(own, options, derived["image_size"])
     if classes is not None and "num_classes" not in own:
         raise UserError(
             f"got the network {name!r} for {classes} classes; expected one that takes classes, such as unet"
@@ -134,6 +139,24 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
     if "num_classes" in own:
         derived["num_classes"] = classes
     return create(name, **options, **derived)
+
+
+def _with_attention(own: Mapping[str, Option], options: Mapping[str, Any], image_size: int) -> dict[str, Any]:
+    """The options with the default `attention_resolutions` brought to the levels of this size."""
+    key = "attention_resolutions"
+    if key not in own or own[key].default is None:
+        return dict(options)
+    default, given = tuple(own[key].default), options.get(key, own[key].default)
+    multipliers = options.get("multipliers", own["multipliers"].default)
+    if not all(isinstance(v, (tuple, list)) for v in (given, multipliers)) or tuple(given) != default:
+        return dict(options)
+    sides = level_resolutions(image_size, len(multipliers))
+
+    def distance(side: int, wanted: int) -> float:
+        return abs(math.log2(side / wanted))
+
+    nearest = [(min(sides, key=lambda side, r=r: distance(side, r)), r) for r in default]  # type: ignore[misc]
+    return {**options, key: tuple(side for side, r in nearest if distance(side, r) <= 0.5)}
 
 
 def describe(net: object) -> dict[str, object]:

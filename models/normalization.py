@@ -30,7 +30,7 @@ class GroupNorm(nn.GroupNorm):
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-6) -> None:
         groups = groups_of(channels) if groups is None else groups
         if channels % groups:
-            raise UserError(f"groups={groups} does not divide {channels} channels: choose a divisor, or None")
+            raise UserError(f"got groups={groups} for {channels} channels; expected a divisor of them, or None")
         super().__init__(groups, channels, eps=eps)
 
     def forward(self, x: Tensor) -> Tensor:

@@ -119,7 +119,7 @@ class Preconditioned(Parametrization):
 
     def __post_init__(self) -> None:
         if not self.data_std > 0:
-            raise UserError(f"data_std={self.data_std}: expected the data's standard deviation, a number > 0")
+            raise UserError(f"got data_std={self.data_std!r}; expected the data's standard deviation, a number > 0")
 
     def spread(self, alpha: Tensor, sigma: Tensor) -> Tensor:
         """`s`, the standard deviation of x, time-like."""

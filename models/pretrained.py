@@ -13,7 +13,7 @@ import json
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Any
 
 import torch
 
@@ -36,7 +36,14 @@ _RESERVED = (
     "data_std",
     "sha256",
 )
-Kind = TypeVar("Kind")
+_TYPES = {
+    "network": dict,
+    "sde": dict,
+    "parametrization": dict,
+    "conditioning": dict,
+    "data_range": list,
+    "sha256": str,
+}
 
 
 def save_pretrained(
@@ -55,7 +62,7 @@ def save_pretrained(
 
     extra = dict(model.card if card is None else card)
     if clash := sorted(set(extra) & set(_RESERVED)):
-        raise UserError(f"card: got the key {clash[0]!r}, which the model itself fills in; expected other names")
+        raise UserError(f"got the key {clash[0]!r} in card; expected other names, since the model itself fills it in")
     weights = save({name: tensor.contiguous() for name, tensor in model.net.state_dict().items()})
     text = json.dumps(
         {
@@ -90,29 +97,22 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
     folder = Path(folder)
     for name in (WEIGHTS, CARD):
         if not (folder / name).is_file():
-            raise UserError(f"{folder} holds no {name}: expected a folder written by ScoreModel.save_pretrained")
-    try:
-        card = json.loads((folder / CARD).read_text())
-        if card["format"] != FORMAT:
             raise UserError(
-                f"{folder / CARD} has format {card['format']!r}, expected {FORMAT}: it was written by another version"
+                f"got {folder}, which holds no {name}; expected a folder written by ScoreModel.save_pretrained"
             )
-        data = (folder / WEIGHTS).read_bytes()
-        if hashlib.sha256(data).hexdigest() != card["sha256"]:
-            raise UserError(
-                f"{folder / WEIGHTS} is not the file that {CARD} describes (SHA-256 differs): copy it again"
-            )
-        net = networks.create(card["network"]["name"], **card["network"]["options"])
-        model = ScoreModel(
-            net,
-            sde_lib.create(**card["sde"]),
-            PARAMETRIZATIONS.make(card["parametrization"]),
-            conditioning=CONDITIONINGS.make(card["conditioning"]),
-            data_std=card["data_std"],
-            data_range=tuple(card["data_range"]),
-        )
-    except (KeyError, TypeError, json.JSONDecodeError) as error:
-        raise UserError(f"{folder / CARD} is not a model card: {type(error).__name__}: {error}") from error
+    card = _read_card(folder / CARD)
+    data = (folder / WEIGHTS).read_bytes()
+    if hashlib.sha256(data).hexdigest() != card["sha256"]:
+        raise UserError(f"got {folder / WEIGHTS} with another SHA-256; expected the one in {CARD}: copy it again")
+    net = networks.create(card["network"]["name"], **card["network"]["options"])
+    model = ScoreModel(
+        net,
+        sde_lib.create(**card["sde"]),
+        PARAMETRIZATIONS.make(card["parametrization"]),
+        conditioning=CONDITIONINGS.make(card["conditioning"]),
+        data_std=card["data_std"],
+        data_range=tuple(card["data_range"]),
+    )
     state = load(data)
     dtype = next((v.dtype for v in state.values() if v.is_floating_point()), torch.float32)
     try:
@@ -123,6 +123,30 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
         ) from error
     model.card = {key: value for key, value in card.items() if key not in _RESERVED}
     return model.to(device).eval()
+
+
+def _read_card(path: Path) -> dict[str, Any]:
+    """The card, its own entries there and of their types."""
+    try:
+        card = json.loads(path.read_text())
+    except ValueError as error:  # not UTF-8, or no JSON
+        raise UserError(f"got {path}, which is no JSON ({error}); expected a model card") from error
+    if not isinstance(card, dict) or card.get("format") != FORMAT:
+        got = card.get("format") if isinstance(card, dict) else None
+        raise UserError(f"got format {got!r} in {path}; expected {FORMAT}: it was written by another version")
+    for key, kind in _TYPES.items():
+        if not isinstance(card.get(key), kind):
+            raise UserError(f"got {key}={card.get(key)!r} in {path}; expected {kind.__name__}: copy the card again")
+    network, limits, std = card["network"], card["data_range"], card.get("data_std", 0)
+    if "name" not in card["sde"]:
+        raise UserError(f"got sde={card['sde']!r} in {path}; expected its name and its options: copy the card again")
+    if not isinstance(network.get("name"), str) or not isinstance(network.get("options"), dict):
+        raise UserError(f"got network={network!r} in {path}; expected its name and its options: copy the card again")
+    if len(limits) != 2 or not all(isinstance(v, int | float) for v in limits):
+        raise UserError(f"got data_range={limits!r} in {path}; expected two numbers: copy the card again")
+    if "data_std" not in card or not isinstance(std, int | float | None):
+        raise UserError(f"got data_std={std!r} in {path}; expected a number or null: copy the card again")
+    return card
 
 
 def _replace(path: Path, data: bytes) -> None:

@@ -21,9 +21,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from models.network import ListOf, Network, check_choice, check_images, check_sizes
+from models.network import ListOf, Network, check_images, check_index, check_sizes, require_label
 from models.resampling import Halve
-from numerics import UserError, expand_as
+from numerics import UserError, expand_as, require_choice
 from sde_lib import geometric_sigmas
 
 _ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
@@ -247,11 +247,11 @@ class RefineNet(Network):
     ) -> None:
         super().__init__(locals())
         check_sizes(in_channels=in_channels, channels=channels)
-        check_choice("size", size, tuple(_STAGES))
-        check_choice("activation", activation, tuple(_ACTIVATIONS))
+        require_choice(size, "size", tuple(_STAGES))
+        require_choice(activation, "activation", tuple(_ACTIVATIONS))
         values = tuple(float(sigma) for sigma in sigmas)
-        if not values or values[-1] <= 0 or any(a <= b for a, b in pairwise(values)):
-            raise UserError(f"sigmas: got {len(values)} of them, expected at least one, positive, and strictly falling")
+        if not values or not values[-1] > 0 or not all(a > b for a, b in pairwise(values)):
+            raise UserError(f"got {len(values)} sigmas; expected at least one, positive, and strictly falling")
         self.options["sigmas"] = values
         table = torch.tensor(values, dtype=torch.float64)
         self.checkpoint_activations = checkpoint_activations
@@ -286,12 +286,14 @@ class RefineNet(Network):
         self.output_conv = nn.Conv2d(channels, in_channels, 3, padding=1)
         self.act = act
 
+    def check_labels(self, labels: Tensor) -> None:
+        """Refuse what is no index of a noise level."""
+        check_index(labels, len(self.sigmas))
+
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)` -> `(B, C, H, W)`."""
         check_images(x, self.in_channels)
-        if label is None:
-            raise UserError("this network needs the index of the noise level: call it as net(x, label), label (B,)")
-        index = label.long()
+        index = require_label(label).long()
         h = self.stem(x if self.centered else 2 * x - 1)
         activations = []
         for stage in self.stages:

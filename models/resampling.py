@@ -51,8 +51,10 @@ class FIR(nn.Module):
     def __init__(self, kernel: Sequence[float] = (1, 3, 3, 1)) -> None:
         super().__init__()
         taps = torch.as_tensor(kernel, dtype=torch.float32)
-        if taps.ndim != 1 or len(taps) % 2 or len(taps) < 2:
-            raise UserError(f"fir_kernel: got {tuple(kernel)}, expected an even number of taps, e.g. (1, 3, 3, 1)")
+        if taps.ndim != 1 or len(taps) % 2 or len(taps) < 2 or sum(kernel) == 0:
+            raise UserError(
+                f"got fir_kernel={tuple(kernel)}; expected an even number of taps with a sum that is not 0, e.g. (1, 3, 3, 1)"
+            )
         plane = torch.outer(taps, taps)
         self.register_buffer(
             "kernel", (plane / plane.sum()).flip(0, 1).view(1, 1, len(taps), len(taps)), persistent=False

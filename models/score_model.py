@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from models.conditioning import Conditioning, LogSNR
+from models.network import Network
 from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
 from numerics import UserError, batch_time, expand_as
@@ -50,7 +51,8 @@ class ScoreModel(nn.Module):
     Everything that it was made from stays readable under these names.
 
     Raises:
-        UserError: an `sde` or `parametrization` that is none. All methods: a `t` of a shape that is neither `()` nor `(B,)`.
+        UserError: an `sde` or a `parametrization` of another class, or a conditioning whose labels mean nothing to the network.
+            All methods: a `t` whose shape is neither `()` nor `(B,)`.
     """
 
     def __init__(
@@ -74,6 +76,8 @@ class ScoreModel(nn.Module):
         self.sde = sde
         self.parametrization = parametrization
         self.conditioning = LogSNR() if conditioning is None else conditioning
+        if isinstance(net, Network):
+            net.check_labels(self.conditioning(sde, torch.tensor([sde.t_min, sde.T], dtype=torch.float64)))
         self.data_std = getattr(parametrization, "data_std", None) if data_std is None else data_std
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.card: dict[str, Any] = {}
@@ -201,21 +205,19 @@ class ConditionedScore:
     def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)
         if num_classes is None and labels is not None:
-            raise UserError("condition(labels): this network has no classes; expected one made with num_classes=…")
+            raise UserError("got labels for a network that has no classes; expected a network made with num_classes=…")
         self.model = model
         try:
             self.labels = None if labels is None else torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"condition(labels): got {labels!r}, expected integers of shape () or (B,)") from error
+            raise UserError(f"got labels={labels!r}; expected integers of shape () or (B,)") from error
         if self.labels is not None and (self.labels.ndim > 1 or self.labels.is_floating_point()):
             raise UserError(
-                f"condition(labels): got shape {tuple(self.labels.shape)} of {self.labels.dtype}, "
+                f"got labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
                 f"expected integers of shape () or (B,)"
             )
         if self.labels is not None and bool(((self.labels < 0) | (self.labels >= int(num_classes or 0))).any()):
-            raise UserError(
-                f"condition(labels): got {self.labels.tolist()}, expected classes 0 to {int(num_classes or 0) - 1}"
-            )
+            raise UserError(f"got labels={self.labels.tolist()}; expected classes 0 to {int(num_classes or 0) - 1}")
 
     @property
     def sde(self) -> SDE:

@@ -51,7 +51,7 @@ class UnderAnotherSDE:
         if bool(((log_snr < low - slack) | (log_snr > high + slack)).any()):
             raise UserError(
                 f"got times with a log-SNR from {float(log_snr.min()):.4g} to {float(log_snr.max()):.4g}; "
-                f"the model was trained from {low:.4g} to {high:.4g}: choose an SDE or an interval of times within it"
+                f"expected {low:.4g} to {high:.4g}, where the model was trained: choose an SDE or times within it"
             )
         own = self.model.sde
         time = own.time_of_log_snr(log_snr.clamp(low, high)).clamp(own.t_min, own.T)

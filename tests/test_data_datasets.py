@@ -11,6 +11,7 @@ import torch
 
 import data
 from data import DataError, Dataset, Split
+from numerics import UserError
 
 TOYS = ["swiss_roll", "moons", "gaussians", "checkerboard", "rings", "spirals", "pinwheel"]
 
@@ -175,7 +176,6 @@ IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
         (lambda: data.from_tensor(X, seed="a"), "seed is 'a'"),
         (lambda: data.from_tensor(X, test=X, seed=-1), "seed is -1"),
         (lambda: data.create("digits", seed=2**40), "seed is 1099511627776"),
-        (lambda: data.create("moons", seed="a"), "seed is 'a'"),
         (lambda: data.from_tensor(X, test_size=10), "test_size"),
         (lambda: data.from_tensor(X, test=X, test_size=2), "one of them"),
         (lambda: data.from_tensor(X, test=torch.zeros(4, 3)), "as in train"),
@@ -184,11 +184,9 @@ IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
         (lambda: data.from_tensor(X).split("dev"), "no split 'dev'"),
         (lambda: Dataset(name="d", splits={"train": Split(X, None, torch.arange(10))}), "train and test"),
         (lambda: Split(X, None, torch.arange(9)), "ids"),
-        (lambda: data.create("digit"), "expected one of digits"),
-        (lambda: data.create("digits", size=3), "no option 'size'"),
         (lambda: data.create("digits", validation=1500), "validation is 1500"),
         (lambda: data.create("moons", noise=0.0), "noise is 0.0"),
-        (lambda: data.create("moons", noise="1"), "noise is '1'"),
+        (lambda: data.Moons(noise="1"), "noise is '1'"),
         (lambda: data.create("moons", train=0), "train is 0"),
         (lambda: data.create("gaussians", layout="line"), "'ring' or 'grid'"),
         (lambda: data.create("gaussians", layout="grid"), "square number"),
@@ -200,3 +198,26 @@ def test_bad_input_is_refused_in_one_line(build, match: str) -> None:
     with pytest.raises(DataError, match=match) as caught:
         build()
     assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    ("name", "options", "match"),
+    [
+        ("digit", {}, r"the data set 'digit', did you mean 'digits'\?; expected one of digits, "),
+        ("digits", {"size": 3}, "the option 'size' for the data set 'digits'.*; expected some of validation, seed"),
+        ("moons", {"nosie": 0.1}, r"'nosie' for the data set 'moons', did you mean 'noise'\?"),
+        ("moons", {"seed": "a"}, "got seed='a'; expected a value of type int"),
+        ("image_folder", {"root": "x"}, "without size"),
+    ],
+)
+def test_names_and_options_are_those_of_the_functions(name: str, options: dict, match: str) -> None:
+    with pytest.raises(UserError, match=match) as caught:
+        data.create(name, **options)
+    assert "\n" not in str(caught.value)
+
+
+def test_options_by_name_are_the_functions_arguments() -> None:
+    options = data.options("image_folder")
+    assert options["size"].default is options["size"].REQUIRED
+    assert (options["channels"].default, options["filter"].default) == (3, "lanczos")
+    assert set(data.options("moons")) == {"noise", "train", "test", "validation", "seed"}

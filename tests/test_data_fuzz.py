@@ -71,7 +71,7 @@ def _mapped_file(part: str) -> bytes:
 
 
 def _picture(ending: str) -> Callable[[Path, bytes], object]:
-    decoder = data.Decoder(size=4)
+    decoder = data.PictureDecoder(size=4)
     return _file(f"a.{ending}", lambda path: decoder.open(path, str(path)))
 
 

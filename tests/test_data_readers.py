@@ -26,8 +26,12 @@ import torch
 from PIL import Image
 
 import data
+import models
 from data import DataError
 from data.cifar import SHA256
+from models import ScoreModel
+from numerics import UserError
+from sde_lib import VPSDE
 
 
 @pytest.fixture(autouse=True)
@@ -474,36 +478,59 @@ def test_image_folder_reads_bytes_exactly_when_nothing_is_resized(tmp_path: Path
             assert np.array_equal(x.numpy(), expected.transpose(2, 0, 1))
 
 
+@pytest.mark.parametrize("size", [(16, 32), [16, 32]])
+def test_oblong_pictures_reach_a_network_and_come_back(tmp_path: Path, size: object) -> None:
+    random = np.random.RandomState(0)
+    for i, shape in enumerate([(16, 32), (48, 40), (20, 90), (16, 32), (33, 64), (64, 128)]):
+        _save(tmp_path / "in" / f"{i}.png", random.randint(0, 256, (*shape, 3)).astype(np.uint8))
+    options = {"root": tmp_path / "in", "size": size, "test_size": 2, "validation": 1}
+    dataset = data.create("image_folder", **options)
+    mapped = data.create("image_folder", cache=tmp_path / "cache", **options)
+    assert dataset.event_shape == mapped.event_shape == (3, 16, 32)
+    for name in ("train", "test"):
+        order = mapped.split(name).ids.argsort()
+        assert torch.equal(dataset.split(name).x, mapped.split(name).x[order])
+    transform, train = dataset.transform(), dataset.split("train")
+    x = transform.centres(train.x)
+    model = ScoreModel(models.for_data("auto", dataset.event_shape, channels=8), VPSDE())
+    t = torch.full((len(x),), 0.5)
+    loss = (model.denoised(x, t) - x).square().mean()
+    loss.backward()
+    assert model.net.stem.weight.grad is not None and bool(loss.isfinite())
+    assert torch.equal(transform.to_images(x), train.x)
+    assert model(x, t).shape == (len(train), 3, 16, 32)
+
+
 def test_crop_keeps_the_centre_and_resize_averages(tmp_path: Path) -> None:
     wide = np.zeros((4, 8, 3), np.uint8)
     wide[:, 2:6] = 200
     _save(tmp_path / "w.png", wide)
-    image = data.Decoder(size=2, filter="box").open(tmp_path / "w.png", "w")
+    image = data.PictureDecoder(size=2, filter="box").open(tmp_path / "w.png", "w")
     assert image.tolist() == [[[200, 200], [200, 200]]] * 3
     tall = np.arange(12, dtype=np.uint8).reshape(6, 2) * 10
     _save(tmp_path / "t.png", tall)
-    image = data.Decoder(size=2, channels=1, filter="nearest").open(tmp_path / "t.png", "t")
+    image = data.PictureDecoder(size=2, channels=1, filter="nearest").open(tmp_path / "t.png", "t")
     assert image[0].tolist() == tall[2:4].tolist()
     with pytest.raises(DataError, match="aspect ratio"):
-        data.Decoder(size=2, crop="none").open(tmp_path / "t.png", "t")
-    assert data.Decoder(size=(3, 1), crop="none").open(tmp_path / "t.png", "t").shape == (3, 3, 1)
+        data.PictureDecoder(size=2, crop="none").open(tmp_path / "t.png", "t")
+    assert data.PictureDecoder(size=(3, 1), crop="none").open(tmp_path / "t.png", "t").shape == (3, 3, 1)
 
 
 def test_transparency_rotation_and_depth(tmp_path: Path) -> None:
     clear = np.zeros((2, 2, 4), np.uint8)
     clear[0, 0] = (10, 20, 30, 255)
     _save(tmp_path / "a.png", clear)
-    image = data.Decoder(size=2).open(tmp_path / "a.png", "a")
+    image = data.PictureDecoder(size=2).open(tmp_path / "a.png", "a")
     assert image[:, 0, 0].tolist() == [10, 20, 30]
     assert image[:, 1, 1].tolist() == [255, 255, 255]
     turned = Image.fromarray(np.array([[0, 255]], np.uint8))
     exif = Image.Exif()
     exif[0x0112] = 6  # to be turned by 90 degrees clockwise
     turned.save(tmp_path / "b.png", exif=exif)
-    assert data.Decoder(size=(2, 1), channels=1).open(tmp_path / "b.png", "b").tolist() == [[[0], [255]]]
+    assert data.PictureDecoder(size=(2, 1), channels=1).open(tmp_path / "b.png", "b").tolist() == [[[0], [255]]]
     Image.fromarray(np.full((2, 2), 40_000, np.uint16)).save(tmp_path / "c.png")
     with pytest.raises(DataError, match="8 bits a channel"):
-        data.Decoder(size=2).open(tmp_path / "c.png", "c")
+        data.PictureDecoder(size=2).open(tmp_path / "c.png", "c")
 
 
 def test_image_folder_cache_is_the_same_data_mapped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -520,7 +547,7 @@ def test_image_folder_cache_is_the_same_data_mapped(tmp_path: Path, monkeypatch:
         assert torch.equal(a.ids, b.ids[order])
         assert torch.equal(a.x, b.x[order])
     # The second time, nothing is decoded.
-    monkeypatch.setattr(data.Decoder, "open", lambda *_: pytest.fail("decoded again"))
+    monkeypatch.setattr(data.PictureDecoder, "open", lambda *_: pytest.fail("decoded again"))
     again = data.create("image_folder", cache=tmp_path / "cache", **options)
     assert again.fingerprint == cached.fingerprint
     monkeypatch.undo()
@@ -549,7 +576,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     _save(tmp_path / "c" / "a.png", np.zeros((4, 4), np.uint8))
     with pytest.raises(DataError, match="both in itself and in subfolders"):
         read()
-    with pytest.raises(DataError, match="needs the option 'size'"):
+    with pytest.raises(UserError, match="the data set 'image_folder' without size; expected a value"):
         data.create("image_folder", root=tmp_path)
     for options, match in (
         ({"size": 0}, "size is 0"),
@@ -577,14 +604,14 @@ def test_picture_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (5_000, 5_000)).save(path)
     with pytest.raises(DataError, match="5000x5000 pixels, expected 1 to 16,777,216"):
-        data.Decoder(size=8).open(path, "bomb")
-    assert data.Decoder(size=8, max_pixels=2**25).open(path, "large").shape == (3, 8, 8)
+        data.PictureDecoder(size=8).open(path, "bomb")
+    assert data.PictureDecoder(size=8, max_pixels=2**25).open(path, "large").shape == (3, 8, 8)
 
 
 def test_any_sequence_of_pictures(tmp_path: Path) -> None:
     """What the adapters of datasets and torchvision share, on a plain list."""
     pictures = [(Image.fromarray(np.full((5, 5), 7 * i, np.uint8)), i % 3) for i in range(6)]
-    decoder = data.Decoder(size=5, channels=1)
+    decoder = data.PictureDecoder(size=5, channels=1)
     dataset = data.from_pictures({"train": pictures[:4], "test": pictures[4:]}, decoder, name="list")
     assert dataset.split("test").x[:, 0, 0, 0].tolist() == [28, 35]
     assert dataset.split("test").labels.tolist() == [1, 2]

@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+import data
 from data import DataError, Rescale, Standardize
 
 
@@ -109,3 +110,97 @@ def test_construction_refuses(build) -> None:
 def test_transforms_are_hashable_values() -> None:
     assert Rescale(levels=17) == Rescale(levels=17)
     assert len({Standardize(shift=[1.0], scale=[2.0]), Standardize(shift=(1.0,), scale=(2.0,))}) == 1
+
+
+# -- Dataset.transform ---------------------------------------------------------------------------------------
+
+# one mean and one standard deviation of each set's training points, written down before other scalings existed
+JOINT = {
+    "swiss_roll": (0.2323619438065056, 1.3818887752536362),
+    "moons": (0.37481312241644044, 0.7276649459494627),
+    "gaussians": (0.0063682214319941526, 1.4204262008670896),
+    "checkerboard": (0.0018767530708886624, 2.3074219645394383),
+    "rings": (-0.0035339566848808317, 1.534339696733538),
+    "spirals": (0.005837839515561427, 1.2408792538891553),
+    "pinwheel": (-0.0002274614269597805, 0.7403519820853247),
+}
+
+
+@pytest.mark.parametrize("scaling", ["joint", "auto"])
+@pytest.mark.parametrize("name", JOINT)
+def test_points_of_like_columns_are_scaled_jointly_as_ever(name: str, scaling: str) -> None:
+    dataset = data.create(name)
+    found = dataset.transform(scaling=scaling)
+    x = dataset.split("train").x
+    mean = x.mean(dtype=torch.float64)
+    square = sum((chunk.double() - mean).square().sum() for chunk in x.split(4096))
+    assert found == Standardize(shift=float(mean), scale=math.sqrt(float(square) / x.numel()))  # bit for bit
+    assert (found.shift, found.scale) == pytest.approx(JOINT[name], rel=1e-9, abs=1e-9)
+
+
+@pytest.mark.parametrize("scaling", ["joint", "columns", "auto"])
+def test_grey_levels_are_rescaled_whatever_the_scaling(scaling: str) -> None:
+    assert data.create("digits").transform(scaling=scaling) == Rescale(levels=17, low=-1.0, high=1.0)
+
+
+def unlike(n: int = 4000) -> torch.Tensor:
+    generator = torch.Generator().manual_seed(0)
+    return torch.tensor([5000.0, 3.0]) + torch.tensor([1000.0, 1.0]) * torch.randn(n, 2, generator=generator)
+
+
+def test_auto_scales_unlike_columns_each_by_its_own() -> None:
+    dataset = data.from_tensor(unlike())
+    transform = dataset.transform()
+    assert transform == dataset.transform(scaling="columns") != dataset.transform(scaling="joint")
+    x = transform(dataset.split("train").x.double())
+    torch.testing.assert_close(x.mean(dim=0), torch.zeros(2).double(), rtol=0, atol=1e-10)
+    torch.testing.assert_close(x.var(dim=0, correction=0), torch.ones(2).double(), rtol=1e-10, atol=0)
+
+
+@pytest.mark.parametrize(
+    ("means", "stds", "by_columns"),
+    [
+        ((0.0, 0.0), (9.9, 1.0), False),
+        ((0.0, 0.0), (10.1, 1.0), True),  # more than tenfold
+        ((9.9, 0.0), (1.0, 1.0), False),
+        ((-10.1, 0.0), (1.0, 1.0), True),  # more than ten of the smallest
+        ((60.0, 0.0), (8.0, 7.0), False),
+        ((500.0, 500.0), (1.0, 2.0), False),  # far from 0, but together
+        ((0.0, 5.0), (2.0, 0.0), False),  # a constant column has no scale of its own
+    ],
+)
+def test_auto_looks_at_means_and_standard_deviations(means: tuple, stds: tuple, by_columns: bool) -> None:
+    signs = torch.tensor([[1.0, 1.0], [-1.0, 1.0], [1.0, -1.0], [-1.0, -1.0]]).repeat(5, 1)  # mean 0, std 1, exactly
+    points = torch.tensor(means) + torch.tensor(stds) * signs
+    dataset = data.from_tensor(points, test=points, validation=0)
+    assert isinstance(dataset.transform().shift, tuple) is by_columns
+
+
+@pytest.mark.parametrize("shape", [(2,), (3, 5), (2, 4, 3)])
+def test_the_density_of_points_scaled_by_columns_follows_the_change_of_variables(shape: tuple[int, ...]) -> None:
+    """Of a Gaussian with a mean and a standard deviation per column: log p(v) = log p(x) + D log_det."""
+    generator = torch.Generator().manual_seed(1)
+    columns = (-1, *(1 for _ in shape[1:]))
+    mean = torch.linspace(-300.0, 40.0, shape[0], dtype=torch.float64).reshape(columns)
+    std = torch.logspace(-2, 3, shape[0], dtype=torch.float64).reshape(columns)
+    v = mean + std * torch.randn(200, *shape, generator=generator, dtype=torch.float64)
+    dataset = data.from_tensor(v)
+    transform = dataset.transform(scaling="columns")
+    shift, scale = (torch.tensor(u, dtype=torch.float64).reshape(columns) for u in (transform.shift, transform.scale))
+    in_data = torch.distributions.Normal(mean.expand(shape), std.expand(shape)).log_prob(v).flatten(1).sum(1)
+    in_model = torch.distributions.Normal(((mean - shift) / scale).expand(shape), (std / scale).expand(shape))
+    log_prob = in_model.log_prob(transform(v)).flatten(1).sum(1)
+    torch.testing.assert_close(in_data, log_prob + dataset.dim * transform.log_det, rtol=1e-12, atol=1e-9)
+    torch.testing.assert_close(transform.inverse(transform(v)), v, rtol=1e-12, atol=1e-9)
+
+
+def test_a_constant_column_is_named_and_another_scaling_refused() -> None:
+    points = unlike(50).double()
+    points[:, 1] = 0.1  # whose mean over many rows is not 0.1 to the last bit
+    dataset = data.from_tensor(points, name="mine")
+    assert isinstance(dataset.transform().scale, float)
+    with pytest.raises(DataError, match="mine: .*constant in column 1.*scaling='joint'"):
+        dataset.transform(scaling="columns")
+    assert isinstance(dataset.transform(scaling="joint").scale, float)
+    with pytest.raises(DataError, match="got scaling='rows'; expected auto, joint or columns"):
+        dataset.transform(scaling="rows")

@@ -158,7 +158,15 @@ class TestEveryOptionIsAFlag:
             "ncsnv2": ["channels=8"],
             "ncsn": ["channels=8"],
         }[name]
+        levels = {"ncsn": 10, "ncsnv2": 232}.get(name)  # these look an index up, and refuse other labels
         options = [f"--config.model.{o}" for o in own if o.split("=")[0] in models.options(name)]
+        if levels:
+            conditioning = "--config.model.conditioning"
+            options += [
+                f"{conditioning}=discrete_index",
+                f"{conditioning}.levels={levels}",
+                f"{conditioning}.reverse=True",
+            ]
         made = set_up(f"--config.model.name={name}", *options, "--config.training.batch_size=4", *TINY[2:])
         result = training.train(
             made.model,
