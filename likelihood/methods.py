@@ -45,11 +45,11 @@ def fast(
     return fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
 
 
-def fast_on(grid: TimeGrid, *, steps: int = 48, data_std: float = 1.0, t_min: float | None = None) -> Method:
+def fast_on(grid: TimeGrid | None, *, steps: int = 48, data_std: float = 1.0, t_min: float | None = None) -> Method:
     """The method of `fast` on a grid that is known, such as one that an earlier pilot run has placed.
 
     Args:
-        grid: where the steps are.
+        grid: where the steps are; equal steps in the flow's clock for None.
         steps, data_std, t_min: as in `fast`.
     """
     solver = Adams(steps=steps, points=5, start="rising")

@@ -255,6 +255,18 @@ class TestStoredConfigurations:
         assert config["system"] == card.get("system", card.get("name"))
         assert config["training"]["steps"] == card["training"]["steps"]
 
+    def test_a_stored_configuration_makes_the_network_that_was_trained(self):
+        """The card of a pretrained folder says both what it was configured with, in the form of version 0.1, and what came of it."""
+        folder = ROOT / "pretrained" / "vp_digits"
+        card = json.loads((folder / "card.json").read_text())
+        made = resolve(configuration.of_run(folder)).model
+        options = json.loads(json.dumps(made.net.options))
+        assert {k: v for k, v in options.items() if k in card["network"]["options"]} == card["network"]["options"]
+        assert len(options["fourier_features"]) == 2
+        assert json.loads(json.dumps(sde_lib.describe(made.sde))) == card["sde"]
+        assert models.PARAMETRIZATIONS.describe(made.parametrization) == card["parametrization"]
+        assert models.CONDITIONINGS.describe(made.conditioning) == card["conditioning"]
+
     def test_a_configuration_comes_back_as_it_was(self, tmp_path):
         config = parsed(
             "--config.sampling.sampler=ddim", "--config.training.clip=none", "--config.model.multipliers=(1, 2)"

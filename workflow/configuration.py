@@ -31,7 +31,6 @@ ALIASES = {
     "training.log_normal_std": "training.objective.times.std",
     "model.mlp_width": "model.width",
     "model.mlp_depth": "model.depth",
-    "model.fourier_features": "model.grey_level_features",
     "sampling.steps": "sampling.sampler.steps",
     "sampling.second_steps": "sampling.second.steps",
     "sampling.variance": "sampling.sampler.variance",
@@ -39,6 +38,9 @@ ALIASES = {
     "likelihood.bound_draws": "bound.draws",
 }
 """Short or earlier paths, and where the values are."""
+
+MEANT_ELSE = {"model.fourier_features": "model.grey_level_features"}
+"""Paths that in a configuration without `system`, as versions before 0.2 wrote it, meant another value."""
 
 
 def change(config: ConfigDict, system: System, values: Mapping[str, Any]) -> None:
@@ -228,6 +230,8 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     system = systems.create(str(name))
     config = system.get_config()
     values = {path: _tuples(value) for path, value in leaves(stored) if path not in ("system", "name")}
+    if "system" not in stored:
+        values = {MEANT_ELSE.get(path, path): value for path, value in values.items()}
     try:
         change(config, system, dict(_known(config, system, values)))
     except UserError as error:

@@ -172,7 +172,9 @@ class _Began(Callback):
 
     def on_start(self, state: TrainState) -> None:
         commands = self.folder.results().get("commands", [])
-        command = shlex.join(["python", *sys.argv])
+        program = Path(sys.argv[0])
+        # an installed script is called by its name, a file by python
+        command = shlex.join(["python", *sys.argv] if program.suffix == ".py" else [program.name, *sys.argv[1:]])
         self.folder.write_json(CONFIG, self.setup.config)
         self.folder.update_results({**self.values, "commands": [*(c for c in commands if c != command), command]})
 

@@ -4,13 +4,12 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from torch import Tensor
-
 from data.transforms import Transform
-from likelihood import Coloured, Dequantizer, Divergence, Exact, Hutchinson, Method, TruncatedNormal, accurate, fast
+from likelihood import Coloured, Dequantizer, Divergence, Exact, Hutchinson, Method, TruncatedNormal, accurate
 from likelihood import create as create_part
+from likelihood.methods import fast_on
 from numerics import SciPy, TorchDiffEq, UserError, require_choice, require_count, require_positive
-from sde_lib import SDE, Score, WhitenedFlow
+from sde_lib import SDE, TimeGrid, WhitenedFlow
 
 FEW_DIMENSIONS = 16
 """Up to so many the exact trace is the default, which costs about what two random probes cost, and fewer steps are enough: on
@@ -101,17 +100,17 @@ class Protocol:
             return self.t_min
         return TruncatedNormal.t_min(sde, transform) if self.dequantizer == "truncated_normal" else sde.t_min
 
-    def method(self, sde: SDE, score: Score, pilot: Tensor, *, data_std: float, t_min: float) -> Method:
+    def method(self, *, data_std: float, t_min: float, grid: TimeGrid | None = None) -> Method:
         """How the flow is integrated.
 
         Args:
-            pilot: training samples `(B, *)` in model units on which the fast solver's grid is placed.
             data_std: standard deviation of the data in model units.
             t_min: from `time`.
+            grid: of the fast solver's steps, from a pilot run.
         """
         if self.solver == "fast":
-            return fast(sde, score, pilot, steps=self.steps or 128, data_std=data_std, t_min=t_min)
+            return fast_on(grid, steps=self.steps or 128, data_std=data_std, t_min=t_min)
         if self.solver == "accurate":
-            return replace(accurate(tolerance=self.tolerance, data_std=data_std), t_min=t_min)
+            return accurate(tolerance=self.tolerance, data_std=data_std, t_min=t_min)
         solver = SciPy("RK45", self.tolerance) if self.solver == "scipy" else TorchDiffEq("dopri5", self.tolerance)
-        return Method(solver=solver, flow=WhitenedFlow(data_std=data_std), t_min=t_min)
+        return Method(solver, flow=WhitenedFlow(data_std=data_std), t_min=t_min)

@@ -13,8 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from likelihood import BitsPerDim, Method, bits_per_dim
-from likelihood.methods import fast_on
+from likelihood import BitsPerDim, Method, bits_per_dim, pilot_grid
 from numerics import SampleStreams, UserError
 from sde_lib.time_grids import StepDensity
 from workflow import progress
@@ -93,6 +92,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         "images": n,
         "dequantization": protocol.dequantizer if transform.levels else "none",
         "levels": transform.levels,
+        "solver_object": repr(protocol.method(data_std=run.flow.data_std, t_min=t_min).solver),
         "divergence_object": repr(protocol.divergence),
         "t_min_used": t_min,
         "sde": repr(sde),
@@ -133,16 +133,15 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
 
 def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Method:
     """How the flow is integrated. A pilot run's grid is kept in `file`, so that all processes use the very same."""
-    if protocol.solver == "fast" and file.exists():
-        return fast_on(_read_grid(file), steps=protocol.steps or 128, data_std=run.flow.data_std, t_min=t_min)
-    noise = protocol.noise(run.transform)
-    x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
-    method = protocol.method(run.sde, run.score, x.to(torch.float32), data_std=run.flow.data_std, t_min=t_min)
+    data_std = run.flow.data_std
     if protocol.solver != "fast":
-        return method
-    assert isinstance(method.grid, StepDensity)
-    write_once(file, json.dumps({"knots": method.grid.knots, "density": method.grid.density}))
-    return dataclasses.replace(method, grid=_read_grid(file))
+        return protocol.method(data_std=data_std, t_min=t_min)
+    if not file.exists():
+        noise = protocol.noise(run.transform)
+        x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
+        grid = pilot_grid(run.sde, run.score, x.to(torch.float32), flow=run.flow, t_min=t_min)
+        write_once(file, json.dumps({"knots": grid.knots, "density": grid.density}))
+    return protocol.method(data_std=data_std, t_min=t_min, grid=_read_grid(file))
 
 
 def _read_grid(file: Path) -> StepDensity:
@@ -168,6 +167,8 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     """The result that `to_arrays` took apart."""
     kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
     values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
+    # parts of version 0.1 have one error for both, which the companions' had replaced where there were any
+    values.setdefault("companion_error", torch.full_like(values["solver_error"], torch.nan))
     for name, count in zip(_COUNTS, part["counts"], strict=True):
         values[name] = bool(count) if kinds[name] == "bool" else int(count)
     return BitsPerDim(**values)
