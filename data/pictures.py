@@ -62,6 +62,7 @@ class PictureDecoder:
         filter: of the resize: nearest, box, bilinear, bicubic or lanczos.
         crop: "centre" scales the shorter side and cuts the middle; "none" requires the aspect ratio to be
             right.
+        max_pixels: of a picture before it is resized; larger ones are refused unread.
 
     Raises:
         DataError: an option out of range; on calling, a picture that cannot be read.
@@ -135,9 +136,9 @@ class PictureDecoder:
 
     def _flatten(self, image: Image) -> Image:
         """Upright, without transparency (shown on white), in the wanted channels."""
-        from PIL import Image as pillow
         from PIL import ImageOps
 
+        pillow = _pillow()
         image = ImageOps.exif_transpose(image)
         if "A" in image.getbands() or "transparency" in image.info:
             opaque = image.convert("RGBA")
@@ -161,7 +162,7 @@ class PictureDecoder:
 
 def _pillow():  # noqa: ANN202 - a module
     try:
-        from PIL import Image as pillow
+        import PIL.Image
     except ImportError as error:
         raise DataError("pictures are read with Pillow, which is not installed; pip install pillow") from error
-    return pillow
+    return PIL.Image

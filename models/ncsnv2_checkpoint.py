@@ -87,6 +87,7 @@ def ncsnv2_model(config: Config) -> ScoreModel:
 
 
 def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[str, Tensor]:
+    """Name -> tensor, raw or averaged."""
     state = {name.removeprefix("module."): tensor for name, tensor in content[0].items()}
     state.pop("sigmas", None)
     if weights == "raw":
@@ -109,6 +110,8 @@ def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[s
 
 
 def translate_refinenet(net: RefineNet) -> Iterator[Entry]:
+    """An entry for each tensor of `net`."""
+
     def norm(ours: str, theirs: str) -> Iterator[Entry]:
         if net.conditional:
             for i, name in enumerate(("gamma", "alpha", "beta")):
