@@ -29,12 +29,12 @@ __all__ = ["Checkerboard", "Density", "Gaussians", "Moons", "Pinwheel", "Rings",
 
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise DataError(f"{name} is {value!r}, expected a positive number")
+        raise DataError(f"got {name}={value!r}; expected a positive number")
 
 
 def _count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{name} is {value!r}, expected an integer of at least {least}")
+        raise DataError(f"got {name}={value!r}; expected an integer of at least {least}")
 
 
 def _normal(n: int, generator: torch.Generator) -> Tensor:
@@ -51,7 +51,7 @@ def _choice(n: int, options: int, generator: torch.Generator) -> Tensor:
 
 def _points(x: Tensor) -> Tensor:
     if x.ndim != 2 or x.shape[1] != 2:
-        raise DataError(f"points have shape {tuple(x.shape)}, expected (B, 2)")
+        raise DataError(f"got points of shape {tuple(x.shape)}; expected (B, 2)")
     return x.double()
 
 
@@ -94,9 +94,9 @@ class Gaussians(Density):
         _positive("radius", self.radius)
         _positive("std", self.std)
         if self.layout not in ("ring", "grid"):
-            raise DataError(f"layout is {self.layout!r}, expected 'ring' or 'grid'")
+            raise DataError(f"got layout={self.layout!r}; expected 'ring' or 'grid'")
         if self.layout == "grid" and math.isqrt(self.components) ** 2 != self.components:
-            raise DataError(f"components is {self.components}, expected a square number for a grid")
+            raise DataError(f"got components={self.components}; expected a square number for a grid")
 
     @cached_property
     def means(self) -> Tensor:
@@ -136,7 +136,7 @@ class Checkerboard(Density):
         _count("squares", self.squares, 2)
         _positive("side", self.side)
         if self.squares % 2:
-            raise DataError(f"squares is {self.squares}, expected an even number, so that every row is half dark")
+            raise DataError(f"got squares={self.squares}; expected an even number, so that every row is half dark")
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         row = _choice(n, self.squares, generator)

@@ -77,16 +77,16 @@ class PictureDecoder:
     def __post_init__(self) -> None:
         size = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
         if len(size) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in size):
-            raise DataError(f"size is {self.size!r}, expected a number of pixels from 1 to 4096, or (height, width)")
+            raise DataError(f"got size={self.size!r}; expected a number of pixels from 1 to 4096, or (height, width)")
         object.__setattr__(self, "size", tuple(size))
         if self.channels not in (1, 3):
-            raise DataError(f"channels is {self.channels!r}, expected 1 or 3")
+            raise DataError(f"got channels={self.channels!r}; expected 1 or 3")
         if self.filter not in _FILTERS:
-            raise DataError(f"filter is {self.filter!r}, expected one of {', '.join(_FILTERS)}")
+            raise DataError(f"got filter={self.filter!r}; expected one of {', '.join(_FILTERS)}")
         if type(self.max_pixels) is not int or self.max_pixels < 1:
-            raise DataError(f"max_pixels is {self.max_pixels!r}, expected a positive integer")
+            raise DataError(f"got max_pixels={self.max_pixels!r}; expected a positive integer")
         if self.crop not in ("centre", "none"):
-            raise DataError(f"crop is {self.crop!r}, expected 'centre' or 'none'")
+            raise DataError(f"got crop={self.crop!r}; expected 'centre' or 'none'")
 
     @property
     def height(self) -> int:
@@ -116,10 +116,10 @@ class PictureDecoder:
         width, height = image.size
         if width < 1 or height < 1 or width * height > self.max_pixels:
             raise DataError(
-                f"{name} has {width}x{height} pixels, expected 1 to {self.max_pixels:,}; shrink it or raise max_pixels"
+                f"got {name} with {width}x{height} pixels; expected 1 to {self.max_pixels:,}; shrink it or raise max_pixels"
             )
         if image.mode.startswith(("I", "F")):
-            raise DataError(f"{name} has pixels of mode {image.mode}, expected 8 bits a channel; convert it first")
+            raise DataError(f"got {name} with pixels of mode {image.mode}; expected 8 bits a channel; convert it first")
         try:
             flat = self._flatten(image)
             box = self._box(flat.size, name)
@@ -153,7 +153,7 @@ class PictureDecoder:
         kept_width, kept_height = scale * self.width, scale * self.height
         if self.crop == "none" and (round(kept_width) != width or round(kept_height) != height):
             raise DataError(
-                f"{name} has {width}x{height} pixels, expected the aspect ratio of {self.width}x{self.height}; "
+                f"got {name} with {width}x{height} pixels; expected the aspect ratio of {self.width}x{self.height}; "
                 "crop='centre' cuts the rest off"
             )
         left, top = (width - kept_width) / 2, (height - kept_height) / 2

@@ -38,8 +38,8 @@ def from_density(
         DataError: a size is not positive, or validation leaves nothing to fit.
     """
     for what, size in (("train", train), ("test", test)):
-        check_count(f"{name}: {what}", size, 1, 2**31 - 1)
-    check_count(f"{name}: seed", seed, 0, 2**32 - 1)
+        check_count(what, size, 1, 2**31 - 1)
+    check_count("seed", seed, 0, 2**32 - 1)
     generator = torch.Generator().manual_seed(seed)
     splits, first = {}, 0
     for what, size in (("train", train), ("test", test)):
