@@ -56,6 +56,8 @@ def permutation(n: int, seed: int) -> np.ndarray:
 
 def check_count(what: str, value: int, least: int, most: int) -> None:
     """DataError unless `value` is an integer in least..most."""
+    if most < least:
+        raise DataError(f"got {what}={value!r} of too few samples for any; expected more data")
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise DataError(f"got {what}={value!r}; expected an integer from {least} to {most}")
 

@@ -74,7 +74,7 @@ def check_features(features: Tensor, what: str, least: int = 2) -> Tensor:
     if features.ndim != 2 or features.shape[1] == 0:
         raise DataError(f"got {what} features of shape {tuple(features.shape)}; expected (N, F)")
     if features.shape[0] < least:
-        raise DataError(f"got {what} with {features.shape[0]} samples; expected at least {least}")
+        raise DataError(f"got {what} features of {features.shape[0]} samples; expected at least {least}")
     features = features.detach().to(torch.float64)
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:

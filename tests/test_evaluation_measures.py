@@ -327,7 +327,7 @@ def test_bad_features_are_refused(measure) -> None:
         (broken, good, "NaN or infinite for 1 of 20"),
         (good, broken, "reference features that are NaN"),
         (good[0], good, r"expected \(N, F\)"),
-        (good[:0], good, "has 0 samples"),
+        (good[:0], good, "features of 0 samples"),
         (good, good[:, :2], "expected the same"),
         (good * 1e200, good, "reach .*scale them"),
         (good.to(torch.complex128), good, "complex128; expected a tensor of real numbers"),
@@ -336,7 +336,7 @@ def test_bad_features_are_refused(measure) -> None:
         with pytest.raises(DataError, match=match):
             measure(x, y)
     if measure is not nearest:
-        with pytest.raises(DataError, match="with 1 samples; expected at least"):
+        with pytest.raises(DataError, match="features of 1 samples; expected at least"):
             measure(good[:1], good)
 
 

@@ -297,7 +297,7 @@ def test_other_refusals(digits: data.Dataset) -> None:
     for measures in ((), "FD"):
         with pytest.raises(DataError, match=r"expected some of FD.*\('FD',\)"):
             evaluation.evaluate_samples(x, digits, measures=measures)
-    with pytest.raises(DataError, match="samples are a list"):
+    with pytest.raises(DataError, match="samples of class list"):
         evaluation.evaluate_samples(x.tolist(), digits)
     with pytest.raises(DataError, match="what is learned from"):
         evaluation.evaluate_samples(x, digits, split="train")
@@ -327,7 +327,7 @@ def test_a_measure_without_a_value_does_not_take_the_others_along() -> None:
     report = evaluation.evaluate_samples(moving, constant)
     assert math.isnan(report["MMD"].score.value)
     assert all(math.isfinite(m.score.value) for m in report.measures if m.key != "MMD")
-    assert [note for note in report.warnings if note.startswith("MMD has no value: half of the reference")]
+    assert [note for note in report.warnings if note.startswith("MMD has no value: got a reference half of whose points")]
     json.dumps(report.to_dict(), allow_nan=False)
     str(report)
 
