@@ -442,7 +442,7 @@ def test_bad_npz(tmp_path: Path) -> None:
         read()
     with pytest.raises(DataError, match="without an array 'z'; expected one of q"):
         read(x="z")
-    with pytest.raises(DataError, match="layout is"):
+    with pytest.raises(DataError, match="got layout="):
         read(layout="CHW")
     path.write_bytes(made.npz_bytes({"x.npy": made.npy_bytes(np.zeros(30 * 2**20, np.uint8))}))
     with pytest.raises(DataError, match="unpacks to"):
@@ -579,8 +579,8 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     with pytest.raises(UserError, match="the data set 'image_folder' without size; expected a value"):
         data.create("image_folder", root=tmp_path)
     for options, match in (
-        ({"size": 0}, "size is 0"),
-        ({"size": (1, 2, 3)}, "size is"),
+        ({"size": 0}, "got size=0"),
+        ({"size": (1, 2, 3)}, "got size="),
         ({"channels": 4}, "channels"),
         ({"filter": "cubic"}, "filter"),
         ({"crop": "left"}, "crop"),
@@ -736,5 +736,5 @@ def test_bad_caches(tmp_path: Path) -> None:
     (folder / "train.x.npy").unlink()
     with pytest.raises(DataError, match="does not exist"):
         read()
-    with pytest.raises(DataError, match="manifest.json does not exist"):
+    with pytest.raises(DataError, match="manifest.json, which does not exist"):
         data.create("mapped", root=tmp_path)

@@ -301,7 +301,7 @@ def test_other_refusals(digits: data.Dataset) -> None:
         evaluation.evaluate_samples(x.tolist(), digits)
     with pytest.raises(DataError, match="what is learned from"):
         evaluation.evaluate_samples(x, digits, split="train")
-    with pytest.raises(DataError, match="no split 'tset'"):
+    with pytest.raises(DataError, match="without a split 'tset'"):
         evaluation.evaluate_samples(x, digits, split="tset")
     moons = data.create("moons", train=50, test=20, validation=0)
     with pytest.raises(DataError, match="diverged"):
