@@ -71,7 +71,7 @@ def _write_split(folder: Path, name: str, rows: Rows, order: np.ndarray) -> dict
             row = first if position == 0 else rows.row(int(index))
             if row.shape != first.shape or row.dtype != first.dtype:
                 raise DataError(
-                    f"{name}: sample {index} is {row.dtype} {row.shape}, expected {first.dtype} {first.shape}"
+                    f"{name}: sample {index} is {row.dtype} {row.shape}; expected {first.dtype} {first.shape}"
                 )
             stream.write(np.ascontiguousarray(row).data)
     for part, values in (("labels", rows.labels), ("ids", rows.ids)):
@@ -93,7 +93,7 @@ def exists(folder: Path) -> bool:
     if not folder.exists():
         return False
     if not (folder / _MANIFEST).exists() and any(folder.iterdir()):
-        raise DataError(f"{folder} holds no {_MANIFEST}, expected a whole data set or nothing; delete it")
+        raise DataError(f"got {folder}, which holds no {_MANIFEST}; expected a whole data set or nothing; delete it")
     return (folder / _MANIFEST).exists()
 
 
@@ -139,7 +139,7 @@ def write(
     """
     target = as_path(folder, "write")
     if exists(target):
-        raise DataError(f"{target} exists already, expected a new folder; delete it or choose another")
+        raise DataError(f"got {target}, which exists already; expected a new folder; delete it or choose another")
     scratch: Path | None = None
     try:
         target.parent.mkdir(parents=True, exist_ok=True)
@@ -199,7 +199,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
     types = {"format": int, "name": str, "classes": list, "validation": int, "seed": int, "splits": list, "files": dict}
     if not isinstance(manifest, dict):
         raise DataError(
-            f"{path} holds a {type(manifest).__name__}, expected an object; delete {folder} and write it again"
+            f"got {path}, which holds a {type(manifest).__name__}; expected an object; delete {folder} and write it again"
         )
     wrong = [key for key, kind in types.items() if type(manifest.get(key)) is not kind]
     levels = manifest.get("levels")
@@ -238,20 +238,28 @@ def mapped(root: str | os.PathLike[str] | None = None, *, verify: bool = False) 
                 size = path.stat().st_size
             stated = manifest["files"][file]
             if not isinstance(stated, dict) or size != stated.get("bytes"):
-                raise DataError(f"{path} has {size:,} bytes, unlike its manifest; delete {folder} and write it again")
+                raise DataError(
+                    f"got {path} with {size:,} bytes, unlike its manifest; delete {folder} and write it again"
+                )
             if (verify or size <= _SUMMED_BYTES) and sha256(path) != stated.get("sha256"):
-                raise DataError(f"{path} has another SHA-256 than its manifest; delete {folder} and write it again")
+                raise DataError(
+                    f"got {path} with another SHA-256 than its manifest; delete {folder} and write it again"
+                )
             array = read_npy(path)
             if part != "x" and array.dtype != np.int64:
-                raise DataError(f"{path} holds {array.dtype}, expected int64; delete {folder} and write it again")
+                raise DataError(
+                    f"got {path}, which holds {array.dtype}; expected int64; delete {folder} and write it again"
+                )
             if array.size == 0 or array.dtype.newbyteorder("=") != array.dtype:
-                raise DataError(f"{path} holds {array.dtype} {array.shape}, expected samples in native byte order")
+                raise DataError(
+                    f"got {path}, which holds {array.dtype} {array.shape}; expected samples in native byte order"
+                )
             try:
                 parts[part] = torch.from_numpy(array)
             except TypeError as error:
-                raise DataError(f"{path} holds {array.dtype}, expected uint8, float32 or float64") from error
+                raise DataError(f"got {path}, which holds {array.dtype}; expected uint8, float32 or float64") from error
         if "x" not in parts or "ids" not in parts:
-            raise DataError(f"{folder} has no {name}.x.npy or {name}.ids.npy; delete it and write it again")
+            raise DataError(f"got {folder} without {name}.x.npy or {name}.ids.npy; delete it and write it again")
         splits[name] = Split(parts["x"], parts.get("labels"), parts["ids"])
     return Dataset(
         name=manifest["name"],

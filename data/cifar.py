@@ -41,7 +41,9 @@ def _from_folder(path: Path, names: tuple[str, ...]) -> dict[str, bytearray]:
 def _parse_binary(raw: bytearray, where: str) -> tuple[np.ndarray, np.ndarray]:
     record = 1 + _PIXELS
     if not raw or len(raw) % record:
-        raise DataError(f"{where} has {len(raw):,} bytes, expected a multiple of {record}: a label and 3x32x32 pixels")
+        raise DataError(
+            f"got {where} with {len(raw):,} bytes; expected a multiple of {record}: a label and 3x32x32 pixels"
+        )
     rows = np.frombuffer(raw, np.uint8).reshape(-1, record)
     return rows[:, 1:].reshape(-1, 3, 32, 32), rows[:, 0].astype(np.int64)
 
@@ -49,16 +51,18 @@ def _parse_binary(raw: bytearray, where: str) -> tuple[np.ndarray, np.ndarray]:
 def _parse_pickled(raw: bytearray, where: str) -> tuple[np.ndarray, np.ndarray]:
     batch = unpickle(raw, where)
     if not isinstance(batch, dict):
-        raise DataError(f"{where} holds a {type(batch).__name__}, expected a dictionary with data and labels")
+        raise DataError(
+            f"got {where}, which holds a {type(batch).__name__}; expected a dictionary with data and labels"
+        )
     named = {as_bytes(key): value for key, value in batch.items()}
     shape, content = uint8_array(named.get(b"data"), where)
     labels = named.get(b"labels")
     if len(shape) != 2 or shape[1] != _PIXELS or shape[0] < 1 or len(content) != shape[0] * _PIXELS:
-        raise DataError(f"{where}: data have shape {shape} and {len(content):,} bytes, expected (N, {_PIXELS})")
+        raise DataError(f"{where}: got data of shape {shape} and {len(content):,} bytes; expected (N, {_PIXELS})")
     if not isinstance(labels, list) or len(labels) != shape[0] or not all(type(k) is int for k in labels):
         raise DataError(f"{where}: labels are not {shape[0]} integers, one per image")
     if not all(0 <= label < 10 for label in labels):
-        raise DataError(f"{where}: labels run from {min(labels)} to {max(labels)}, expected 0..9")
+        raise DataError(f"{where}: got labels from {min(labels)} to {max(labels)}; expected 0..9")
     return np.frombuffer(content, np.uint8).reshape(-1, 3, 32, 32), np.array(labels, dtype=np.int64)
 
 
@@ -66,7 +70,7 @@ def _check_sum(path: Path) -> None:
     actual = sha256(path)
     if actual != SHA256[path.name]:
         raise DataError(
-            f"{path} has SHA-256 {actual[:12]}..., expected {SHA256[path.name][:12]}...: it is damaged or not "
+            f"got {path} with SHA-256 {actual[:12]}...; expected {SHA256[path.name][:12]}...: it is damaged or not "
             "the authors' file; fetch it again, or pass verify=False for a file of your own"
         )
 
@@ -91,7 +95,7 @@ def cifar10(
     source = first_existing(sources)
     if source is None:
         raise DataError(
-            f"{folder} has no {_BINARY} and no {_PICKLED}, expected one of them (or the folder it unpacks to)"
+            f"got {folder} without {_BINARY} or {_PICKLED}; expected one of them (or the folder it unpacks to)"
         )
     binary = source in sources[:2]
     suffix = ".bin" if binary else ""

@@ -56,8 +56,10 @@ def permutation(n: int, seed: int) -> np.ndarray:
 
 def check_count(what: str, value: int, least: int, most: int) -> None:
     """DataError unless `value` is an integer in least..most."""
+    if most < least:
+        raise DataError(f"got {what}={value!r} of too few samples for any; expected more data")
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
-        raise DataError(f"{what} is {value!r}, expected an integer from {least} to {most}")
+        raise DataError(f"got {what}={value!r}; expected an integer from {least} to {most}")
 
 
 @dataclass(frozen=True, eq=False)
@@ -77,10 +79,12 @@ class Split:
     def __post_init__(self) -> None:
         n = self.x.shape[0] if self.x.ndim else 0
         if self.x.ndim < 2 or n == 0:
-            raise DataError(f"data have shape {tuple(self.x.shape)}, expected (N, *) with N at least 1")
+            raise DataError(f"got data of shape {tuple(self.x.shape)}; expected (N, *) with N at least 1")
         for name, value in (("labels", self.labels), ("ids", self.ids)):
             if value is not None and (value.dtype != torch.int64 or value.shape != (n,)):
-                raise DataError(f"{name} are {value.dtype} {tuple(value.shape)}, expected int64 ({n},), one per sample")
+                raise DataError(
+                    f"got {name} of {value.dtype} {tuple(value.shape)}; expected int64 ({n},), one per sample"
+                )
 
     def __len__(self) -> int:
         return self.x.shape[0]
@@ -121,7 +125,7 @@ class Dataset:
     def __post_init__(self) -> None:
         for required in ("train", "test"):
             if required not in self.splits:
-                raise DataError(f"{self.name}: splits are {sorted(self.splits)}, expected train and test among them")
+                raise DataError(f"{self.name}: got splits {sorted(self.splits)}; expected train and test among them")
         if "fit" in self.splits:
             raise DataError(f"{self.name}: a split is called fit, which means train without validation; rename it")
         object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
@@ -129,26 +133,26 @@ class Dataset:
         for name, split in self.splits.items():
             if split.x.dtype != train.x.dtype or split.x.shape[1:] != train.x.shape[1:]:
                 raise DataError(
-                    f"{self.name}: split {name} is {split.x.dtype} {tuple(split.x.shape)}, expected "
+                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected "
                     f"{train.x.dtype} (N, {', '.join(map(str, train.x.shape[1:]))}) as in train"
                 )
             self._check_values(name, split)
-        check_count(f"{self.name}: seed", self.seed, 0, 2**32 - 1)
-        check_count(f"{self.name}: validation", self.validation, 0, len(train) - 1)
+        check_count("seed", self.seed, 0, 2**32 - 1)
+        check_count("validation", self.validation, 0, len(train) - 1)
         if self.validation and "validation" in self.splits:
-            raise DataError(f"{self.name}: has its own validation split, expected validation=0")
+            raise DataError(f"{self.name}: got a validation split of its own; expected validation=0")
 
     def _check_values(self, name: str, split: Split) -> None:
         if self.levels is None:
             if not split.x.is_floating_point():
                 raise DataError(
-                    f"{self.name}: split {name} is {split.x.dtype}, expected floating point data; give "
+                    f"{self.name}: got split {name} of {split.x.dtype}; expected floating point data; give "
                     "levels= for grey values"
                 )
         else:
             if split.x.dtype != torch.uint8 or split.x.ndim != 4:
                 raise DataError(
-                    f"{self.name}: split {name} is {split.x.dtype} {tuple(split.x.shape)}, expected uint8 "
+                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected uint8 "
                     f"(N, C, H, W) for {self.levels} grey levels"
                 )
             transform = Rescale(levels=self.levels)
@@ -158,12 +162,12 @@ class Dataset:
             low, high = int(split.labels.min()), int(split.labels.max())
             if low < 0 or high >= _MAX_CLASSES:
                 raise DataError(
-                    f"{self.name}: split {name} has a label {low if low < 0 else high}, expected class numbers from 0 "
+                    f"{self.name}: got split {name} with a label {low if low < 0 else high}; expected class numbers from 0 "
                     f"(below {_MAX_CLASSES:,}); number the classes"
                 )
             if self.classes and high >= len(self.classes):
                 raise DataError(
-                    f"{self.name}: split {name} has a label {high}, expected one of the {len(self.classes)} classes"
+                    f"{self.name}: got split {name} with a label {high}; expected one of the {len(self.classes)} classes"
                 )
 
     @property
@@ -216,7 +220,7 @@ class Dataset:
             return self.splits["train"]
         if name in ("fit", "validation") and self.validation:
             return self._carved[name]
-        raise DataError(f"{self.name} has no split {name!r}, expected one of {', '.join(self.split_names)}")
+        raise DataError(f"got {self.name} without a split {name!r}; expected one of {', '.join(self.split_names)}")
 
     def transform(self, low: float = -1.0, high: float = 1.0, *, scaling: str = "auto") -> Transform:
         """The affine map to model units: `Rescale` of grey levels to [low, high]; continuous data are standardised by the
@@ -240,7 +244,7 @@ class Dataset:
             constant = [i for i, std in enumerate(stds) if not std > 0]
             if constant:
                 raise DataError(
-                    f"{self.name}: the training data are constant in column {constant[0]}, expected columns that vary; "
+                    f"{self.name}: got training data that are constant in column {constant[0]}; expected columns that vary; "
                     "leave it out, or use scaling='joint'"
                 )
             return Standardize(shift=means, scale=stds)
@@ -313,17 +317,17 @@ def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
     try:
         array = np.asarray(x)
     except ValueError as error:
-        raise DataError(f"{what} are no array ({error}), expected rows of equal length") from error
+        raise DataError(f"got {what} that are no array ({error}); expected rows of equal length") from error
     if array.dtype.kind not in "biuf":
         raise DataError(
-            f"{what} have dtype {array.dtype}, expected numbers (uint8 for grey values, float for the rest)"
+            f"got {what} of dtype {array.dtype}; expected numbers (uint8 for grey values, float for the rest)"
         )
     native = array.astype(array.dtype.newbyteorder("="), copy=False)
     try:
         return torch.from_numpy(np.ascontiguousarray(native))
     except TypeError as error:
         raise DataError(
-            f"{what} have dtype {array.dtype}, which torch does not hold; expected uint8 or float32"
+            f"got {what} of dtype {array.dtype}, which torch does not hold; expected uint8 or float32"
         ) from error
 
 
@@ -335,29 +339,31 @@ def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
         levels = 256
     if tensor.ndim < 2 or tensor.numel() == 0:
         raise DataError(
-            f"{name}: data have shape {tuple(tensor.shape)}, expected (N, D), (N, C, L) or (N, C, H, W), "
+            f"{name}: got data of shape {tuple(tensor.shape)}; expected (N, D), (N, C, L) or (N, C, H, W), "
             "none of them empty"
         )
     if levels is not None:
         if tensor.ndim != 4:
             raise DataError(
-                f"{name}: data have shape {tuple(tensor.shape)}, expected images (N, C, H, W); reshape them"
+                f"{name}: got data of shape {tuple(tensor.shape)}; expected images (N, C, H, W); reshape them"
             )
         if tensor.shape[1] > 4 and tensor.shape[3] in (1, 3, 4):
             first = "x[..., :3]" if tensor.shape[3] == 4 else "x"
             raise DataError(
-                f"{name}: images have shape {tuple(tensor.shape)}, which reads as (N, H, W, C), expected (N, C, H, W) "
+                f"{name}: got images of shape {tuple(tensor.shape)}, which reads as (N, H, W, C); expected (N, C, H, W) "
                 f"with C 1 or 3; give np.moveaxis({first}, 3, 1)"
             )
         Rescale(levels=levels).check(tensor)
         return tensor.to(torch.uint8)
     if tensor.is_complex() or tensor.dtype == torch.bool:
-        raise DataError(f"{name}: data are {tensor.dtype}, expected real numbers")
+        raise DataError(f"{name}: got data of {tensor.dtype}; expected real numbers")
     if not tensor.is_floating_point():
         tensor = tensor.to(torch.float32)
     for chunk in tensor.split(_ROWS):
         if not bool(torch.isfinite(chunk).all()):
-            raise DataError(f"{name}: data hold NaN or infinity, expected finite numbers; drop or repair those samples")
+            raise DataError(
+                f"{name}: got data with NaN or infinity; expected finite numbers; drop or repair those samples"
+            )
     return tensor
 
 
@@ -367,7 +373,7 @@ def _as_labels(labels: Tensor | np.ndarray | None, n: int, name: str) -> Tensor 
     tensor = _as_tensor(labels, f"{name}: labels")
     if tensor.is_floating_point() or tensor.is_complex() or tensor.shape != (n,):
         raise DataError(
-            f"{name}: labels are {tensor.dtype} {tuple(tensor.shape)}, expected {n} integers, one per sample"
+            f"{name}: got labels of {tensor.dtype} {tuple(tensor.shape)}; expected {n} integers, one per sample"
         )
     return tensor.to(torch.int64)
 
@@ -417,9 +423,9 @@ def from_tensor(
     ids = torch.arange(len(data))
     if test is None:
         if test_labels is not None:
-            raise DataError(f"{name}: test_labels were given without test, expected both or none")
+            raise DataError(f"{name}: got test_labels without test; expected both or none")
         count = max(1, len(data) // 10) if test_size is None else test_size
-        check_count(f"{name}: test_size", count, 1, len(data) - 1)
+        check_count("test_size", count, 1, len(data) - 1)
         order = permutation(len(data), seed)
         everything = Split(data, targets, ids)
         splits = {
@@ -428,14 +434,14 @@ def from_tensor(
         }
     else:
         if test_size is not None:
-            raise DataError(f"{name}: both test data and test_size={test_size} were given, expected one of them")
+            raise DataError(f"{name}: got both test data and test_size={test_size}; expected one of them")
         held_out = _as_data(test, levels, name)
         held_out_labels = _as_labels(test_labels, len(held_out), name)
         if targets is not None and held_out_labels is not None and not classes:
             known, highest = int(targets.max()) + 1, int(held_out_labels.max())
             if highest >= known:
                 raise DataError(
-                    f"{name}: test data have a label {highest}, expected one of the {known} classes of the training data; "
+                    f"{name}: got test data with a label {highest}; expected one of the {known} classes of the training data; "
                     "name all of them with classes="
                 )
         splits = {
@@ -452,7 +458,7 @@ def from_tensor(
         )
         validation = 0
     elif validation_labels is not None:
-        raise DataError(f"{name}: validation_labels were given without validation data, expected both or none")
+        raise DataError(f"{name}: got validation_labels without validation data; expected both or none")
     return Dataset(
         name=name,
         splits=splits,

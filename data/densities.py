@@ -29,12 +29,12 @@ __all__ = ["Checkerboard", "Density", "Gaussians", "Moons", "Pinwheel", "Rings",
 
 def _positive(name: str, value: float) -> None:
     if isinstance(value, bool) or not isinstance(value, (int, float)) or not math.isfinite(value) or value <= 0:
-        raise DataError(f"{name} is {value!r}, expected a positive number")
+        raise DataError(f"got {name}={value!r}; expected a positive number")
 
 
 def _count(name: str, value: int, least: int) -> None:
     if isinstance(value, bool) or not isinstance(value, int) or value < least:
-        raise DataError(f"{name} is {value!r}, expected an integer of at least {least}")
+        raise DataError(f"got {name}={value!r}; expected an integer of at least {least}")
 
 
 def _normal(n: int, generator: torch.Generator) -> Tensor:
@@ -51,7 +51,7 @@ def _choice(n: int, options: int, generator: torch.Generator) -> Tensor:
 
 def _points(x: Tensor) -> Tensor:
     if x.ndim != 2 or x.shape[1] != 2:
-        raise DataError(f"points have shape {tuple(x.shape)}, expected (B, 2)")
+        raise DataError(f"got points of shape {tuple(x.shape)}; expected (B, 2)")
     return x.double()
 
 
@@ -69,7 +69,9 @@ class Density(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Gaussians(Density):
-    """Equal Gaussians on a ring or on a square grid.
+    """Equal Gaussians on a ring or on a square grid; the label says which.
+
+        p(x) = 1/K sum_k N(x; m_k, std^2 I)
 
     Args:
         layout: "ring" (of the given radius) or "grid" (the square [-radius, radius]^2; a square number of
@@ -77,6 +79,9 @@ class Gaussians(Density):
         components: how many.
         radius: of the ring, or half the side of the grid.
         std: standard deviation of each.
+
+    Raises:
+        DataError: another layout, or numbers that are not positive or no square.
     """
 
     layout: str = "ring"
@@ -89,9 +94,9 @@ class Gaussians(Density):
         _positive("radius", self.radius)
         _positive("std", self.std)
         if self.layout not in ("ring", "grid"):
-            raise DataError(f"layout is {self.layout!r}, expected 'ring' or 'grid'")
+            raise DataError(f"got layout={self.layout!r}; expected 'ring' or 'grid'")
         if self.layout == "grid" and math.isqrt(self.components) ** 2 != self.components:
-            raise DataError(f"components is {self.components}, expected a square number for a grid")
+            raise DataError(f"got components={self.components}; expected a square number for a grid")
 
     @cached_property
     def means(self) -> Tensor:
@@ -114,11 +119,14 @@ class Gaussians(Density):
 
 @dataclass(frozen=True, kw_only=True)
 class Checkerboard(Density):
-    """The uniform law on the dark squares of a board.
+    """The uniform law on the dark squares of a board, p(x) = 2 / side^2 there; the label is the row.
 
     Args:
         squares: along one side, even.
         side: length of one side; the board is centred at 0.
+
+    Raises:
+        DataError: an odd number of squares, or a side that is not positive.
     """
 
     squares: int = 4
@@ -128,7 +136,7 @@ class Checkerboard(Density):
         _count("squares", self.squares, 2)
         _positive("side", self.side)
         if self.squares % 2:
-            raise DataError(f"squares is {self.squares}, expected an even number, so that every row is half dark")
+            raise DataError(f"got squares={self.squares}; expected an even number, so that every row is half dark")
 
     def sample(self, n: int, generator: torch.Generator) -> tuple[Tensor, Tensor]:
         row = _choice(n, self.squares, generator)
@@ -145,8 +153,12 @@ class Checkerboard(Density):
 
 
 class Curve(Density):
-    """Equation (1): a point on one of several curves, plus Gaussian noise. A subclass is a frozen dataclass
-    with a field `noise` and the curves; everything else is derived here."""
+    """A point on one of several curves, plus Gaussian noise:
+
+        p(x) = mean over curves k of int_0^1 N(x; c_k(u), noise^2 I) du
+
+    A subclass is a frozen dataclass with a field `noise` and the curves; everything else is derived here.
+    """
 
     noise: float
 
@@ -195,7 +207,16 @@ class Curve(Density):
 
 @dataclass(frozen=True, kw_only=True)
 class SwissRoll(Curve):
-    """The plane section of the Swiss roll: c(u) = r (cos r, sin r) / 5 with r = 1.5 pi (1 + 2 u)."""
+    """The plane section of the Swiss roll, a spiral of one and a half turns, blurred.
+
+        c(u) = r (cos r, sin r) / 5,   r = 1.5 pi (1 + 2 u),   u uniform in [0, 1]
+
+    Args:
+        noise: standard deviation of the blur, positive.
+
+    Raises:
+        DataError: a noise that is not positive.
+    """
 
     noise: float = 0.1
 
@@ -218,7 +239,16 @@ class SwissRoll(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Moons(Curve):
-    """Two interleaved half circles of radius 1, as in scikit-learn's make_moons; the label says which."""
+    """Two interleaved half circles of radius 1, as in scikit-learn's make_moons, blurred; the label says which.
+
+        c_0(u) = (cos pi u, sin pi u),   c_1(u) = (1 - cos pi u, 1/2 - sin pi u),   u uniform in [0, 1]
+
+    Args:
+        noise: standard deviation of the blur, positive.
+
+    Raises:
+        DataError: a noise that is not positive.
+    """
 
     noise: float = 0.08
 
@@ -242,7 +272,17 @@ class Moons(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Rings(Curve):
-    """Concentric circles of radius 1, 2, ..., equally likely; the label says which."""
+    """Concentric circles of radius 1, 2, ..., equally likely and blurred; the label says which.
+
+        c_k(u) = (k + 1) (cos 2 pi u, sin 2 pi u),   u uniform in [0, 1]
+
+    Args:
+        rings: how many.
+        noise: standard deviation of the blur, positive.
+
+    Raises:
+        DataError: no ring, or a noise that is not positive.
+    """
 
     rings: int = 3
     noise: float = 0.08
@@ -266,7 +306,16 @@ class Rings(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Spirals(Curve):
-    """Two arms r = 3 u of one and a half turns, one opposite the other; the label says which."""
+    """Two arms of one and a half turns, one opposite the other, blurred; the label k says which.
+
+        c_k(u) = 3 u (cos a, sin a),   a = 3 pi u + pi k,   u uniform in [0, 1]
+
+    Args:
+        noise: standard deviation of the blur, positive.
+
+    Raises:
+        DataError: a noise that is not positive.
+    """
 
     noise: float = 0.08
 
@@ -288,14 +337,19 @@ class Spirals(Curve):
 
 @dataclass(frozen=True, kw_only=True)
 class Pinwheel(Density):
-    """Gaussian blades, sheared along the radius into a wheel (Johnson et al. 2016, arXiv:1603.06277). The
-    shear keeps areas, so the density is that of the straight blades at the point turned back.
+    """Gaussian blades, sheared along the radius into a wheel (Johnson et al. 2016, arXiv:1603.06277); the label says which.
+
+    A straight blade is N((1, 0), diag(radial^2, tangential^2)); blade k is turned by 2 pi k / blades + rate |x|. The turn keeps
+    areas, so the density is that of the straight blades at the point turned back.
 
     Args:
         blades: how many.
         radial: standard deviation along a blade (its centre is at radius 1).
         tangential: standard deviation across.
         rate: turn, in radians, of a blade between radius 0 and radius 1.
+
+    Raises:
+        DataError: no blade, or another number that is not positive.
     """
 
     blades: int = 5

@@ -25,15 +25,17 @@ _MAX_MEMBERS = 2**16
 def as_path(root: str | os.PathLike[str] | None, needed_for: str) -> Path:
     """`root` as a path; DataError where it is missing, since `needed_for` cannot be read from nowhere."""
     if root is None or str(root) == "":
-        raise DataError(f"{needed_for} reads files, expected root= (--config.data.root) to say where they are")
+        raise DataError(
+            f"got no root for {needed_for}, which reads files; expected root= (--config.data.root) to say where they are"
+        )
     if not isinstance(root, (str, os.PathLike)):
-        raise DataError(f"root is {root!r}, expected the path of a file or folder")
+        raise DataError(f"got root={root!r}; expected the path of a file or folder")
     try:
         path = Path(root).expanduser()
         if b"\0" in os.fsencode(path):
             raise ValueError("it holds a zero byte")
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: ~ of somebody who is not here
-        raise DataError(f"root is {str(root)!r}, expected a path ({error})") from error
+        raise DataError(f"got root={str(root)!r}; expected a path ({error})") from error
     return path
 
 
@@ -52,9 +54,9 @@ def opening(path: Path) -> Iterator[None]:
     try:
         yield
     except FileNotFoundError as error:
-        raise DataError(f"{path} does not exist, expected a file; check the root") from error
+        raise DataError(f"got {path}, which does not exist; expected a file; check the root") from error
     except IsADirectoryError as error:
-        raise DataError(f"{path} is a folder, expected a file") from error
+        raise DataError(f"got {path}, which is a folder; expected a file") from error
     except OSError as error:
         raise DataError(f"{path} cannot be read: {error.strerror or error}") from error
 
@@ -64,7 +66,7 @@ def read_bytes(path: Path, limit: int = MAX_BYTES) -> bytes:
     with opening(path):
         size = path.stat().st_size
         if size > limit:
-            raise DataError(f"{path} has {size:,} bytes, expected at most {limit:,}")
+            raise DataError(f"got {path} with {size:,} bytes; expected at most {limit:,}")
         return path.read_bytes()
 
 
@@ -93,13 +95,17 @@ def gunzip(path: Path, limit: int = MAX_BYTES) -> Iterator[bytes]:
                         continue
                     member, members = zlib.decompressobj(31), members + 1
                     if members > _MAX_MEMBERS:
-                        raise DataError(f"{path} has more than {_MAX_MEMBERS:,} members, expected one; fetch it again")
+                        raise DataError(
+                            f"got {path} with more than {_MAX_MEMBERS:,} members; expected one; fetch it again"
+                        )
                 chunk = member.decompress(waiting, _CHUNK)
                 # A chunk of full length may have more behind it, whether or not there is input left.
                 full, waiting = len(chunk) == _CHUNK, member.unused_data if member.eof else member.unconsumed_tail
                 total += len(chunk)
                 if total > limit:
-                    raise DataError(f"{path} unpacks to more than {limit:,} bytes, expected at most that many")
+                    raise DataError(
+                        f"got {path}, which unpacks to more than {limit:,} bytes; expected at most that many"
+                    )
                 if chunk:
                     yield chunk
         except zlib.error as error:

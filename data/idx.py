@@ -41,12 +41,12 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> np.ndar
     if len(magic) < 4 or magic[:2] != b"\0\0" or magic[2] not in _TYPES:
         codes = ", ".join(f"{code:#04x}" for code in _TYPES)
         raise DataError(
-            f"{path} begins with {magic.hex() or 'nothing'}, expected the idx magic 0000, a type "
+            f"got {path}, which begins with {magic.hex() or 'nothing'}; expected the idx magic 0000, a type "
             f"({codes}) and a number of dimensions"
         )
     dimensions = magic[3]
     if not 1 <= dimensions <= 4:
-        raise DataError(f"{path} has {dimensions} dimensions, expected 1 to 4")
+        raise DataError(f"got {path} with {dimensions} dimensions; expected 1 to 4")
     sizes = pieces.read(4 * dimensions)
     if len(sizes) < 4 * dimensions:
         raise DataError(f"{path} ends inside its header of {4 + 4 * dimensions} bytes; fetch it again")
@@ -55,13 +55,13 @@ def read_idx(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> np.ndar
     header, length = 4 + 4 * dimensions, math.prod(shape) * dtype.itemsize
     if not 0 < length <= limit:
         raise DataError(
-            f"{path} promises {length:,} bytes (shape {shape}), expected at least one and at most {limit:,}"
+            f"got {path}, which promises {length:,} bytes (shape {shape}); expected at least one and at most {limit:,}"
         )
     values = pieces.read(length)
     if len(values) < length or pieces.read(1):
         relation = f"{header + len(values):,} of" if len(values) < length else "more than"
         raise DataError(
-            f"{path} has {relation} the {header + length:,} bytes of its header's shape {shape}; fetch it again"
+            f"got {path} with {relation} the {header + length:,} bytes of its header's shape {shape}; fetch it again"
         )
     return np.frombuffer(values, dtype).reshape(shape)
 
@@ -81,10 +81,10 @@ def _pair(folders: list[Path], part: str, hint: str) -> tuple[torch.Tensor, torc
     label_path = _find(folders, f"{part}-labels-idx1-ubyte", hint)
     images, labels = read_idx(image_path), read_idx(label_path)
     if images.dtype != np.uint8 or images.ndim != 3 or 0 in images.shape:
-        raise DataError(f"{image_path} holds {images.dtype} {images.shape}, expected uint8 (N, H, W)")
+        raise DataError(f"got {image_path}, which holds {images.dtype} {images.shape}; expected uint8 (N, H, W)")
     if labels.dtype != np.uint8 or labels.shape != images.shape[:1]:
         raise DataError(
-            f"{label_path} holds {labels.dtype} {labels.shape}, expected uint8 ({images.shape[0]},), one per "
+            f"got {label_path}, which holds {labels.dtype} {labels.shape}; expected uint8 ({images.shape[0]},), one per "
             f"image of {image_path.name}"
         )
     return torch.from_numpy(images).unsqueeze(1), torch.from_numpy(labels.astype(np.int64))

@@ -72,23 +72,27 @@ def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dty
         elif version == (2, 0):
             shape, fortran, dtype = np.lib.format.read_array_header_2_0(stream)
         else:
-            raise DataError(f"{where} is in version {version} of the npy format, expected (1, 0) or (2, 0)")
+            raise DataError(f"got {where}, which is in version {version} of the npy format; expected (1, 0) or (2, 0)")
     except DataError:
         raise
     except _BAD_HEADER as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-        raise DataError(f"{where} has no sound npy header ({reason}); save it with numpy.save") from error
+        raise DataError(f"got {where} without a sound npy header ({reason}); save it with numpy.save") from error
     if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
-        raise DataError(f"{where} holds {str(dtype)[:60]}, expected numbers (pickled objects are never read)")
+        raise DataError(
+            f"got {where}, which holds {str(dtype)[:60]}; expected numbers (pickled objects are never read)"
+        )
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 < n < 2**48 for n in shape):
-        raise DataError(f"{where} has shape {shape}, expected at most {_MAX_DIMENSIONS} dimensions, none of them empty")
+        raise DataError(
+            f"got {where} with shape {shape}; expected at most {_MAX_DIMENSIONS} dimensions, none of them empty"
+        )
     return shape, fortran, dtype, stream.tell()
 
 
 def _check_length(where: str, shape: tuple[int, ...], dtype: np.dtype, available: int) -> None:
     expected = math.prod(shape) * dtype.itemsize
     if expected != available:
-        raise DataError(f"{where} has {available:,} bytes of values, expected {expected:,} for {dtype} {shape}")
+        raise DataError(f"got {where} with {available:,} bytes of values; expected {expected:,} for {dtype} {shape}")
 
 
 def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
@@ -123,12 +127,16 @@ def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[st
                 members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
                 total = sum(member.file_size for member in members)
                 if total > limit:
-                    raise DataError(f"{path} unpacks to {total:,} bytes, expected at most {limit:,}; use .npy files")
+                    raise DataError(
+                        f"got {path}, which unpacks to {total:,} bytes; expected at most {limit:,}; use .npy files"
+                    )
                 for member in members:
                     where = f"{path}: {member.filename}"
                     # The other methods can be told to allocate a dictionary of gigabytes.
                     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):
-                        raise DataError(f"{where} is compressed by method {member.compress_type}, expected deflate")
+                        raise DataError(
+                            f"got {where}, which is compressed by method {member.compress_type}; expected deflate"
+                        )
                     # A bytearray, because tensors of read-only memory are not safe. In pieces, because all at once is
                     # unpacked before it is cut to the size that the archive states.
                     raw = bytearray()
@@ -144,14 +152,14 @@ def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[st
         except _BAD_ZIP as error:
             raise DataError(f"{path} is not a whole npz file ({error}); save it with numpy.savez") from error
     if not found:
-        raise DataError(f"{path} has no arrays, expected some of {', '.join(_PARTS['train'])}")
+        raise DataError(f"got {path} without arrays; expected some of {', '.join(_PARTS['train'])}")
     return found
 
 
 def _select(found: dict[str, np.ndarray], part: str, key: str | None, where: str) -> np.ndarray | None:
     if key is not None:
         if key not in found:
-            raise DataError(f"{where} has no array {key!r}, expected one of {', '.join(sorted(found))}")
+            raise DataError(f"got {where} without an array {key!r}; expected one of {', '.join(sorted(found))}")
         return found[key]
     return next((found[name] for name in _PARTS[part] if name in found), None)
 
@@ -163,7 +171,9 @@ def _channels_first(x: np.ndarray, layout: str, where: str) -> np.ndarray:
     if layout == "auto":
         last, first = x.shape[3] in (1, 3), x.shape[1] in (1, 3)
         if last and first:
-            raise DataError(f"{where}: images have shape {x.shape}, which reads both ways; say layout='NCHW' or 'NHWC'")
+            raise DataError(
+                f"{where}: got images of shape {x.shape}, which reads both ways; say layout='NCHW' or 'NHWC'"
+            )
         layout = "NHWC" if last else "NCHW"
     return np.moveaxis(x, 3, 1) if layout == "NHWC" else x
 
@@ -207,7 +217,7 @@ def arrays(
     """
     path = as_path(root, "arrays")
     if layout not in ("auto", "NCHW", "NHWC"):
-        raise DataError(f"layout is {layout!r}, expected 'auto', 'NCHW' or 'NHWC'")
+        raise DataError(f"got layout={layout!r}; expected 'auto', 'NCHW' or 'NHWC'")
     with opening(path):
         path.stat()
         if path.is_dir():
@@ -219,20 +229,20 @@ def arrays(
     data = _select(found, "train", x, str(path))
     if data is None:
         raise DataError(
-            f"{path} holds {', '.join(sorted(found)) or 'no arrays'}, expected one of "
+            f"got {path}, which holds {', '.join(sorted(found)) or 'no arrays'}; expected one of "
             f"{', '.join(_PARTS['train'])}; name it with x="
         )
     held_out = _select(found, "test", test, str(path))
     own = _select(found, "validation", None, str(path))
     if own is not None and validation is not None:
-        raise DataError(f"{path} has validation data, expected validation to be left out")
+        raise DataError(f"got {path} with validation data; expected validation to be left out")
 
     def targets(part: str, key: str | None) -> Tensor | None:
         array = _select(found, part, key, str(path))
         if array is None:
             return None
         if array.dtype.kind not in "iu" or array.ndim == 0 or array.size != len(array):
-            raise DataError(f"{path}: labels are {array.dtype} {array.shape}, expected integers (N,)")
+            raise DataError(f"{path}: got labels of {array.dtype} {array.shape}; expected integers (N,)")
         return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
     def images(array: np.ndarray | None) -> np.ndarray | None:

@@ -49,24 +49,28 @@ def _list(folder: Path) -> _Listing:
         files += inside
         folders += [child.name] * len(inside)
     if loose and files:
-        raise DataError(f"{folder} has pictures both in itself and in subfolders, expected one of the two")
+        raise DataError(f"got {folder} with pictures both in itself and in subfolders; expected one of the two")
     if loose:
         return _Listing(loose, [""] * len(loose))
     empty = [child for child in classes if child.name not in folders]
     if files and empty:
-        raise DataError(f"{empty[0]} has no pictures, expected some in every class's folder; fill it or move it away")
+        raise DataError(
+            f"got {empty[0]} without pictures; expected some in every class's folder; fill it or move it away"
+        )
     return _Listing(files, folders)
 
 
 def _splits(root: Path) -> dict[str, _Listing]:
     if all((root / child).is_dir() for child in ("val", "validation")):
-        raise DataError(f"{root} has a folder val and a folder validation, expected one of them; put them together")
+        raise DataError(
+            f"got {root} with a folder val and a folder validation; expected one of them; put them together"
+        )
     named = {name: root / child for child, name in _SPLITS.items() if (root / child).is_dir()}
     if "train" in named and "test" in named:
         return {name: _list(folder) for name, folder in named.items()}
     if "train" in named or "test" in named:
         raise DataError(
-            f"{root} has {', '.join(path.name for path in named.values())}, expected both train and test (or neither)"
+            f"got {root} with {', '.join(path.name for path in named.values())}; expected both train and test (or neither)"
         )
     return {"train": _list(root)}
 
@@ -114,11 +118,11 @@ def image_folder(
     decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
     with opening(folder):
         if not folder.is_dir():
-            raise DataError(f"{folder} is no folder, expected a folder of pictures")
+            raise DataError(f"got {folder}, which is no folder; expected a folder of pictures")
         listings = _splits(folder)
         for part, listing in listings.items():
             if not listing.files:
-                raise DataError(f"{folder} has no pictures for {part} (endings {' '.join(sorted(_ENDINGS))})")
+                raise DataError(f"got {folder} without pictures for {part} (endings {' '.join(sorted(_ENDINGS))})")
         key = _key(listings, f"{cached.FORMAT} {decoder} {test_size} {validation} {seed}")
     title = name or folder.resolve().name
     classes = tuple(sorted({c for listing in listings.values() for c in listing.folders} - {""}))
@@ -132,11 +136,11 @@ def image_folder(
     if "test" not in members:
         total = len(flat)
         count = max(1, total // 10) if test_size is None else test_size
-        check_count(f"{title}: test_size", count, 1, total - 1)
+        check_count("test_size", count, 1, total - 1)
         order = permutation(total, seed)
         members = {"train": np.sort(order[count:]), "test": np.sort(order[:count])}
     elif test_size is not None:
-        raise DataError(f"{folder} has a folder test, expected test_size to be left out")
+        raise DataError(f"got {folder} with a folder test; expected test_size to be left out")
     if validation is None:
         validation = 0 if "validation" in members else len(members["train"]) // 10
     targets = np.array([row[2] for row in flat], dtype=np.int64)
@@ -163,7 +167,7 @@ def image_folder(
     pixels = decoder.channels * decoder.height * decoder.width
     if len(flat) * pixels > MAX_BYTES:
         raise DataError(
-            f"{title}: {len(flat):,} pictures are {len(flat) * pixels:,} bytes, expected at most "
+            f"{title}: {len(flat):,} pictures are {len(flat) * pixels:,} bytes; expected at most "
             f"{MAX_BYTES:,} in memory; say cache= to map them from a file"
         )
     splits = {}

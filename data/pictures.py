@@ -62,6 +62,7 @@ class PictureDecoder:
         filter: of the resize: nearest, box, bilinear, bicubic or lanczos.
         crop: "centre" scales the shorter side and cuts the middle; "none" requires the aspect ratio to be
             right.
+        max_pixels: of a picture before it is resized; larger ones are refused unread.
 
     Raises:
         DataError: an option out of range; on calling, a picture that cannot be read.
@@ -76,16 +77,16 @@ class PictureDecoder:
     def __post_init__(self) -> None:
         size = self.size if isinstance(self.size, (tuple, list)) else (self.size, self.size)
         if len(size) != 2 or not all(type(n) is int and 1 <= n <= 4096 for n in size):
-            raise DataError(f"size is {self.size!r}, expected a number of pixels from 1 to 4096, or (height, width)")
+            raise DataError(f"got size={self.size!r}; expected a number of pixels from 1 to 4096, or (height, width)")
         object.__setattr__(self, "size", tuple(size))
         if self.channels not in (1, 3):
-            raise DataError(f"channels is {self.channels!r}, expected 1 or 3")
+            raise DataError(f"got channels={self.channels!r}; expected 1 or 3")
         if self.filter not in _FILTERS:
-            raise DataError(f"filter is {self.filter!r}, expected one of {', '.join(_FILTERS)}")
+            raise DataError(f"got filter={self.filter!r}; expected one of {', '.join(_FILTERS)}")
         if type(self.max_pixels) is not int or self.max_pixels < 1:
-            raise DataError(f"max_pixels is {self.max_pixels!r}, expected a positive integer")
+            raise DataError(f"got max_pixels={self.max_pixels!r}; expected a positive integer")
         if self.crop not in ("centre", "none"):
-            raise DataError(f"crop is {self.crop!r}, expected 'centre' or 'none'")
+            raise DataError(f"got crop={self.crop!r}; expected 'centre' or 'none'")
 
     @property
     def height(self) -> int:
@@ -115,10 +116,10 @@ class PictureDecoder:
         width, height = image.size
         if width < 1 or height < 1 or width * height > self.max_pixels:
             raise DataError(
-                f"{name} has {width}x{height} pixels, expected 1 to {self.max_pixels:,}; shrink it or raise max_pixels"
+                f"got {name} with {width}x{height} pixels; expected 1 to {self.max_pixels:,}; shrink it or raise max_pixels"
             )
         if image.mode.startswith(("I", "F")):
-            raise DataError(f"{name} has pixels of mode {image.mode}, expected 8 bits a channel; convert it first")
+            raise DataError(f"got {name} with pixels of mode {image.mode}; expected 8 bits a channel; convert it first")
         try:
             flat = self._flatten(image)
             box = self._box(flat.size, name)
@@ -135,9 +136,9 @@ class PictureDecoder:
 
     def _flatten(self, image: Image) -> Image:
         """Upright, without transparency (shown on white), in the wanted channels."""
-        from PIL import Image as pillow
         from PIL import ImageOps
 
+        pillow = _pillow()
         image = ImageOps.exif_transpose(image)
         if "A" in image.getbands() or "transparency" in image.info:
             opaque = image.convert("RGBA")
@@ -152,7 +153,7 @@ class PictureDecoder:
         kept_width, kept_height = scale * self.width, scale * self.height
         if self.crop == "none" and (round(kept_width) != width or round(kept_height) != height):
             raise DataError(
-                f"{name} has {width}x{height} pixels, expected the aspect ratio of {self.width}x{self.height}; "
+                f"got {name} with {width}x{height} pixels; expected the aspect ratio of {self.width}x{self.height}; "
                 "crop='centre' cuts the rest off"
             )
         left, top = (width - kept_width) / 2, (height - kept_height) / 2
@@ -161,7 +162,7 @@ class PictureDecoder:
 
 def _pillow():  # noqa: ANN202 - a module
     try:
-        from PIL import Image as pillow
+        import PIL.Image
     except ImportError as error:
         raise DataError("pictures are read with Pillow, which is not installed; pip install pillow") from error
-    return pillow
+    return PIL.Image

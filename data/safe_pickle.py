@@ -161,7 +161,9 @@ def unpickle(raw: bytes | bytearray, where: str) -> Any:
             if count == 0 and (opcode.name != "PROTO" or argument not in (2, 3, 4)):
                 raise DataError(f"{where} is not of a protocol from 2 to 4; write it with pickle.dump(..., protocol=2)")
             if opcode.name not in _OPCODES:
-                raise DataError(f"{where}: the pickle uses {opcode.name}, expected plain data and arrays of protocol 2")
+                raise DataError(
+                    f"{where}: got a pickle that uses {opcode.name}; expected plain data and arrays of protocol 2"
+                )
         return _Restricted(io.BytesIO(raw), encoding="bytes").load()
     except DataError:
         raise
@@ -193,8 +195,8 @@ def uint8_array(value: Any, where: str) -> tuple[tuple[int, ...], bytes]:
     """
     state = value.state if isinstance(value, _Reconstruct) else None
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[1], tuple) and not state[3]):
-        raise DataError(f"{where}: data are not an array in C order, expected a uint8 array")
+        raise DataError(f"{where}: got data that are no uint8 array in C order; expected one")
     shape, content = state[1], as_bytes(state[4])
     if not _is_bytes_dtype(state[2]) or content is None or not all(type(n) is int for n in shape):
-        raise DataError(f"{where}: data are not uint8, expected a uint8 array")
+        raise DataError(f"{where}: got data that are not uint8; expected a uint8 array")
     return shape, content

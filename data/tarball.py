@@ -45,7 +45,7 @@ def read_members(
         if not any(header):  # an empty block, or nothing, ends the file
             break
         if count == members:
-            raise DataError(f"{path} has more than {members} members, expected at most that many")
+            raise DataError(f"got {path} with more than {members} members; expected at most that many")
         if len(header) < 512 or _size(header[148:156], str(path)) != sum(header) - sum(header[148:156]) + 8 * ord(" "):
             raise DataError(f"{path} is not a whole tar file (a header's sum is wrong); fetch it again")
         name = header[:100].partition(b"\0")[0].decode("latin1").rsplit("/", 1)[-1]
@@ -61,5 +61,5 @@ def read_members(
         pieces.skip(-size % 512)
     missing = [name for name in names if name not in found]
     if missing:
-        raise DataError(f"{path} has no {', '.join(missing)}, expected {', '.join(names)}")
+        raise DataError(f"got {path} without {', '.join(missing)}; expected {', '.join(names)}")
     return found

@@ -55,12 +55,14 @@ def from_pictures(
         for i in range(count):
             picture, label = samples[i]
             if not hasattr(picture, "convert"):
-                raise DataError(f"{name}: sample {i} of {part} is a {type(picture).__name__}, expected a picture")
+                raise DataError(
+                    f"{name}: got sample {i} of {part} of class {type(picture).__name__}; expected a picture"
+                )
             images[i] = decoder(picture, f"{name}: sample {i} of {part}")
             labels.append(None if label is None else int(label))
         known = [label for label in labels if label is not None]
         if known and len(known) != count:
-            raise DataError(f"{name}: {count - len(known)} samples of {part} have no label, expected all or none")
+            raise DataError(f"{name}: got {count - len(known)} samples of {part} without a label; expected all or none")
         decoded[part] = Split(
             torch.from_numpy(images), torch.tensor(known) if known else None, torch.arange(first, first + count)
         )
@@ -133,7 +135,7 @@ def hugging_face(
         missing = [column for column in (image, label) if column and column not in tables[part].column_names]
         if missing:
             raise DataError(
-                f"hugging_face: {name} has no column {missing[0]!r}, expected one of "
+                f"hugging_face: got {name} without a column {missing[0]!r}; expected one of "
                 f"{', '.join(tables[part].column_names)}"
             )
     names = getattr(tables["train"].features.get(label), "names", None) if label else None
@@ -181,7 +183,7 @@ def torchvision_dataset(
         reason = str(error).splitlines()[0]
         raise DataError(f"torchvision does not import here ({reason}); install the build for this torch") from error
     if dataset not in getattr(zoo, "__all__", ()):
-        raise DataError(f"torchvision has no data set {dataset!r}, expected a name such as 'CIFAR100' or 'SVHN'")
+        raise DataError(f"got the torchvision data set {dataset!r}; expected a name such as 'CIFAR100' or 'SVHN'")
     constructor = getattr(zoo, dataset)
     parts: dict[str, Any] = {}
     for part in ("train", "test"):

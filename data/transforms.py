@@ -34,7 +34,7 @@ __all__ = ["Rescale", "Standardize", "Transform"]
 
 def _finite(name: str, value: object) -> float:
     if isinstance(value, bool) or not isinstance(value, numbers.Real) or not math.isfinite(value):
-        raise DataError(f"{name} is {value!r}, expected a finite number")
+        raise DataError(f"got {name}={value!r}; expected a finite number")
     return float(value)
 
 
@@ -99,10 +99,10 @@ class Rescale(Transform):
 
     def __post_init__(self) -> None:
         if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
-            raise DataError(f"levels is {self.levels!r}, expected an integer from 2 to 256")
+            raise DataError(f"got levels={self.levels!r}; expected an integer from 2 to 256")
         low, high = _finite("low", self.low), _finite("high", self.high)
         if not low < high:
-            raise DataError(f"low is {low} and high is {high}, expected low < high")
+            raise DataError(f"got low={low}, high={high}; expected low < high")
 
     @property
     def log_det(self) -> float:
@@ -117,10 +117,10 @@ class Rescale(Transform):
     def check(self, images: Tensor) -> None:
         """Raise DataError unless `images` holds integers 0..levels - 1."""
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
-            raise DataError(f"images are {images.dtype}, expected integer grey values 0..{self.levels - 1} (uint8)")
+            raise DataError(f"got images of {images.dtype}; expected integer grey values 0..{self.levels - 1} (uint8)")
         if images.numel() and not (int(images.min()) >= 0 and int(images.max()) < self.levels):
             raise DataError(
-                f"images have values from {int(images.min())} to {int(images.max())}, expected "
+                f"got images with values from {int(images.min())} to {int(images.max())}; expected "
                 f"0..{self.levels - 1}; check the number of levels"
             )
 
@@ -136,7 +136,7 @@ class Rescale(Transform):
             DataError: x holds NaN, which is no grey value (infinities clamp).
         """
         if bool(torch.isnan(x).any()):
-            raise DataError("x holds NaN, expected numbers: the sampler or the network diverged")
+            raise DataError("got x with NaN; expected numbers: the sampler or the network diverged")
         return self.inverse(x).floor().clamp(0, self.levels - 1).to(torch.uint8)
 
     def to_data(self, x: Tensor) -> Tensor:
@@ -172,10 +172,10 @@ class Standardize(Transform):
             else:
                 object.__setattr__(self, name, _finite(name, value))
         if any(entry <= 0 for entry in self._entries(self.scale)) or not self._entries(self.scale):
-            raise DataError(f"scale is {self.scale}, expected positive numbers")
+            raise DataError(f"got scale={self.scale}; expected positive numbers")
         lengths = {len(value) for value in (self.shift, self.scale) if isinstance(value, tuple)}
         if len(lengths) > 1:
-            raise DataError(f"shift and scale have {sorted(lengths)} features, expected the same number")
+            raise DataError(f"got shift and scale of {sorted(lengths)} features; expected the same number")
 
     @staticmethod
     def _entries(value: float | tuple[float, ...]) -> tuple[float, ...]:
@@ -195,7 +195,7 @@ class Standardize(Transform):
         if not isinstance(value, tuple):
             return value
         if x.ndim < 2 or x.shape[1] != len(value):
-            raise DataError(f"data have shape {tuple(x.shape)}, expected {len(value)} features in dimension 1")
+            raise DataError(f"got data of shape {tuple(x.shape)}; expected {len(value)} features in dimension 1")
         return torch.tensor(value, dtype=x.dtype, device=x.device).reshape(-1, *(1 for _ in x.shape[2:]))
 
     def __call__(self, v: Tensor) -> Tensor:

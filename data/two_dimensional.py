@@ -38,8 +38,8 @@ def from_density(
         DataError: a size is not positive, or validation leaves nothing to fit.
     """
     for what, size in (("train", train), ("test", test)):
-        check_count(f"{name}: {what}", size, 1, 2**31 - 1)
-    check_count(f"{name}: seed", seed, 0, 2**32 - 1)
+        check_count(what, size, 1, 2**31 - 1)
+    check_count("seed", seed, 0, 2**32 - 1)
     generator = torch.Generator().manual_seed(seed)
     splits, first = {}, 0
     for what, size in (("train", train), ("test", test)):
@@ -57,7 +57,13 @@ def swiss_roll(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """A spiral of one and a half turns, see `SwissRoll`."""
+    """A spiral of one and a half turns: independent points of `SwissRoll`, with their exact log-density.
+
+    Args: its own as in `SwissRoll`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(SwissRoll(noise=noise), "swiss_roll", train=train, test=test, validation=validation, seed=seed)
 
 
@@ -69,7 +75,13 @@ def moons(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """Two interleaved half circles, see `Moons`."""
+    """Two interleaved half circles: independent points of `Moons`, with their exact log-density.
+
+    Args: its own as in `Moons`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(Moons(noise=noise), "moons", train=train, test=test, validation=validation, seed=seed)
 
 
@@ -84,7 +96,13 @@ def gaussians(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """Equal Gaussians on a ring or a grid, see `Gaussians`."""
+    """Equal Gaussians on a ring or a grid: independent points of `Gaussians`, with their exact log-density.
+
+    Args: its own as in `Gaussians`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(
         Gaussians(layout=layout, components=components, radius=radius, std=std),
         "gaussians",
@@ -104,7 +122,13 @@ def checkerboard(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """The dark squares of a board, see `Checkerboard`."""
+    """The dark squares of a board: independent points of `Checkerboard`, with their exact log-density.
+
+    Args: its own as in `Checkerboard`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(
         Checkerboard(squares=squares, side=side),
         "checkerboard",
@@ -124,7 +148,13 @@ def rings(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """Concentric circles, see `Rings`."""
+    """Concentric circles: independent points of `Rings`, with their exact log-density.
+
+    Args: its own as in `Rings`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(
         Rings(rings=rings, noise=noise), "rings", train=train, test=test, validation=validation, seed=seed
     )
@@ -138,7 +168,13 @@ def spirals(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """Two spiral arms, see `Spirals`."""
+    """Two spiral arms: independent points of `Spirals`, with their exact log-density.
+
+    Args: its own as in `Spirals`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(Spirals(noise=noise), "spirals", train=train, test=test, validation=validation, seed=seed)
 
 
@@ -153,7 +189,13 @@ def pinwheel(
     validation: int = 1_000,
     seed: int = 0,
 ) -> Dataset:
-    """Sheared Gaussian blades, see `Pinwheel`."""
+    """Sheared Gaussian blades: independent points of `Pinwheel`, with their exact log-density.
+
+    Args: its own as in `Pinwheel`; train, test, validation, seed as in `from_density`.
+
+    Raises:
+        DataError: as these.
+    """
     return from_density(
         Pinwheel(blades=blades, radial=radial, tangential=tangential, rate=rate),
         "pinwheel",

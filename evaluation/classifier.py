@@ -68,7 +68,7 @@ class Classifier(Features):
     def extract(self, data: Tensor) -> Extracted:
         if tuple(data.shape[1:]) != self.event_shape:
             raise DataError(
-                f"images have shape {tuple(data.shape)}, expected (N, "
+                f"got images of shape {tuple(data.shape)}; expected (N, "
                 f"{', '.join(map(str, self.event_shape))}) as in {self.dataset}"
             )
         features, log_probs = _apply(self.network, data, self.levels)
@@ -107,12 +107,12 @@ def train_classifier(
     train = dataset.split("train")
     if dataset.levels is None or train.labels is None or dataset.num_classes < 2:
         raise DataError(
-            f"{dataset.name} has {'no labels' if train.labels is None else 'no images or one class'}, expected "
+            f"got {dataset.name} with {'no labels' if train.labels is None else 'no images or one class'}; expected "
             "labelled images for classifier features; use Pixels or Coordinates"
         )
     steps = max(300, 3 * len(train) // _BATCH) if steps is None else steps
     if steps < 1:
-        raise DataError(f"steps is {steps}, expected at least 1")
+        raise DataError(f"got steps={steps}; expected at least 1")
     place: Path | None = None
     recipe = {
         "recipe": _RECIPE,
@@ -136,7 +136,7 @@ def train_classifier(
         try:
             _fit(network, train.x, train.labels, dataset.levels, steps, generator)
         except FloatingPointError as error:
-            raise DataError(f"{dataset.name}: {error}, expected a finite one; look at the data") from error
+            raise DataError(f"{dataset.name}: {error}; expected a finite one; look at the data") from error
         network.eval().requires_grad_(False)
         network.standardise(_apply(network, train.x[:_STANDARDISE], dataset.levels)[0])
         accuracy = _accuracy(network, dataset.split("test"), dataset.levels)

@@ -70,21 +70,21 @@ def check_features(features: Tensor, what: str, least: int = 2) -> Tensor:
     """
     if not isinstance(features, Tensor) or features.is_complex():
         kind = features.dtype if isinstance(features, Tensor) else type(features).__name__
-        raise DataError(f"{what} features are {kind}, expected a tensor of real numbers (N, F)")
+        raise DataError(f"got {what} features of {kind}; expected a tensor of real numbers (N, F)")
     if features.ndim != 2 or features.shape[1] == 0:
-        raise DataError(f"{what} features have shape {tuple(features.shape)}, expected (N, F)")
+        raise DataError(f"got {what} features of shape {tuple(features.shape)}; expected (N, F)")
     if features.shape[0] < least:
-        raise DataError(f"{what} has {features.shape[0]} samples, expected at least {least}")
+        raise DataError(f"got {what} features of {features.shape[0]} samples; expected at least {least}")
     features = features.detach().to(torch.float64)
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:
         raise DataError(
-            f"{what} features are NaN or infinite for {bad} of {features.shape[0]} samples, expected "
+            f"got {what} features that are NaN or infinite for {bad} of {features.shape[0]} samples; expected "
             "finite numbers; look at those samples"
         )
     largest = float(features.abs().max()) if len(features) else 0.0
     if largest > _LARGEST:
-        raise DataError(f"{what} features reach {largest:.3g}, expected numbers up to {_LARGEST:g}; scale them")
+        raise DataError(f"got {what} features up to {largest:.3g}; expected numbers up to {_LARGEST:g}; scale them")
     return features
 
 
@@ -97,7 +97,7 @@ def check_alike(samples: Tensor, reference: Tensor, least: int = 2) -> tuple[Ten
     samples, reference = check_features(samples, "samples", least), check_features(reference, "reference", least)
     if samples.shape[1] != reference.shape[1]:
         raise DataError(
-            f"samples have {samples.shape[1]} features and the reference {reference.shape[1]}, expected the same"
+            f"got samples of {samples.shape[1]} features and a reference of {reference.shape[1]}; expected the same"
         )
     return samples, reference
 

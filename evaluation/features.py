@@ -50,7 +50,7 @@ def unit_images(images: Tensor, levels: int) -> Tensor:
     """float32 in (0, 1), grey value k at (k + 1/2) / levels, of uint8 images (N, C, H, W)."""
     if images.dtype != torch.uint8 or images.ndim != 4:
         raise DataError(
-            f"images are {images.dtype} {tuple(images.shape)}, expected uint8 (N, C, H, W); samples in model "
+            f"got images of {images.dtype} {tuple(images.shape)}; expected uint8 (N, C, H, W); samples in model "
             "units become that by transform.to_images"
         )
     return (images.float() + 0.5) / levels
@@ -80,7 +80,7 @@ class Coordinates(Features):
 
     def extract(self, data: Tensor) -> Extracted:
         if not data.is_floating_point() or data.ndim < 2:
-            raise DataError(f"data are {data.dtype} {tuple(data.shape)}, expected floating-point (N, *)")
+            raise DataError(f"got data of {data.dtype} {tuple(data.shape)}; expected floating-point (N, *)")
         return Extracted(data.flatten(1).double())
 
 
@@ -109,7 +109,7 @@ class RandomConvolutions(Features):
 
     def __post_init__(self) -> None:
         if self.width < 1:
-            raise DataError(f"width is {self.width}, expected at least 1")
+            raise DataError(f"got width={self.width}; expected at least 1")
 
     @property
     def name(self) -> str:  # type: ignore[override]

@@ -54,13 +54,13 @@ class Moments:
 def _checked(moments: Moments, size: int) -> Moments:
     mean, covariance = moments.mean.double(), moments.covariance.double()
     if covariance.shape != (size, size):
-        raise DataError(f"a covariance has shape {tuple(covariance.shape)}, expected ({size}, {size})")
+        raise DataError(f"got a covariance of shape {tuple(covariance.shape)}; expected ({size}, {size})")
     if not bool(torch.isfinite(mean).all() and torch.isfinite(covariance).all()):
-        raise DataError("a mean or covariance holds NaN or infinity, expected finite numbers")
+        raise DataError("got a mean or covariance with NaN or infinity; expected finite numbers")
     allowed = _ROUNDING * float(covariance.abs().max())
     skew = float((covariance - covariance.T).abs().max())
     if skew > allowed:
-        raise DataError(f"a covariance differs by {skew:.3g} from its transpose, expected a symmetric matrix")
+        raise DataError(f"got a covariance that differs by {skew:.3g} from its transpose; expected a symmetric matrix")
     return Moments(mean, (covariance + covariance.T) / 2)
 
 
@@ -68,7 +68,7 @@ def _factor(covariance: Tensor) -> Tensor:
     """A with A A^T = covariance (F, F)."""
     values, vectors = torch.linalg.eigh(covariance)
     if float(values[0]) < -_ROUNDING * float(values.abs().max()):
-        raise DataError(f"a covariance has the eigenvalue {float(values[0]):.3g}, expected none below zero")
+        raise DataError(f"got a covariance with the eigenvalue {float(values[0]):.3g}; expected none below zero")
     return vectors * values.clamp(min=0).sqrt()
 
 
@@ -80,7 +80,7 @@ def frechet_distance_of_moments(a: Moments, b: Moments) -> float:
             semi-definite (up to the rounding of float32).
     """
     if a.mean.shape != b.mean.shape or a.mean.ndim != 1:
-        raise DataError(f"means have shapes {tuple(a.mean.shape)} and {tuple(b.mean.shape)}, expected two of (F,)")
+        raise DataError(f"got means of shapes {tuple(a.mean.shape)} and {tuple(b.mean.shape)}; expected two of (F,)")
     a, b = (_checked(moments, len(a.mean)) for moments in (a, b))
     root = torch.linalg.svdvals(_factor(a.covariance).T @ _factor(b.covariance)).sum()
     spread = a.covariance.trace() + b.covariance.trace()
@@ -117,7 +117,7 @@ def frechet_distance(samples: Tensor, reference: Tensor) -> Estimate:
     n, size = len(samples), samples.shape[1]
     if min(n, size) > _MAX_SIZE and min(len(reference), size) > _MAX_SIZE:
         raise DataError(
-            f"there are {n:,} samples of {size:,} features, expected at most {_MAX_SIZE:,} of one of them: take fewer "
+            f"got {n:,} samples of {size:,} features; expected at most {_MAX_SIZE:,} of one of them: take fewer "
             "samples or data (max_reference), or other features"
         )
     target = _Cloud.of(reference)

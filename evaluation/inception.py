@@ -47,7 +47,9 @@ class Inception(Features):
 
     def extract(self, data: Tensor) -> Extracted:
         if data.dtype != torch.uint8 or data.ndim != 4 or data.shape[1] not in (1, 3):
-            raise DataError(f"images are {data.dtype} {tuple(data.shape)}, expected uint8 (N, 3, H, W) or (N, 1, H, W)")
+            raise DataError(
+                f"got images of {data.dtype} {tuple(data.shape)}; expected uint8 (N, 3, H, W) or (N, 1, H, W)"
+            )
         values, log_probs = [], []
         with torch.no_grad():
             for chunk in data.split(self.batch):
@@ -57,7 +59,7 @@ class Inception(Features):
                 features = self.network(chunk, return_features=True)
                 if features.shape != (len(chunk), 2048):
                     raise DataError(
-                        f"the network gives {tuple(features.shape)}, expected ({len(chunk)}, 2048): this is not "
+                        f"got features of shape {tuple(features.shape)}; expected ({len(chunk)}, 2048): this is not "
                         "the Inception file"
                     )
                 values.append(features.double())

@@ -29,7 +29,9 @@ def class_score(log_probs: Tensor) -> Estimate:
     log_probs = check_features(log_probs.clamp(min=-700), "class log-probabilities")
     excess = float(torch.logsumexp(log_probs, dim=1).abs().max())
     if excess > 1e-3:
-        raise DataError(f"class log-probabilities sum to exp({excess:.2g}), expected to 1; apply log_softmax")
+        raise DataError(
+            f"got class log-probabilities that sum to exp({excess:.2g}); expected a sum of 1; apply log_softmax"
+        )
 
     def score(index: Tensor) -> float:
         kept = log_probs[index]

@@ -66,7 +66,7 @@ def _between(x: Tensor, y: Tensor, x_weights: Tensor, y_weights: Tensor, kernel:
 def _discrepancy(x: Tensor, y: Tensor, kernel: Kernel, resamples: int, seed: int) -> Estimate:
     x, y = check_alike(x, y)
     if resamples < 2:
-        raise DataError(f"resamples is {resamples}, expected at least 2 for an interval")
+        raise DataError(f"got resamples={resamples}; expected at least 2 for an interval")
     generator = torch.Generator().manual_seed(seed)
     x_weights = _counts(len(x), resamples, generator)
     y_weights = _counts(len(y), resamples, generator)
@@ -116,7 +116,7 @@ def mmd(samples: Tensor, reference: Tensor, *, resamples: int = 100, seed: int =
     some = some[:: max(1, len(some) // 1000)]
     median = float(torch.pdist(some).median())
     if median == 0:
-        raise DataError("half of the reference's points are equal, expected data that vary")
+        raise DataError("got a reference half of whose points are equal; expected data that vary")
 
     def gaussian(a: Tensor, b: Tensor) -> Tensor:
         gram = torch.addmm(a.square().sum(dim=1, keepdim=True), a, b.T, alpha=-2).add_(b.square().sum(dim=1))

@@ -83,7 +83,7 @@ def manifold(samples: Tensor, reference: Tensor, *, k: int = 3, k_density: int =
     """
     for name, value in (("k", k), ("k_density", k_density)):
         if value < 1:
-            raise DataError(f"{name} is {value}, expected at least 1")
+            raise DataError(f"got {name}={value}; expected at least 1")
     least = max(k, k_density) + 1
     samples, reference = check_alike(samples, reference, least)
     # Distances do not change when both sets are moved, and products are most accurate near zero.
@@ -121,7 +121,7 @@ def nearest(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         DataError: no rows, different F, NaN or infinity.
     """
     if len(reference) == 0:
-        raise DataError("reference has 0 samples, expected at least 1")
+        raise DataError("got a reference of 0 samples; expected at least 1")
     squares, index = (
         torch.full((len(samples),), math.inf, dtype=torch.float64),
         torch.zeros(len(samples), dtype=torch.int64),

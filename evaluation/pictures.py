@@ -34,14 +34,14 @@ def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> T
     """
     if images.ndim != 4 or images.shape[1] not in (1, 3) or images.numel() == 0 or not images.is_floating_point():
         raise DataError(
-            f"images are {images.dtype} {tuple(images.shape)}, expected floating-point (N, C, H, W) in [0, 1] "
+            f"got images of {images.dtype} {tuple(images.shape)}; expected floating-point (N, C, H, W) in [0, 1] "
             "with 1 or 3 channels"
         )
     if bool(torch.isnan(images).any()):
-        raise DataError("images hold NaN, expected numbers in [0, 1]")
+        raise DataError("got images with NaN; expected numbers in [0, 1]")
     columns = math.ceil(math.sqrt(len(images))) if columns is None else columns
     if columns < 1 or padding < 0:
-        raise DataError(f"columns is {columns} and padding {padding}, expected at least 1 and 0")
+        raise DataError(f"got columns={columns}, padding={padding}; expected at least 1 and 0")
     count, channels, height, width = images.shape
     rows = -(-count // columns)
     grid = torch.ones((channels, rows * (height + padding) + padding, columns * (width + padding) + padding))
@@ -69,7 +69,7 @@ def _target(path: str | os.PathLike[str]) -> Path:
 
 def _enlarged(picture: Tensor, scale: int) -> Tensor:
     if scale < 1:
-        raise DataError(f"scale is {scale}, expected at least 1")
+        raise DataError(f"got scale={scale}; expected at least 1")
     return picture.repeat_interleave(scale, dim=1).repeat_interleave(scale, dim=2)
 
 
@@ -115,9 +115,9 @@ def save_gif(
 
     if len(frames) == 0 or any(frame.shape != frames[0].shape for frame in frames):
         shapes = sorted({tuple(frame.shape) for frame in frames})
-        raise DataError(f"frames have shapes {shapes}, expected at least one frame, all of one shape")
+        raise DataError(f"got frames of shapes {shapes}; expected at least one frame, all of one shape")
     if seconds <= 0:
-        raise DataError(f"seconds is {seconds}, expected a positive time")
+        raise DataError(f"got seconds={seconds}; expected a positive time")
     target = _target(path)
     pictures = []
     for frame in frames:
@@ -155,12 +155,12 @@ def save_scatter(
     shown = []
     for name, cloud in _beside(points, reference, title):
         if cloud.ndim != 2 or cloud.shape[1] < 2 or len(cloud) == 0:
-            raise DataError(f"{name} have shape {tuple(cloud.shape)}, expected points (N, 2)")
+            raise DataError(f"got {name} of shape {tuple(cloud.shape)}; expected points (N, 2)")
         xy = cloud[:, :2].detach().cpu().double()
         shown.append((name, xy[torch.isfinite(xy).all(dim=1)]))
     frame = shown[0][1]
     if len(frame) == 0:
-        raise DataError(f"{shown[0][0]} have no finite points, expected numbers")
+        raise DataError(f"got {shown[0][0]} without finite points; expected numbers")
     # The data decide the axes, so that a few samples far away do not hide the rest.
     low, high = frame.min(dim=0).values, frame.max(dim=0).values
     centre, reach = (low + high) / 2, 0.55 * float((high - low).max()) or 1.0
@@ -198,7 +198,7 @@ def save_lines(
     shown = _beside(lines, reference, title)
     for name, curves in shown:
         if curves.ndim != 3 or curves.numel() == 0:
-            raise DataError(f"{name} have shape {tuple(curves.shape)}, expected sequences (N, C, L)")
+            raise DataError(f"got {name} of shape {tuple(curves.shape)}; expected sequences (N, C, L)")
     rows = min(_MOST_ROWS, lines.shape[1])
     figure = _figure(4 * len(shown), 2 * rows + 0.6)
     grid = figure.subplots(rows, len(shown), sharex=True, sharey="row", squeeze=False)
@@ -227,7 +227,7 @@ def save_histogram(
         flat = x.detach().cpu().double().flatten()
         shown.append((name, flat[torch.isfinite(flat)].numpy()))
         if len(shown[-1][1]) == 0:
-            raise DataError(f"{name} have no finite numbers, expected some")
+            raise DataError(f"got {name} without finite numbers; expected some")
     figure = _figure(5, 3.5)
     axes = figure.subplots()
     # The data decide the bins, as they do in a scatter.

@@ -105,7 +105,7 @@ class EvaluationReport:
         for measure in self.measures:
             if key in (measure.key, measure.name):
                 return measure
-        raise KeyError(f"no measure {key!r}, expected one of {', '.join(m.key for m in self.measures)}")
+        raise KeyError(f"got the unknown measure {key!r}; expected one of {', '.join(m.key for m in self.measures)}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain types, for JSON (NaN as None)."""
@@ -165,7 +165,9 @@ def _as_samples(samples: Tensor | np.ndarray, dataset: Dataset) -> Tensor:
     if isinstance(samples, np.ndarray) and samples.dtype.kind in "biuf":
         samples = torch.from_numpy(np.ascontiguousarray(samples))
     if not isinstance(samples, Tensor):
-        raise DataError(f"samples are a {type(samples).__name__}, expected a tensor or an array of numbers (N, *)")
+        raise DataError(
+            f"got samples of class {type(samples).__name__}; expected a tensor or an array of numbers (N, *)"
+        )
     expected = dataset.split("train").x
     images = dataset.levels is not None
     wanted = f"{'uint8' if images else 'floating-point'} (N, {', '.join(map(str, dataset.event_shape))})"
@@ -176,19 +178,21 @@ def _as_samples(samples: Tensor | np.ndarray, dataset: Dataset) -> Tensor:
             else ""
         )
         raise DataError(
-            f"samples are {samples.dtype} {tuple(samples.shape)}, expected {wanted} like {dataset.name}{hint}"
+            f"got samples of {samples.dtype} {tuple(samples.shape)}; expected {wanted} like {dataset.name}{hint}"
         )
     if images and samples.dtype != torch.uint8:
-        raise DataError(f"samples are {samples.dtype}, expected {wanted}")
+        raise DataError(f"got samples of {samples.dtype}; expected {wanted}")
     if len(samples) < LEAST:
         raise DataError(
-            f"there are {len(samples)} samples, expected at least {LEAST}, and for numbers that mean "
+            f"got {len(samples)} samples; expected at least {LEAST}, and for numbers that mean "
             "something as many as held-out data"
         )
     if dataset.levels is not None and int(samples.max()) >= dataset.levels:
-        raise DataError(f"samples have a grey value {int(samples.max())}, expected 0..{dataset.levels - 1}")
+        raise DataError(f"got samples with a grey value {int(samples.max())}; expected 0..{dataset.levels - 1}")
     if not images and not bool(torch.isfinite(samples).all()):
-        raise DataError("samples hold NaN or infinity, expected finite numbers: the sampler or the network diverged")
+        raise DataError(
+            "got samples with NaN or infinity; expected finite numbers: the sampler or the network diverged"
+        )
     return samples.detach().cpu()
 
 
@@ -260,10 +264,10 @@ def _check_keys(measures: tuple[str, ...] | None) -> tuple[str, ...]:
     if measures is None:
         return AVAILABLE
     if isinstance(measures, str) or len(measures) == 0:
-        raise DataError(f"measures is {measures!r}, expected some of {', '.join(AVAILABLE)}, as in ('FD',)")
+        raise DataError(f"got measures={measures!r}; expected some of {', '.join(AVAILABLE)}, as in ('FD',)")
     unknown = [key for key in measures if key not in AVAILABLE]
     if unknown:
-        raise DataError(f"measure {unknown[0]!r} is unknown, expected some of {', '.join(AVAILABLE)}")
+        raise DataError(f"got the unknown measure {unknown[0]!r}; expected some of {', '.join(AVAILABLE)}")
     return tuple(measures)
 
 
@@ -304,14 +308,14 @@ def evaluate_samples(
     keys = _check_keys(measures)
     check_count("max_reference", max_reference, LEAST, 2**31 - 1)
     if split in ("train", "fit"):
-        raise DataError(f"split is {split!r}, which is what is learned from, expected held-out data such as 'test'")
+        raise DataError(f"got split={split!r}, which is what is learned from; expected held-out data such as 'test'")
     held_out = _rows(dataset.split(split).x, max_reference)
     train = _rows(dataset.split("train" if split in dataset.splits else "fit").x, max_reference)
     if features is None:
         features = default_features(dataset)
     if min(len(held_out), len(train)) < LEAST:
         raise DataError(
-            f"{dataset.name} has {len(held_out)} held-out and {len(train)} training data, expected at least "
+            f"got {dataset.name} with {len(held_out)} held-out and {len(train)} training data; expected at least "
             f"{LEAST} of each"
         )
     size = min(len(samples), len(held_out), len(train))

@@ -50,7 +50,7 @@ def sliced_wasserstein(samples: Tensor, reference: Tensor, *, directions: int = 
     """
     samples, reference = check_alike(samples, reference)
     if directions < 1:
-        raise DataError(f"directions is {directions}, expected at least 1")
+        raise DataError(f"got directions={directions}; expected at least 1")
     size = samples.shape[1]
     generator = torch.Generator().manual_seed(seed)
     theta = torch.randn((size, 1 if size == 1 else directions), generator=generator, dtype=torch.float64)

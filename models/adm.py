@@ -49,6 +49,10 @@ class ADM(Network):
         learned_variance: twice the output channels.
         groups: of the group normalisation.
         checkpoint_activations: recompute activations in the backward pass.
+
+    Raises:
+        UserError: sizes that are not integers >= 1, attention at a resolution that no level has, or heads and groups that do
+            not divide the channels.
     """
 
     def __init__(

@@ -31,8 +31,14 @@ class AttentionBlock(nn.Module):
     """`x (B, C, H, W)` -> `(x + attention(norm(x))) scale`; every pixel attends to every pixel in each of
     `heads` heads.
 
-    One 1×1 convolution gives queries, keys and values, in this order. `skip_rescale`: `scale = 1/sqrt(2)`,
-    else 1.
+    One 1×1 convolution gives queries, keys and values, in this order.
+
+    Args:
+        channels: C, a multiple of `heads`.
+        heads: of attention.
+        groups, eps: of the group normalisation.
+        skip_rescale: `scale = 1/sqrt(2)` instead of 1.
+        init_scale: of the output's weights (0: the block starts as the identity).
     """
 
     def __init__(

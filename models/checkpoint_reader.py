@@ -26,7 +26,11 @@ from numerics import UserError
 
 
 class CheckpointError(UserError):
-    """A checkpoint that cannot be read, or does not fit. `missing`, `unexpected`, `misshapen` name tensors."""
+    """A checkpoint that cannot be read, or does not fit.
+
+    Attributes:
+        missing, unexpected, misshapen: names of the tensors that do not fit, those of the wrong shape with both shapes.
+    """
 
     def __init__(
         self,

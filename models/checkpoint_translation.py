@@ -21,7 +21,12 @@ Config = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class Section:
-    """A section of a config whose every key must be known, and every key asked for present."""
+    """A section of a config whose every key must be known, and every key asked for present.
+
+    Args:
+        name: what an error calls it.
+        values: key -> value.
+    """
 
     name: str
     values: Mapping[str, Any]
@@ -72,7 +77,17 @@ class Entry:
 
 
 def fill(net: nn.Module, state: Mapping[str, Tensor], table: list[Entry], source: str) -> None:
-    """Copy `state` into `net` by the table, all of it or nothing."""
+    """Copy `state` into `net` by the table, all of it or nothing.
+
+    Args:
+        net: ours.
+        state: theirs, name -> tensor.
+        table: an entry for each tensor of `net`.
+        source: what an error calls the file.
+
+    Raises:
+        CheckpointError: tensors that are missing, unexpected or of another shape, all of them listed.
+    """
     own = net.state_dict()
     wanted = {name for entry in table for name in entry.theirs}
     missing = tuple(sorted(wanted - set(state)))
@@ -115,6 +130,10 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], table: list[Entry], source
 
 
 def both(ours: str, theirs: str) -> Iterator[Entry]:
+<<<<<<< HEAD
     """Weight and bias of a layer."""
+=======
+    """The entries of a layer's weight and bias."""
+>>>>>>> wt-models2
     yield Entry(f"{ours}.weight", (f"{theirs}.weight",))
     yield Entry(f"{ours}.bias", (f"{theirs}.bias",))

@@ -19,15 +19,24 @@ from sde_lib import SDE
 
 
 class Conditioning(ABC):
-    """`t ()` or `(B,)` float64 -> a label of the same shape."""
+    """What a network is told of the time: `label = conditioning(sde, t)`."""
 
     @abstractmethod
-    def __call__(self, sde: SDE, t: Tensor) -> Tensor: ...
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        """The label, of t's shape, for `t ()` or `(B,)` in [0, T], float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class ContinuousTime(Conditioning):
-    """`scale * t / T`: 999 t in Song et al. 2021's variance-preserving networks."""
+    """`scale * t / T`: 999 t in Song et al. 2021's variance-preserving networks. For the positional embedding.
+
+    Args:
+        scale: the label at T.
+
+    >>> from sde_lib import VPSDE
+    >>> ContinuousTime()(VPSDE(), torch.tensor(0.5))
+    tensor(499.5000)
+    """
 
     scale: float = 999.0
 
@@ -37,8 +46,8 @@ class ContinuousTime(Conditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class Sigma(Conditioning):
-    """`sigma(t)`, for networks that take its logarithm inside (Song et al. 2021's variance-exploding
-    networks).
+    """`sigma(t)`, for networks that take its logarithm inside (Song et al. 2021's variance-exploding networks): for the Fourier
+    embedding.
     """
 
     def __call__(self, sde: SDE, t: Tensor) -> Tensor:
@@ -47,7 +56,11 @@ class Sigma(Conditioning):
 
 @dataclass(frozen=True, kw_only=True)
 class LogSigma(Conditioning):
-    """`scale * log(sigma(t) / alpha(t))`; 1/4 in Karras et al. 2022, table 1."""
+    """`scale * log(sigma(t) / alpha(t))`; 1/4 in Karras et al. 2022, table 1.
+
+    Args:
+        scale: in front of the logarithm.
+    """
 
     scale: float = 0.25
 
@@ -60,7 +73,15 @@ class LogSNR(Conditioning):
     """`(log_snr(t) - center) / scale`, our own networks' label: of order one and smooth in t, whatever the
     SDE.
 
-    The defaults map the usual ranges, -10 (VP at T) to 14 (VP at t_min; 28 for sub-VP), into [-1, 1.4] (2.8).
+    The defaults map the usual ranges, -10 (VP at T) to 14 (VP at t_min; 28 for sub-VP), into [-1, 1.4] (2.8). For the smooth
+    embedding.
+
+    Args:
+        center: the log-SNR at which the label is 0.
+        scale: the log-SNR, from there, at which it is 1.
+
+    Raises:
+        UserError: a scale that is not positive.
     """
 
     center: float = 0.0
@@ -81,6 +102,13 @@ class DiscreteIndex(Conditioning):
     `reverse=False`: index n is at `t = (n + 1) T / levels` (DDPM; `sde_lib.TableVPSDE`). `reverse=True`:
     index 0 is the largest noise, index n at `t = (1 - n / (levels - 1)) T` (NCSN; `sde_lib.TableVESDE`, and
     `VESDE` for geometric levels).
+
+    Args:
+        levels: how many.
+        reverse: whether index 0 is the largest noise.
+
+    Raises:
+        UserError: no level.
     """
 
     levels: int = 1000

@@ -35,7 +35,15 @@ def _modulate(x: Tensor, shift: Tensor, scale: Tensor) -> Tensor:
 
 
 class DiTBlock(nn.Module):
-    """`x (B, N, W)`, `embedding (B, W)` -> `(B, N, W)`."""
+    """`x (B, N, W)`, `embedding (B, W)` -> `(B, N, W)`: with a shift, a scale and a gate of each branch from the embedding,
+
+        x <- x + gate_1 attention(norm(x) (1 + scale_1) + shift_1);   x <- x + gate_2 mlp(norm(x) (1 + scale_2) + shift_2)
+
+    Args:
+        width: W, a multiple of `heads`.
+        heads: of attention.
+        mlp_ratio: width of the MLP's hidden layer, in units of W.
+    """
 
     def __init__(self, width: int, heads: int, mlp_ratio: float = 4.0) -> None:
         super().__init__()
@@ -71,6 +79,9 @@ class DiT(Network):
         num_classes: of class labels, or None.
         learned_variance: twice the output channels.
         checkpoint_activations: recompute activations in the backward pass.
+
+    Raises:
+        UserError: sizes that are not integers >= 1, or a width that the heads or 4 do not divide.
     """
 
     places: Tensor
@@ -133,8 +144,8 @@ class DiT(Network):
 
 
 def places(grid: Size, width: int) -> Tensor:
-    """`(rows * columns, width)`: sines and cosines of the column, then of the row, at frequencies from 1 to
-    1e-4.
+    """The places of the patches of a grid of `(rows, columns)`: `(rows * columns, width)`, sines and cosines of the column,
+    then of the row, at frequencies from 1 to 1e-4.
     """
     quarter = width // 4
     frequencies = torch.exp(torch.arange(quarter, dtype=torch.float64) * (-math.log(10_000.0) / quarter))

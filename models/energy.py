@@ -51,9 +51,11 @@ class Conservative(nn.Module):
 
 
 class EnergyModel(ScoreModel):
-    """A `ScoreModel` whose score is minus the gradient of `energy(x, t)`.
+    """A `ScoreModel` whose score is minus the gradient of `energy(x, t)` (Salimans and Ho 2021):
 
-    Args: as `ScoreModel`, with `data_std` and without a parametrisation, which is
+        E(x, t) = |x|^2 / (2 s^2) - (alpha data_std / sigma) <w, N(w, t)>,   w = x / s,   s^2 = alpha^2 data_std^2 + sigma^2
+
+    Args: net N, sde, conditioning, data_range and data_std as in `ScoreModel`; there is no parametrisation to choose, it is
     `Preconditioned(data_std=data_std)`.
     """
 

@@ -21,7 +21,7 @@ from numerics import UserError
 
 
 class MLPBlock(nn.Module):
-    """`h (B, W)`, `embedding (B, E)` -> `(B, W)`."""
+    """`h (B, width)`, `embedding (B, embedding_width)` -> `h + W_2 silu(W_1 silu(h) + V embedding)`, `(B, width)`."""
 
     def __init__(self, width: int, embedding_width: int) -> None:
         super().__init__()
@@ -34,16 +34,22 @@ class MLPBlock(nn.Module):
 
 
 class MLP(Network):
-    """`x (B, *)` with `dim` numbers a sample, `label (B,)`, `class_label (B,)` -> `(B, *)`.
+    """A residual multilayer perceptron: `x (B, *)` with `dim` numbers a sample, `label (B,)`, `class_label (B,)` -> `(B, *)`.
+
+        h = W_in x;   h <- h + W_2 silu(W_1 silu(h) + V e)  (depth times);   out = W_out silu(h)
 
     Args:
         dim: numbers in one sample: D for `(B, D)`, C L for `(B, C, L)`.
         width: of the hidden layers and of the embedding.
         depth: number of residual blocks.
         embedding: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
+        fourier_scale: of the Fourier embedding's random frequencies.
         num_classes: of class labels, or None.
         fourier_features: frequencies of sine features of the input, see `models.input_features`.
         checkpoint_activations: recompute activations in the backward pass.
+
+    Raises:
+        UserError: sizes that are too small, or another embedding.
     """
 
     def __init__(

@@ -101,6 +101,7 @@ class NCSNpp(Network):
         scale_by_sigma: divide the output by sigma: by the label, or by `sigmas[label]` where the label is an
             index.
         sigmas: the discrete noise levels, in the order of the indices, or None.
+        dropout: probability that an activation inside a residual block is zeroed in training.
         init_scale: of the last layer of every branch and of the network (0: they start at zero).
         groups, eps: of the group normalisation (None: `min(channels // 4, 32)` groups).
         scale_shift: the noise level scales and shifts inside blocks instead of being added.
@@ -341,7 +342,11 @@ class NCSNpp(Network):
 
 
 def level_resolutions(image_size: int, levels: int) -> tuple[int, ...]:
-    """The side of the image at each level, halved upwards."""
+    """The side of an image of side `image_size` at each of the `levels`, `(levels,)`: halved from one to the next, rounded up.
+
+    >>> level_resolutions(28, 4)
+    (28, 14, 7, 4)
+    """
     sides = [image_size]
     for _ in range(levels - 1):
         sides.append(-(-sides[-1] // 2))

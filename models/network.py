@@ -34,9 +34,13 @@ else:
 
 
 class Network(nn.Module, ABC):
-    """A module called as `net(x, label, class_label=None)`.
+    """A module called as `net(x, label, class_label=None)`; a subclass's constructor starts with `super().__init__(locals())`.
 
-    `options` are the keyword arguments it was made with, so that a saved model can be made again.
+    Attributes:
+        options: the keyword arguments it was made with, so that a saved model can be made again.
+        num_classes: of class labels; None where it takes none.
+        learned_variance: whether the output has twice the channels, the second half for variances.
+        checkpoint_activations: whether `run` recomputes activations in the backward pass.
     """
 
     options: dict[str, Any]
@@ -73,7 +77,7 @@ class Network(nn.Module, ABC):
 
 
 def parameter_count(net: nn.Module) -> int:
-    """The number of trainable parameters."""
+    """The number of trainable parameters of `net`."""
     return sum(p.numel() for p in net.parameters() if p.requires_grad)
 
 

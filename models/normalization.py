@@ -25,7 +25,16 @@ def groups_of(channels: int) -> int:
 
 
 class GroupNorm(nn.GroupNorm):
-    """`nn.GroupNorm` computed in at least float32; `x (B, C, *)` -> `(B, C, *)` of x's dtype."""
+    """`nn.GroupNorm` computed in at least float32; `x (B, C, *)` -> `(B, C, *)` of x's dtype.
+
+    Args:
+        channels: C.
+        groups: a divisor of C; `groups_of(C)` unless given.
+        eps: added to variances.
+
+    Raises:
+        UserError: groups that do not divide the channels.
+    """
 
     def __init__(self, channels: int, *, groups: int | None = None, eps: float = 1e-6) -> None:
         groups = groups_of(channels) if groups is None else groups

@@ -21,7 +21,10 @@ from numerics import Catalogue, UserError, expand_as
 
 
 class Parametrization(ABC):
-    """Coefficients are time-like: `()` or `(B,)`, float64 if they can be; tensors `(B, *)`."""
+    """What a network's output means, given `x = alpha x_0 + sigma eps`.
+
+    In all methods `output`, `x`, `x_0`, `eps` are `(B, *)`, and `alpha`, `sigma` are `()` or `(B,)`, float64 if they can be.
+    """
 
     @abstractmethod
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -42,7 +45,7 @@ class Parametrization(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Parametrization):
-    """The output is `eps` (Ho et al. 2020)."""
+    """The output is the noise (Ho et al. 2020, equation 11): `eps = output`, `x_0 = (x - sigma output) / alpha`."""
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output.to(x.dtype)
@@ -56,7 +59,7 @@ class Noise(Parametrization):
 
 @dataclass(frozen=True, kw_only=True)
 class Data(Parametrization):
-    """The output is `x_0`: the denoised sample."""
+    """The output is the denoised sample: `x_0 = output`, `eps = (x - alpha output) / sigma`."""
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return (x - expand_as(alpha, x) * output) / expand_as(sigma, x)
@@ -70,8 +73,9 @@ class Data(Parametrization):
 
 @dataclass(frozen=True, kw_only=True)
 class Velocity(Parametrization):
-    """The output is `v = alpha eps - sigma x_0` (Salimans and Ho 2022, section 4), so `(alpha^2 + sigma^2)
-    eps = alpha v + sigma x`.
+    """The output is `v = alpha eps - sigma x_0` (Salimans and Ho 2022, section 4), so
+
+    eps = (alpha v + sigma x) / (alpha^2 + sigma^2),   x_0 = (alpha x - sigma v) / (alpha^2 + sigma^2).
     """
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
@@ -88,7 +92,9 @@ class Velocity(Parametrization):
 
 @dataclass(frozen=True, kw_only=True)
 class ScoreOutput(Parametrization):
-    """The output is the score, `-eps / sigma` (Song et al. 2021, the variance-exploding networks)."""
+    """The output is the score (Song et al. 2021, the variance-exploding networks): `eps = -sigma output`, `x_0 = (x + sigma^2
+    output) / alpha`.
+    """
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return expand_as(-sigma, x) * output
@@ -113,6 +119,17 @@ class Preconditioned(Parametrization):
     `F` is what is left to learn once the data's variance is known: `F = 0` gives the exact score of a
     Gaussian `N(0, data_std^2)`. The probability flow of the whitened state `x / s` has `-(alpha sigma
     data_std / s^2) F` as its whole slope in the clock `log(sigma / alpha)`.
+
+    Args:
+        data_std: standard deviation of the data in model units, one number.
+
+    Raises:
+        UserError: a data_std that is not positive.
+
+    >>> import torch
+    >>> one = torch.ones(())
+    >>> Preconditioned(data_std=0.5).scale_input(torch.tensor([[1.0, 2.0]]), one, one)  # x / sqrt(0.25 + 1)
+    tensor([[0.8944, 1.7889]])
     """
 
     data_std: float = 0.5

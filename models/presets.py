@@ -20,7 +20,14 @@ from sde_lib import geometric_sigmas
 
 @dataclass(frozen=True, kw_only=True)
 class Preset:
-    """A network's name, its options, how many trainable parameters that makes, and where it was published."""
+    """A published network.
+
+    Args:
+        network: name of its class in `models.NETWORKS`.
+        options: of that class.
+        parameters: how many trainable ones that makes.
+        source: where it was published.
+    """
 
     network: str
     options: Mapping[str, Any]

@@ -39,6 +39,11 @@ class InstanceNormPlus(nn.Module):
     one set per index.
 
     `x (B, C, H, W)`, `index (B,)` or None -> `(B, C, H, W)`; computed in at least float32.
+
+    Args:
+        channels: C.
+        levels: number of noise levels, each with weights of its own, or None.
+        eps: added to variances.
     """
 
     def __init__(self, channels: int, *, levels: int | None = None, eps: float = 1e-5) -> None:
@@ -121,7 +126,7 @@ class Unit(nn.Module):
 
 
 class RCU(nn.Module):
-    """Residual convolution units: `blocks` times two units and a sum."""
+    """Residual convolution units: `blocks` times `x <- x + unit(unit(x))`; `(B, channels, H, W)` to the same shape."""
 
     def __init__(self, channels: int, blocks: int, act: Callable[[Tensor], Tensor], levels: int | None) -> None:
         super().__init__()
@@ -139,7 +144,9 @@ class RCU(nn.Module):
 
 
 class MSF(nn.Module):
-    """Multi-resolution fusion: each input convolved, resized bilinearly to `size`, and summed."""
+    """Multi-resolution fusion: `inputs` images `(B, channels, *)`, each convolved, resized bilinearly to `size`, and summed to
+    `(B, features, *size)`.
+    """
 
     def __init__(self, channels: int, features: int, inputs: int, levels: int | None) -> None:
         super().__init__()
@@ -229,6 +236,9 @@ class RefineNet(Network):
         activation: `"elu"`, `"relu"`, `"lrelu"` or `"swish"`.
         centered: False maps images from [0, 1] to [-1, 1] first.
         checkpoint_activations: recompute activations in the backward pass.
+
+    Raises:
+        UserError: another size or activation, or sigmas that are not positive and strictly falling.
     """
 
     sigmas: Tensor
@@ -321,7 +331,15 @@ def NCSN(  # noqa: N802 - reads as the network it makes
     centered: bool = False,
     checkpoint_activations: bool = False,
 ) -> RefineNet:
-    """Song and Ermon 2019: a `RefineNet` with conditional normalisation; by default 10 levels from 1 to 0.01."""
+    """Song and Ermon 2019 (arXiv:1907.05600): a `RefineNet` with conditional normalisation; by default 10 levels, 1 to 0.01.
+
+    `x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level -> `(B, in_channels, H, W)`.
+
+    Args: as in `RefineNet`.
+
+    Raises:
+        UserError: as `RefineNet`.
+    """
     return RefineNet(
         sigmas=sigmas,
         in_channels=in_channels,
@@ -344,7 +362,16 @@ def NCSNv2(  # noqa: N802 - reads as the network it makes
     centered: bool = False,
     checkpoint_activations: bool = False,
 ) -> RefineNet:
-    """Song and Ermon 2020: a `RefineNet` whose output is divided by sigma; by default CIFAR-10's 232 levels from 50 to 0.01."""
+    """Song and Ermon 2020 (arXiv:2006.09011): a `RefineNet` whose output is divided by sigma; by default CIFAR-10's 232 levels
+    from 50 to 0.01.
+
+    `x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level -> `(B, in_channels, H, W)`.
+
+    Args: as in `RefineNet`.
+
+    Raises:
+        UserError: as `RefineNet`.
+    """
     return RefineNet(
         sigmas=sigmas,
         in_channels=in_channels,

@@ -84,7 +84,14 @@ class FIR(nn.Module):
 
 
 class Halve(nn.Module):
-    """`(B, C, H, W)` -> `(B, C, ceil(H/2), ceil(W/2))` without weights: the mean of 2×2 pixels, or filtered."""
+    """`(B, C, H, W)` -> `(B, C, ceil(H/2), ceil(W/2))` without weights: the mean of 2×2 pixels, or filtered.
+
+    Args:
+        fir_kernel: taps of the filter, an even number of them, or None.
+
+    >>> Halve()(torch.zeros(1, 3, 9, 14)).shape
+    torch.Size([1, 3, 5, 7])
+    """
 
     def __init__(self, fir_kernel: Sequence[float] | None = None) -> None:
         super().__init__()

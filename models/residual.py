@@ -19,12 +19,19 @@ from models.resampling import Size
 
 
 class ResidualBlock(nn.Module):
-    """`x (B, C, H, W)`, `embedding (B, E)` or None -> `(B, C', H', W')`.
+    """`x (B, C, H, W)`, `embedding (B, E)` or None -> `(B, C', H', W')`:
+
+        h = conv_1(resample(act(norm_1(x))));  h = conv_2(dropout(act(norm_2(h + W e))));  (shortcut(resample(x)) + h) scale
 
     Args:
+        in_channels, out_channels: C, C'.
         embedding_width: E, or None for a block that is told nothing.
         resample: a module that both branches go through first (`models.resampling.Halve`, `Double`).
         convolve_shortcut: a 1×1 convolution on the shortcut also where the number of channels stays.
+        scale_shift: `norm_2(h) (1 + a) + b` with (a, b) = W e, instead of `norm_2(h + W e)`.
+        skip_rescale: `scale = 1/sqrt(2)` instead of 1.
+        dropout: probability.
+        groups, eps: of the group normalisations.
         init_scale: of the last convolution's weights (0: the block starts as its shortcut).
     """
 

@@ -28,9 +28,14 @@ def UNet(  # noqa: N802 - reads as the network it makes
     fourier_features: Sequence[float] | None = None,
     checkpoint_activations: bool = False,
 ) -> NCSNpp:
-    """An `NCSNpp` in our own default settings; arguments as there, for images of any size from 8×8 up.
+    """The project's own U-Net: an `NCSNpp` in our own default settings, for images of any size from 8×8 up.
 
-    `attention_resolutions=None` means the lowest resolution only.
+    `x (B, in_channels, H, W)`, `label (B,)` of order one such as `LogSNR()` gives, `class_label (B,)` -> `x`'s shape.
+
+    Args: as in `NCSNpp`, but `attention_resolutions=None` means the lowest resolution only.
+
+    Raises:
+        UserError: as `NCSNpp`.
     """
     lowest = level_resolutions(image_size, len(multipliers))[-1]
     return NCSNpp(
