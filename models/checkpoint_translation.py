@@ -130,10 +130,6 @@ def fill(net: nn.Module, state: Mapping[str, Tensor], table: list[Entry], source
 
 
 def both(ours: str, theirs: str) -> Iterator[Entry]:
-<<<<<<< HEAD
-    """Weight and bias of a layer."""
-=======
     """The entries of a layer's weight and bias."""
->>>>>>> wt-models2
     yield Entry(f"{ours}.weight", (f"{theirs}.weight",))
     yield Entry(f"{ours}.bias", (f"{theirs}.bias",))

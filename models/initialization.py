@@ -26,27 +26,15 @@ def initialized(layer: Layer, scale: float = 1.0) -> Layer:
 
 
 def conv3x3(in_channels: int, out_channels: int, *, stride: int = 1, padding: int = 1, scale: float = 1.0) -> nn.Conv2d:
-<<<<<<< HEAD
-    """A 3x3 convolution with DDPM's initial weights, of variance `scale` over the mean of fan-in and fan-out."""
-=======
     """A 3×3 convolution `(B, in_channels, H, W)` -> `(B, out_channels, H, W)`, initialised with `scale`."""
->>>>>>> wt-models2
     return initialized(nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=padding), scale)
 
 
 def conv1x1(in_channels: int, out_channels: int, *, scale: float = 1.0) -> nn.Conv2d:
-<<<<<<< HEAD
-    """A 1x1 convolution with DDPM's initial weights."""
-=======
     """A 1×1 convolution `(B, in_channels, H, W)` -> `(B, out_channels, H, W)`, initialised with `scale`."""
->>>>>>> wt-models2
     return initialized(nn.Conv2d(in_channels, out_channels, 1), scale)
 
 
 def linear(in_features: int, out_features: int, *, scale: float = 1.0) -> nn.Linear:
-<<<<<<< HEAD
-    """A linear layer with DDPM's initial weights."""
-=======
     """A linear layer `(B, in_features)` -> `(B, out_features)`, initialised with `scale`."""
->>>>>>> wt-models2
     return initialized(nn.Linear(in_features, out_features), scale)

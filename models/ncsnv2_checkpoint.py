@@ -87,11 +87,7 @@ def ncsnv2_model(config: Config) -> ScoreModel:
 
 
 def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[str, Tensor]:
-<<<<<<< HEAD
-    """The weights of a checkpoint of ncsnv2, raw or averaged, by their names there."""
-=======
     """Name -> tensor, raw or averaged."""
->>>>>>> wt-models2
     state = {name.removeprefix("module."): tensor for name, tensor in content[0].items()}
     state.pop("sigmas", None)
     if weights == "raw":
@@ -114,11 +110,7 @@ def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[s
 
 
 def translate_refinenet(net: RefineNet) -> Iterator[Entry]:
-<<<<<<< HEAD
-    """Which tensor of a checkpoint each of the network's is."""
-=======
     """An entry for each tensor of `net`."""
->>>>>>> wt-models2
 
     def norm(ours: str, theirs: str) -> Iterator[Entry]:
         if net.conditional:

@@ -203,11 +203,7 @@ def _matrices(ours: str, theirs: tuple[str, ...]) -> Iterator[Entry]:
 
 
 def translate_ncsnpp(net: NCSNpp) -> Iterator[Entry]:
-<<<<<<< HEAD
-    """Which tensor of a checkpoint each of the network's is."""
-=======
     """An entry for each tensor of `net`."""
->>>>>>> wt-models2
     combined = {id(level.input_conv) for level in net.encoder if level.input_conv is not None}
     for n, (ours, module) in enumerate(_flat_order(net)):
         theirs = f"all_modules.{n}"

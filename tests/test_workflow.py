@@ -256,7 +256,7 @@ class TestStoredConfigurations:
         assert config["training"]["steps"] == card["training"]["steps"]
 
     def test_a_stored_configuration_makes_the_network_that_was_trained(self):
-        """The card of a pretrained folder says both what it was configured with, in the form of version 0.1, and what came of it."""
+        """A pretrained card says what it was configured with, in the form of version 0.1, and what came of it."""
         folder = ROOT / "pretrained" / "vp_digits"
         card = json.loads((folder / "card.json").read_text())
         made = resolve(configuration.of_run(folder)).model
