@@ -327,7 +327,9 @@ def test_a_measure_without_a_value_does_not_take_the_others_along() -> None:
     report = evaluation.evaluate_samples(moving, constant)
     assert math.isnan(report["MMD"].score.value)
     assert all(math.isfinite(m.score.value) for m in report.measures if m.key != "MMD")
-    assert [note for note in report.warnings if note.startswith("MMD has no value: got a reference half of whose points")]
+    assert [
+        note for note in report.warnings if note.startswith("MMD has no value: got a reference half of whose points")
+    ]
     json.dumps(report.to_dict(), allow_nan=False)
     str(report)
 

@@ -579,7 +579,10 @@ def call(sampler, shape=(3, 2), **options):
         (lambda: call(ProbabilityFlow(), keep_path=True), "solver on a grid"),
         (lambda: ProbabilityFlow().encode(VPSDE(), abs, torch.zeros(3, 2, dtype=torch.int64)), "convert it"),
         (lambda: samplers.create("ddmi"), "expected one of pc, ald"),
-        (lambda: samplers.create("ddim", eat=1), "'eat' for the sampler 'ddim', did you mean 'eta'.*some of .*steps, eta"),
+        (
+            lambda: samplers.create("ddim", eat=1),
+            "'eat' for the sampler 'ddim', did you mean 'eta'.*some of .*steps, eta",
+        ),
         (lambda: samplers.create("pc", corrector="mala"), "'mala'.*expected one of langevin, ald"),
         (lambda: samplers.create("ode", solver="rk5"), "expected one of dopri5, heun, rk4"),
         (lambda: samplers.create("ddim", grid="square"), "expected one of uniform"),
