@@ -22,7 +22,12 @@ _BATCH = 500
 
 @dataclass(frozen=True, eq=False)
 class Extracted:
-    """Features (N, F), float64, and where there is a classifier its log p(y | x) (N, K)."""
+    """What features give of N data.
+
+    Args:
+        values: features (N, F), float64.
+        log_probs: log p(y | x) (N, K) of a classifier, or None where there is none.
+    """
 
     values: Tensor
     log_probs: Tensor | None = None
@@ -63,6 +68,7 @@ class Pixels(Features):
 
     Args:
         levels: grey levels of the images.
+        name: that goes into the scores' names.
     """
 
     levels: int = 256
@@ -74,7 +80,11 @@ class Pixels(Features):
 
 @dataclass(frozen=True, kw_only=True)
 class Coordinates(Features):
-    """The numbers themselves, for points (N, D) and other continuous data."""
+    """The numbers themselves, for points (N, D) and other continuous data.
+
+    Args:
+        name: that goes into the scores' names.
+    """
 
     name: str = "coordinates"
 
@@ -85,7 +95,9 @@ class Coordinates(Features):
 
 
 def convolution(inputs: int, outputs: int, stride: int, generator: torch.Generator) -> nn.Conv2d:
-    """A 3x3 convolution drawn from `generator` (He et al. 2015) and from nothing else."""
+    """A 3x3 convolution of `inputs` to `outputs` channels with that `stride`, drawn from `generator` (He et al. 2015) and from
+    nothing else.
+    """
     layer = nn.utils.skip_init(nn.Conv2d, inputs, outputs, 3, stride=stride, padding=1)
     nn.init.kaiming_normal_(layer.weight, nonlinearity="relu", generator=generator)
     nn.init.zeros_(layer.bias)

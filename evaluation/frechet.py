@@ -38,7 +38,12 @@ _ROUNDING = 1e-5
 
 @dataclass(frozen=True, eq=False)
 class Moments:
-    """Mean (F,) and covariance (F, F), float64."""
+    """What a Fréchet distance is computed from.
+
+    Args:
+        mean: (F,), float64.
+        covariance: (F, F), float64.
+    """
 
     mean: Tensor
     covariance: Tensor

@@ -21,7 +21,8 @@ __all__ = ["class_score"]
 
 
 def class_score(log_probs: Tensor) -> Estimate:
-    """Equation (1) of log p(y | x) (N, K) over all samples at once, with a jackknife error.
+    """exp E_x KL(p(y | x) || p(y)), between 1 and K, of `log_probs` = log p(y | x) (N, K), over all samples at once, with a
+    jackknife error (Salimans et al. 2016, arXiv:1606.03498, section 4).
 
     Raises:
         DataError: fewer than 2 samples, NaN, or rows that do not sum to one.

@@ -35,7 +35,15 @@ _ROWS = 1024
 
 @dataclass(frozen=True, kw_only=True)
 class Manifold:
-    """The four numbers; each is a share except density, which may exceed 1."""
+    """How many samples lie where data are, and how much of the data has samples near; each a share except density, which may
+    exceed 1. A set's balls reach from each of its points to the k-th nearest other one.
+
+    Args:
+        precision: share of samples in some ball of the data (Kynkäänniemi et al. 2019, arXiv:1904.06991).
+        recall: share of data in some ball of the samples (the same).
+        density: mean over samples of the number of data balls it is in, divided by k (Naeem et al. 2020, arXiv:2002.09797).
+        coverage: share of data points whose ball holds a sample (the same).
+    """
 
     precision: Estimate
     recall: Estimate

@@ -183,6 +183,7 @@ def compare_samplers(
     """Runs every sampler at every budget from the same noise.
 
     Args:
+        sde, score: what is sampled.
         samplers: by the name to show; their own numbers of steps are replaced.
         shape: `(N, *)`, all samples of a run.
         nfe: budgets of evaluations. One into which not a single step fits is left out for that sampler.
@@ -191,6 +192,7 @@ def compare_samplers(
         seed: of the noise; sample i has stream i, whatever the batch size.
         batch_size: samples in one call.
         keep: how many samples of each run are kept for pictures.
+        device, dtype: of the states.
         progress: called with each row when it is there.
 
     Raises:

@@ -452,7 +452,7 @@ def test_bad_npz(tmp_path: Path) -> None:
         read()
     assert read(layout="NHWC").event_shape == (1, 3, 5)
     np.savez(path, x=np.zeros((4, 2)), y=np.zeros(4))
-    with pytest.raises(DataError, match="labels are float64"):
+    with pytest.raises(DataError, match="labels of float64"):
         read()
 
 
