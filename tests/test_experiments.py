@@ -209,7 +209,7 @@ class TestTools:
 class TestRefusals:
     def test_a_wrong_key_is_named_with_what_was_meant(self, tmp_path):
         done = script("vp", f"--workdir={tmp_path / 'new'}", "--config.training.step=3", check=False)
-        refused(done, 2, "config.training.step", "config.training.steps")
+        refused(done, 2, "config.training.step", "training.steps")
         assert not (tmp_path / "new").exists()
 
     @pytest.mark.parametrize(
@@ -221,21 +221,21 @@ class TestRefusals:
             ("--config.data.name=digit", ("digit", "digits")),
             ("--config.model.parametrization=x", ("preconditioned",)),
             ("--config.sampling.sampler=pcc", ("pcc", "ddim")),
-            ("--config.training.weighting=none", ("likelihood",)),
+            ("--config.training.weighting=none", ("weighting=None", "LikelihoodWeighting")),
             ("--config.likelihood.split=tset", ("tset", "test")),
             ("--config.sampling.n=0", ("n=0",)),
             ("--config.sampling.second=pc", ("two samplers",)),
-            ("--config.model.channels=0", ("config.model: channels=0", "integers >= 1")),
-            ("--config.model.multipliers=(0,)", ("config.model: multipliers=(0,)", "integers >= 1")),
-            ("--config.model.multipliers=('a',)", ("config.model: multipliers=('a',)",)),
-            ("--config.model.fourier_features=('a',)", ("config.model", "--help")),
-            ("--config.model.dropout=2.0", ("config.model: dropout=2.0", "[0, 1)")),
+            ("--config.model.channels=0", ("config.model: got channels=0", "integers >= 1")),
+            ("--config.model.multipliers=(0,)", ("config.model: got multipliers=(0,)", "integers >= 1")),
+            ("--config.model.multipliers=('a',)", ("config.model: got multipliers=('a',)",)),
+            ("--config.model.fourier_features=('a',)", ("config.model: got fourier_features=('a',)", "finite")),
+            ("--config.model.dropout=2.0", ("config.model: got dropout=2.0", "[0, 1)")),
             ("--config.training.ema=nope", ("config.training: got ema=('nope',)", "numbers in [0, 1)")),
             ("--config.training.betas=('a', 'b')", ("config.training: got betas=('a', 'b')",)),
             ("--config.training.batch_size=100000", ("batch_size=100000", "1500")),
-            ("--config.data.low=2.0", ("config.data.low=2.0, high=1.0",)),
+            ("--config.data.low=2.0", ("config.data: got low=2.0, high=1.0",)),
             ("--config.data.high=inf", ("config.data", "high=inf", "finite")),
-            ("--config.sde.name=ve", ("config.sde: got beta_max, beta_min for the SDE 've'", "sigma_max")),
+            ("--config.sde.name=ve", ("config.sde", "the SDE 've'", "expected one of vp")),
             ("--config.sampling.steps=-1", ("config.sampling: got steps=-1",)),
             ("--config.likelihood.draws=0", ("config.likelihood: got draws=0",)),
             ("--config.device=cuda:77", ("cuda:77", "cpu")),
@@ -270,12 +270,6 @@ class TestRefusals:
             called(sample.main, "--run", tmp_path, check=False), 2, "config.json", "expected what an experiment wrote"
         )
 
-    def test_a_configuration_without_a_value_is_refused(self, run, tmp_path):
-        config = json.loads((run / "config.json").read_text())
-        del config["model"]["channels"]
-        (tmp_path / "config.json").write_text(json.dumps(config))
-        refused(called(sample.main, "--run", tmp_path, check=False), 2, "config.model", "channels")
-
     def test_help_shows_every_value_with_its_default(self):
         shown = called(ve.main, "--help").stdout
         for flag in (
@@ -284,7 +278,7 @@ class TestRefusals:
             "--workdir=runs/ve",
             "--resume",
             "exit codes: 0 done; 2 usage",
-            "0 leaves them to the sampler",
+            "None leaves a value open",
         ):
             assert flag in shown
         for tool in ("sample", "nll"):

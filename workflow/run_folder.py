@@ -149,11 +149,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text())
     except FileNotFoundError as error:
-        raise UserError(f"got {file}, which does not exist; expected a file that a run has written") from error
+        raise UserError(f"got {file}, which does not exist; expected what an experiment wrote") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"got {file}, which is not JSON ({error}); expected what a run has written") from error
+        raise UserError(f"got {file}, which is not JSON ({error}); expected what an experiment wrote") from error
     if not isinstance(value, dict):
-        raise UserError(f"got {file}, which holds a {type(value).__name__}; expected an object, as a run writes it")
+        raise UserError(f"got {file}, which holds a {type(value).__name__}; expected what an experiment wrote")
     return value
 
 

@@ -7,18 +7,24 @@ r"""sub-VP, whose variance is bounded by VP's at every time.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-import sde_lib
+from numerics import Catalogue
+from sde_lib import SDE, SubVPSDE
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import System
+
+SDES: Catalogue[SDE] = Catalogue("SDE", {"sub_vp": SubVPSDE})
 
 
 def get_config() -> ConfigDict:
     """The digits' settings, on `sde_lib.SubVPSDE`."""
     config = base_config("sub_vp")
-    config.sde = section(sde_lib.SDES, "sub_vp")
+    config.sde = section(SDES, "sub_vp")
     return config
 
 
@@ -31,3 +37,8 @@ class SubVP(System):
     def get_config(self) -> ConfigDict:
         """See the module's function."""
         return get_config()
+
+    @property
+    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
+        """With this SDE alone."""
+        return {**super().catalogues, "sde": SDES}

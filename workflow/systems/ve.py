@@ -7,19 +7,25 @@ r"""VE, the continuous limit of NCSN.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-import sde_lib
+from numerics import Catalogue
+from sde_lib import SDE, VESDE
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import System
+
+SDES: Catalogue[SDE] = Catalogue("SDE", {"ve": VESDE})
 
 
 def get_config() -> ConfigDict:
     """The digits' settings, on `sde_lib.VESDE`."""
     config = base_config("ve")
     # sigma_max: about the largest distance between two images (Song and Ermon 2020, technique 1), 9.0 for the digits
-    config.sde = section(sde_lib.SDES, "ve", sigma_max=10.0)
+    config.sde = section(SDES, "ve", sigma_max=10.0)
     return config
 
 
@@ -32,3 +38,8 @@ class VE(System):
     def get_config(self) -> ConfigDict:
         """See the module's function."""
         return get_config()
+
+    @property
+    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
+        """With this SDE alone."""
+        return {**super().catalogues, "sde": SDES}

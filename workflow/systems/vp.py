@@ -8,18 +8,24 @@ predictor-corrector sampling and in 20 steps of DPM-Solver++, and scores in exac
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from typing import Any
+
 from ml_collections import ConfigDict
 
-import sde_lib
+from numerics import Catalogue
+from sde_lib import SDE, VPSDE
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import System
+
+SDES: Catalogue[SDE] = Catalogue("SDE", {"vp": VPSDE})
 
 
 def get_config() -> ConfigDict:
     """The digits' settings, on `sde_lib.VPSDE`."""
     config = base_config("vp")
-    config.sde = section(sde_lib.SDES, "vp")
+    config.sde = section(SDES, "vp")
     return config
 
 
@@ -32,3 +38,8 @@ class VP(System):
     def get_config(self) -> ConfigDict:
         """See the module's function."""
         return get_config()
+
+    @property
+    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
+        """With this SDE alone."""
+        return {**super().catalogues, "sde": SDES}
