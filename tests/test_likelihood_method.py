@@ -45,7 +45,7 @@ def exact(law, sde, method, x):
 
 
 def test_its_defaults():
-    assert Method() == Method(Dopri5(rtol=1e-5, atol=1e-4), flow=WhitenedFlow(), grid=None, t_min=None)
+    assert Method() == Method(Dopri5(rtol=1e-5, atol=1e-5), flow=WhitenedFlow(), grid=None, t_min=None)
     assert [Method().time(sde) for sde in SDES.values()] == [sde.t_min for sde in SDES.values()]
     assert accurate(tolerance=1e-6, t_min=1e-3) == Method(
         Dopri5(rtol=1e-6, atol=1e-6, max_steps=1000), flow=WhitenedFlow(), t_min=1e-3
