@@ -201,7 +201,8 @@ def _wrong_value(error: Exception, system: System, config: ConfigDict, arguments
 
 def _read_flags(system: System, config: ConfigDict, arguments: list[str]) -> tuple[flags.FlagValues, list[str]]:
     """The flags, `config` among them with the values that they give it, and the arguments that are no flags."""
-    values = flags.FlagValues()  # type: ignore[no-untyped-call]
+    make: Any = flags.FlagValues  # absl does not type it
+    values = make()
     line = ["score-sde", *arguments]
     # the values' flags are made from the command line as they are defined
     changed = copy.deepcopy(config)

@@ -25,7 +25,7 @@ def main(arguments: list[str]) -> int:
     run = load_run(folder, device)
     scored = score_split(run, protocol)
     if scored is None:
-        print("parts written; other processes have still to write theirs")
+        print(f"parts written to {run.folder.path / 'nll'}; other processes have still to write theirs")
         return 0
     run.folder.update_results({f"nll/{scored.parts.name}": scored.entry(folder)})
     print(scored.result)
