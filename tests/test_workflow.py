@@ -262,6 +262,7 @@ class TestStoredConfigurations:
         options = json.loads(json.dumps(made.net.options))
         assert {k: v for k, v in options.items() if k in card["network"]["options"]} == card["network"]["options"]
         assert len(options["fourier_features"]) == 2
+        assert configuration.of_run(folder)["data"]["scaling"] == "joint"
         assert json.loads(json.dumps(sde_lib.describe(made.sde))) == card["sde"]
         assert models.PARAMETRIZATIONS.describe(made.parametrization) == card["parametrization"]
         assert models.CONDITIONINGS.describe(made.conditioning) == card["conditioning"]

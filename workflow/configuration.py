@@ -231,7 +231,8 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     config = system.get_config()
     values = {path: _tuples(value) for path, value in leaves(stored) if path not in ("system", "name")}
     if "system" not in stored:
-        values = {MEANT_ELSE.get(path, path): value for path, value in values.items()}
+        # continuous data had one mean and one scale then
+        values = {"data.scaling": "joint", **{MEANT_ELSE.get(path, path): value for path, value in values.items()}}
     try:
         change(config, system, dict(_known(config, system, values)))
     except UserError as error:

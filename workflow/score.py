@@ -145,7 +145,10 @@ def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Me
 
 
 def _read_grid(file: Path) -> StepDensity:
-    table = read_json(file)
+    try:
+        table = read_json(file)
+    except UserError as error:
+        raise UserError(f"{error}: delete it, and the same command makes it again") from error
     if not all(isinstance(table.get(k), list) for k in ("knots", "density")):
         raise UserError(
             f"got the grid {file}, which has no knots and densities; expected what this command wrote: delete it"
