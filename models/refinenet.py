@@ -13,6 +13,7 @@ noise level at all and its output is divided by sigma.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Callable, Sequence
 from itertools import pairwise
 from typing import Any
@@ -321,64 +322,12 @@ class RefineNet(Network):
         return h / expand_as(self.sigmas[index], h)
 
 
-def NCSN(  # noqa: N802 - reads as the network it makes
-    *,
-    sigmas: Sequence[float] = geometric_sigmas(levels=10, largest=1.0, smallest=0.01),
-    in_channels: int = 3,
-    channels: int = 128,
-    size: str = "64",
-    activation: str = "elu",
-    centered: bool = False,
-    checkpoint_activations: bool = False,
-) -> RefineNet:
-    """Song and Ermon 2019 (arXiv:1907.05600): a `RefineNet` with conditional normalisation; by default 10 levels, 1 to 0.01.
+NCSN = functools.partial(RefineNet, sigmas=geometric_sigmas(levels=10, largest=1.0, smallest=0.01), conditional=True)
+"""Song and Ermon 2019 (arXiv:1907.05600): a `RefineNet` with conditional normalisation; by default 10 levels, 1 to 0.01."""
 
-    `x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level -> `(B, in_channels, H, W)`.
-
-    Args: as in `RefineNet`.
-
-    Raises:
-        UserError: as `RefineNet`.
-    """
-    return RefineNet(
-        sigmas=sigmas,
-        in_channels=in_channels,
-        channels=channels,
-        size=size,
-        conditional=True,
-        activation=activation,
-        centered=centered,
-        checkpoint_activations=checkpoint_activations,
-    )
-
-
-def NCSNv2(  # noqa: N802 - reads as the network it makes
-    *,
-    sigmas: Sequence[float] = geometric_sigmas(levels=232, largest=50.0, smallest=0.01),
-    in_channels: int = 3,
-    channels: int = 128,
-    size: str = "64",
-    activation: str = "elu",
-    centered: bool = False,
-    checkpoint_activations: bool = False,
-) -> RefineNet:
-    """Song and Ermon 2020 (arXiv:2006.09011): a `RefineNet` whose output is divided by sigma; by default CIFAR-10's 232 levels
-    from 50 to 0.01.
-
-    `x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level -> `(B, in_channels, H, W)`.
-
-    Args: as in `RefineNet`.
-
-    Raises:
-        UserError: as `RefineNet`.
-    """
-    return RefineNet(
-        sigmas=sigmas,
-        in_channels=in_channels,
-        channels=channels,
-        size=size,
-        conditional=False,
-        activation=activation,
-        centered=centered,
-        checkpoint_activations=checkpoint_activations,
-    )
+NCSNv2 = functools.partial(
+    RefineNet, sigmas=geometric_sigmas(levels=232, largest=50.0, smallest=0.01), conditional=False
+)
+"""Song and Ermon 2020 (arXiv:2006.09011): a `RefineNet` whose output is divided by sigma; by default CIFAR-10's 232 levels
+from 50 to 0.01.
+"""

@@ -154,6 +154,7 @@ class TestTools:
         again = [np.load(f)["estimates"] for f in sorted(parts.glob("part_*.npz"))]
         assert all(np.array_equal(a, b) for a, b in zip(values, again))
 
+    @pytest.mark.slow
     def test_nll_shared_by_two_processes_gives_the_same_numbers(self, run):
         arguments = ["--run", str(run), "--limit", "7", "--steps", "2", "--batch_size", "2", "--draws", "1"]
         for rank in ("1", "0"):
@@ -176,6 +177,7 @@ class TestTools:
             np.array_equal(a, np.load(f)["estimates"]) for a, f in zip(together, sorted(newest.glob("part_*.npz")))
         )
 
+    @pytest.mark.slow
     def test_samples_shared_by_two_processes_are_those_of_one(self, run):
         """Written once each, and the same; the second call finds every part there."""
         arguments = ["--run", str(run), "--sampler", "euler_maruyama", "--steps", "3", "--n", "7", "--batch_size", "2"]
@@ -338,6 +340,7 @@ def test_the_other_sdes_and_points_run(name, data, tmp_path):
     assert f"5 {noun}" in script("nll", "--run", folder, "--limit", 5, "--steps", 3).stdout
 
 
+@pytest.mark.slow
 def test_ctrl_c_saves_and_says_how_to_resume(tmp_path):
     folder = tmp_path / "vp"
     long = [f for f in QUICK if "steps=4" not in f] + ["--config.training.steps=100000"]
@@ -364,8 +367,15 @@ def test_ctrl_c_stops_sampling_within_a_step(run):
     assert "0 of 2 done" in lines[-1] and "the same command goes on" in lines[-1]
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("stage", ["sampling", "likelihood"])
+@pytest.mark.parametrize(
+    ("stage", "number"),
+    [
+        ("likelihood", signal.SIGTERM),
+        ("sampling", signal.SIGINT),
+        pytest.param("likelihood", signal.SIGINT, marks=pytest.mark.slow),
+        pytest.param("sampling", signal.SIGTERM, marks=pytest.mark.slow),
+    ],
+)
 def test_a_signal_after_the_training_says_how_to_go_on(tmp_path, stage, number):
     folder = tmp_path / "vp"
     flags = [f"--workdir={folder}", *QUICK, "--config.data.name=moons", "--config.training.eval_every=0"]

@@ -26,9 +26,8 @@ SMOKE = {
 DDPM, NCSN = systems.create("ddpm"), systems.create("ncsn")
 
 
-def toy_score(x, t):
-    """The score of N(0.3, 0.7^2) under DDPM's chain; any function of (x, t) would do."""
-    return Gaussian(torch.full((4,), 0.3), torch.full((4,), 0.49)).score(DDPM.sde(config_for("ddpm")))(x, t)
+# the score of N(0.3, 0.7^2) under DDPM's chain; any function of (x, t) would do
+toy_score = Gaussian(torch.full((4,), 0.3), torch.full((4,), 0.49)).score(DDPM.sde(config_for("ddpm")))
 
 
 class TestTables:
@@ -193,7 +192,7 @@ def test_the_bound_is_ddpms(reading):
     assert sum(found.asdict()["terms"].values()) == pytest.approx(found.asdict()["mean"])
 
 
-@pytest.fixture(scope="module", params=["ddpm", "ncsn"])
+@pytest.fixture(scope="module", params=["ddpm", pytest.param("ncsn", marks=pytest.mark.slow)])
 def run(request, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / request.param
     done = script(request.param, f"--workdir={folder}", *SMOKE[request.param])

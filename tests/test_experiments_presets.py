@@ -118,7 +118,13 @@ def files(tmp_path_factory):
 
 
 @pytest.mark.parametrize("script", SCRIPTS)
-@pytest.mark.parametrize("name", presets.PRESETS)
+@pytest.mark.parametrize(
+    "name",
+    [
+        name if name in ("digits", "fashion_mnist") else pytest.param(name, marks=pytest.mark.slow)
+        for name in presets.PRESETS
+    ],
+)
 def test_every_preset_runs_from_its_script(name, script, files, tmp_path):
     kind = presets.changes(name, script).get("data.name", "digits")
     root = [] if kind == "digits" else [f"--config.data.root={files / kind}"]
@@ -156,28 +162,28 @@ def test_options_of_the_data_reach_them(files, tmp_path):
 
 
 @pytest.mark.parametrize(
-    ("shape", "dtype", "more"),
+    ("shape", "dtype", "model"),
     [
-        ((40, 1), np.float32, []),
-        ((40, 3), np.float32, []),
-        ((40, 2, 16), np.float32, []),
-        ((40, 5, 8, 8), np.float32, []),
-        ((40, 1, 8, 8), np.float64, []),
-        ((40, 2, 8, 8), np.uint8, []),
-        ((40, 3, 8, 6), np.uint8, ["--config.model.name=mlp"]),
-        ((40, 1, 8, 16), np.uint8, []),
-        ((40, 2, 2, 2, 3), np.float32, []),
+        ((40, 1), np.float32, "channels=8"),
+        ((40, 3), np.float32, "channels=8"),
+        ((40, 2, 16), np.float32, "channels=8"),
+        ((40, 5, 8, 8), np.float32, "channels=8"),
+        ((40, 1, 8, 8), np.float64, "channels=8"),
+        ((40, 2, 8, 8), np.uint8, "channels=8"),
+        ((40, 3, 8, 6), np.uint8, "name=mlp"),
+        ((40, 1, 8, 16), np.uint8, "channels=8"),
+        ((40, 2, 2, 2, 3), np.float32, "channels=8"),
     ],
 )
-def test_a_users_own_array_trains_and_is_drawn(shape, dtype, more, tmp_path):
+def test_a_users_own_array_trains_and_is_drawn(shape, dtype, model, tmp_path):
     values = np.random.RandomState(0).uniform(0, 256, shape).astype(dtype)
     np.save(tmp_path / "mine.npy", values)
     arguments = [
         "--config.data.name=arrays",
         f"--config.data.root={tmp_path / 'mine.npy'}",
-        "--config.model.channels=8",
+        f"--config.model.{model}",
     ]
-    vp.main([*arguments, *more, *QUICK, "--config.sampling.n=5", f"--workdir={tmp_path / 'run'}"])
+    vp.main([*arguments, *QUICK, "--config.sampling.n=5", f"--workdir={tmp_path / 'run'}"])
     results = json.loads((tmp_path / "run" / "results.json").read_text())
     assert results["training"]["steps"] == 2
     for name in ("pc", "dpm_solver", "step_00000002"):

@@ -146,6 +146,7 @@ class TestReport:
         report.write(folder, made, keep=False)
         assert "9 samples" not in (folder.path / "report.md").read_text()
 
+    @pytest.mark.slow
     def test_evaluate_adds_a_section_that_a_resumed_run_keeps(self, tmp_path):
         folder, more = tmp_path / "vp", [f for f in POINTS if "training.steps" not in f]
         go(vp.main, f"--workdir={folder}", *POINTS)

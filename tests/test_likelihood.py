@@ -315,6 +315,7 @@ class TestBitsPerDim:
         assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(200) + 2e-4
         assert found.dequantization_stderr > 0 and found.probe_stderr == 0
 
+    @pytest.mark.slow
     def test_errors_of_the_parts_are_those_of_repetition(self):
         sde = VPSDE()
         law = oracle("gaussian", 9)

@@ -28,6 +28,7 @@ def reference() -> tuple:
     return model, values["data"].float(), values
 
 
+@pytest.mark.slow
 def test_one_latent_has_the_prior_density_of_the_reference():
     """The flow without its trace, which costs a hundredth."""
     model, x, known = reference()

@@ -36,6 +36,7 @@ def digits() -> tuple[ScoreModel, torch.Tensor, torch.Tensor]:
     return model, dataset.transform()(split.x + noise), split.ids
 
 
+@pytest.mark.slow
 def test_batch_mates_move_a_float32_value_by_less_than_the_stated_error():
     """Permuting, splitting, and adding a far outlier."""
     model, x, ids = digits()

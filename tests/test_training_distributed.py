@@ -35,9 +35,8 @@ def losses(reports):
 LONG = {"steps": 20, "log_every": 1, "batch_size": 16}
 
 
-@pytest.mark.parametrize(
-    "settings", [{}, pytest.param({"parallel": "fsdp"}, marks=pytest.mark.slow)], ids=["ddp", "fsdp"]
-)
+@pytest.mark.slow
+@pytest.mark.parametrize("settings", [{}, {"parallel": "fsdp"}], ids=["ddp", "fsdp"])
 def test_two_processes_do_what_one_does(tmp_path, settings):
     """Losses within 1e-6 over 20 steps, equal weights in both, and a checkpoint that goes on in one process, and back."""
     code, one, _ = launch(tmp_path / "one", 1, **LONG)

@@ -94,23 +94,6 @@ OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"ddpm_simple": DDPMSimple},
 SAMPLERS = samplers.SAMPLERS.extended({"ancestral": Algorithm2})
 
 
-def get_config() -> ConfigDict:
-    """The digits' settings, on a chain of 1,000 betas."""
-    config = base_config("ddpm")
-    config.sde = section(CHAINS, "ddpm")
-    # the network predicts the noise from x itself. Its label stays the log-SNR, not the index: the flow asks between rows
-    config.model.parametrization = section(models.PARAMETRIZATIONS, "noise")
-    # The learning rate and the averages stay those of a run of minutes: the paper's 2e-4 and 0.9999 are for 800,000 steps.
-    # The paper trained on grey values as they are. With 17 levels, 12 sigma_1 apart, a network that has done so knows nothing
-    # between them, where the flow's likelihood asks. dequantize=False trains as in the paper, for the bound alone
-    config.training.dequantize = True
-    config.training.objective = section(OBJECTIVES, "ddpm_simple")
-    config.sampling.sampler = section(SAMPLERS, "ancestral")
-    # draws of step and noise for each image's bound
-    config.bound = ConfigDict({"draws": 64})
-    return config
-
-
 class DDPM(System):
     """The chain, trained with L_simple."""
 
@@ -121,8 +104,21 @@ class DDPM(System):
     )
 
     def get_config(self) -> ConfigDict:
-        """See the module's function."""
-        return get_config()
+        """The digits' settings, on a chain of 1,000 betas."""
+        config = base_config("ddpm")
+        config.sde = section(CHAINS, "ddpm")
+        # the network predicts the noise from x itself. Its label stays the log-SNR, not the index: the flow asks between rows
+        config.model.parametrization = section(models.PARAMETRIZATIONS, "noise")
+        # The learning rate and the averages stay those of a run of minutes: the paper's 2e-4 and 0.9999 are for 800,000
+        # steps. The paper trained on grey values as they are. With 17 levels, 12 sigma_1 apart, a network that has done so
+        # knows nothing between them, where the flow's likelihood asks. dequantize=False trains as in the paper, for the
+        # bound alone
+        config.training.dequantize = True
+        config.training.objective = section(OBJECTIVES, "ddpm_simple")
+        config.sampling.sampler = section(SAMPLERS, "ancestral")
+        # draws of step and noise for each image's bound
+        config.bound = ConfigDict({"draws": 64})
+        return config
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
@@ -165,3 +161,6 @@ class DDPM(System):
         """The chain's variational bound, beside the flow's likelihood."""
         steps = self.chain(run.setup.config).steps - 1
         chain_bound.report_bound(run, folder, steps=steps, draws=run.setup.config["bound"]["draws"])
+
+
+get_config = DDPM().get_config

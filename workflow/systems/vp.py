@@ -8,38 +8,16 @@ predictor-corrector sampling and in 20 steps of DPM-Solver++, and scores in exac
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from typing import Any
-
-from ml_collections import ConfigDict
-
-from numerics import Catalogue
-from sde_lib import SDE, VPSDE
-from workflow.defaults import base_config
-from workflow.sections import section
-from workflow.system import System
-
-SDES: Catalogue[SDE] = Catalogue("SDE", {"vp": VPSDE})
+from sde_lib import VPSDE
+from workflow.systems.score_sde import ScoreSDE
 
 
-def get_config() -> ConfigDict:
-    """The digits' settings, on `sde_lib.VPSDE`."""
-    config = base_config("vp")
-    config.sde = section(SDES, "vp")
-    return config
-
-
-class VP(System):
+class VP(ScoreSDE):
     """The VP SDE, trained at continuous times."""
 
     name = "vp"
     about = "VP, the continuous limit of DDPM (Song et al. 2021, arXiv:2011.13456): train, sample and score in exact bits/dim."
+    kind = VPSDE
 
-    def get_config(self) -> ConfigDict:
-        """See the module's function."""
-        return get_config()
 
-    @property
-    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
-        """With this SDE alone."""
-        return {**super().catalogues, "sde": SDES}
+get_config = VP().get_config
