@@ -34,8 +34,12 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
+from likelihood.step_draws import StepDraws, importance
 from numerics import Generator, UserError, expand_as, normal, require_count, require_positive, uniform
 from sde_lib import SDE, Score
+
+CELLS = 256
+"""Of the log-SNR, within each of which the continuous bound's density of draws is constant."""
 
 
 class Decoder(ABC):
@@ -148,8 +152,10 @@ class Bound:
         reconstruction: `(B,)` nats, E[-log p(x_0 | x_tmin)].
         prior: `(B,)` nats, KL(q(x_T | x_0) || prior).
         diffusion: `(B,)` nats, 1/2 integral of E |eps - eps-hat|^2 over log-SNR, or the sum of a chain's steps.
-        reconstruction_stderr, diffusion_stderr: `(B,)` nats, of the Monte Carlo estimates over noise, and over times and
-            noise; NaN below two draws.
+        reconstruction_stderr: `(B,)` nats, of the Monte Carlo estimate over noise; NaN below two draws.
+        diffusion_stderr: `(B,)` nats, of that over times and noise; NaN below eight draws, of which no bar can be made.
+        degrees_of_freedom: `(B,)`, how many independent squares `diffusion_stderr` amounts to (`StepDraws`); NaN as it is.
+        draws: of time and noise.
         nfe: evaluations of the score.
     """
 
@@ -158,7 +164,17 @@ class Bound:
     diffusion: Tensor
     reconstruction_stderr: Tensor
     diffusion_stderr: Tensor
+    degrees_of_freedom: Tensor
+    draws: int
     nfe: int
+
+    @property
+    def heavy_tailed(self) -> Tensor:
+        """`(B,)`: does the bar rest on a few of the draws, fewer than a sixth of what equal draws would give?
+
+        Then it may be several times too small: take more draws, and look at the score at the times that they fall on.
+        """
+        return self.degrees_of_freedom < self.draws / 12
 
     @property
     def stderr(self) -> Tensor:
@@ -197,8 +213,8 @@ def elbo(
 
     (Kingma et al. 2021, arXiv:2107.00630, equations (11) to (15); Ho et al. 2020, arXiv:2006.11239, equation (5).)
 
-    Times are stratified: draw j of an image takes its log-SNR (or its step) from the j-th of `draws` equal parts, shifted by
-    one uniform number an image, and its own noise.
+    Times (or steps) are drawn where the bound is expected to be, two in each of `draws` / 2 strata, each with its own noise
+    (`likelihood.step_draws`).
 
     With `data_std` the noise's own length is taken out: for data N(m, s^2 I) and the exact score eps - eps-hat is w eps
     plus a term that is independent of eps, w = alpha^2 s^2 / (alpha^2 s^2 + sigma^2), so w^2 (|eps|^2 - D), whose mean is 0,
@@ -209,7 +225,7 @@ def elbo(
         x_0: clean data in model units, `(B, *)`.
         decoder: `GaussianDecoder()` unless given.
         data: what the decoder scores, where that is not `x_0` (grey values for `Bins` and `DiscretizedGaussian`).
-        draws: evaluations for the integral; for a chain, a multiple of `steps` takes every step equally often.
+        draws: evaluations for the integral, or for a chain's sum; eight or more for an error bar.
         reconstructions: draws of the noise at t_min for the first term; with two or more its error is known.
         steps: of the chain, at times equally spaced from t_min to T; None for the continuous bound.
         t_min: the time of the decoder; `sde.t_min` unless given.
@@ -268,29 +284,44 @@ def elbo(
             costs.append(cost - decoder.length_weight * surplus(eps, t))
         prior = _kl_to_prior(sde, x_0)
 
-        shift = uniform((B, 1), generator, device=device, dtype=torch.float64).squeeze(1)
-        terms = []
+        # the variance of the data: their own mean square where it is not known, with one more value of size 1
+        square = x_0.flatten(1).to(torch.float64).square().sum(dim=1, keepdim=True)
+        variance = (square + 1) / (x_0[0].numel() + 1) if data_std is None else torch.full_like(square, data_std**2)
+        high, low = float(sde.log_snr(t_min)), float(sde.log_snr(sde.T))
         if steps is None:
-            high, low = float(sde.log_snr(t_min)), float(sde.log_snr(sde.T))
-            for j in range(draws):
-                t = sde.time_of_log_snr(low + (high - low) * (j + shift) / draws).clamp(t_min, sde.T)
-                terms.append(0.5 * (high - low) * squared_error(t))
+            edges = torch.linspace(high, low, CELLS + 1, dtype=torch.float64, device=device)
+            levels = (edges[1:] + edges[:-1]) / 2
+            weights = (edges[:-1] - edges[1:]) / 2
         else:
             times = torch.linspace(t_min, sde.T, steps + 1, dtype=torch.float64, device=device)
-            log_snr = sde.log_snr(times)
-            for j in range(draws):
-                i = ((j + shift) / draws * steps).long().clamp(max=steps - 1) + 1
-                # |x_0 - x_0-hat|^2 = |eps - eps-hat|^2 / snr
-                terms.append(0.5 * steps * torch.expm1(log_snr[i - 1] - log_snr[i]) * squared_error(times[i]))
-        first, stack = torch.stack(costs, dim=1), torch.stack(terms, dim=1)
+            edges = sde.log_snr(times)
+            levels = edges[1:]
+            # |x_0 - x_0-hat|^2 = |eps - eps-hat|^2 / snr
+            weights = torch.expm1(edges[:-1] - edges[1:]) / 2
+        shares = variance / (variance + torch.exp(-levels))
+        u = uniform((B, draws), generator, device=device, dtype=torch.float64)
+        drawn = StepDraws.of(importance(edges[:-1] - edges[1:], weights, shares), u)
+        terms = []
+        for j in range(draws):
+            i = drawn.cells[:, j]
+            if steps is None:
+                level = torch.lerp(edges[i], edges[i + 1], drawn.place[:, j])
+                t = sde.time_of_log_snr(level).clamp(t_min, sde.T)
+            else:
+                t = times[i + 1]
+            terms.append(weights[i] * squared_error(t))
+        first = torch.stack(costs, dim=1)
+        diffusion, diffusion_stderr, degrees = drawn.total(torch.stack(terms, dim=1))
     return Bound(
         reconstruction=first.mean(dim=1),
         prior=prior,
-        diffusion=stack.mean(dim=1),
+        diffusion=diffusion,
         reconstruction_stderr=first.std(dim=1) / math.sqrt(reconstructions)
         if reconstructions > 1
         else torch.full_like(prior, math.nan),
-        diffusion_stderr=_stratified_stderr(stack, steps),
+        diffusion_stderr=diffusion_stderr,
+        degrees_of_freedom=degrees,
+        draws=draws,
         nfe=nfe,
     )
 
@@ -301,18 +332,3 @@ def _kl_to_prior(sde: SDE, x_0: Tensor) -> Tensor:
     alpha, sigma, std = float(sde.alpha(sde.T)), float(sde.sigma(sde.T)), sde.prior_std
     ratio = (sigma / std) ** 2
     return 0.5 * ((alpha / std) ** 2 * x_0.square().sum(dim=1) + x_0.shape[1] * (ratio - 1 - math.log(ratio)))
-
-
-def _stratified_stderr(terms: Tensor, steps: int | None) -> Tensor:
-    """Standard error of the mean of stratified draws `(B, n)`; NaN for one draw.
-
-    Where every step of a chain has been drawn k > 1 times, from the spread within the steps. Else from differences of
-    neighbours, so that the trend over the strata counts little as noise; it errs on the safe side.
-    """
-    n = terms.shape[1]
-    if n < 2:
-        return torch.full(terms.shape[:1], math.nan, dtype=torch.float64, device=terms.device)
-    if steps is not None and n % steps == 0 and n > steps:
-        within = terms.reshape(len(terms), steps, -1).var(dim=2)
-        return (within.sum(dim=1) * (n // steps)).sqrt() / n
-    return (terms.diff(dim=1).square().mean(dim=1) / 2 / n).sqrt()

@@ -11,6 +11,7 @@ from oracles import SDES
 from data.transforms import Rescale
 from likelihood import elbo
 from likelihood.bounds import Bins, DiscretizedGaussian
+from likelihood.step_draws import StepDraws
 from numerics import SampleStreams
 from sde_lib import VPSDE
 from sde_lib.analytic import EmpiricalDistribution, Gaussian
@@ -70,10 +71,10 @@ def integral_term(sde, t_min, x_0, factor=1.0):
 
 
 def within(found, expected, stderr):
-    """No bias over the images, and stated errors that are the errors or, for stratified draws, on the safe side."""
+    """No bias over the images, and stated errors that are the errors."""
     error = found - expected
     assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(len(error))
-    assert 0.5 < float(error.square().mean().sqrt() / stderr.square().mean().sqrt()) < 1.2
+    assert 0.8 < float(error.square().mean().sqrt() / stderr.square().mean().sqrt()) < 1.2
 
 
 @each_sde
@@ -147,6 +148,83 @@ class TestExactScore:
         assert float(reduced.square().mean()) < 0.5 * float(plain.square().mean())
 
 
+class TestErrorBars:
+    """64 values of variance 1/4 under VP down to 1e-5: nearly all of the bound is in the first of the steps."""
+
+    LAW = Gaussian(torch.zeros(64), torch.full((64,), 0.25))
+
+    def truth(self, sde, x_0, steps):
+        """The chain's bound of one x_0 in closed form, nats."""
+        times = torch.linspace(sde.t_min, sde.T, steps + 1, dtype=torch.float64)
+        snr = sde.log_snr(times).exp()
+
+        def error(t):  # E |x_0 - x_0-hat|^2
+            alpha, variance = sde.alpha(t), sde.sigma(t).square()
+            total = 0.25 * alpha**2 + variance
+            return (variance / total).square() * x_0.square().sum() + 64 * variance * (0.25 * alpha / total).square()
+
+        s = float(sde.sigma(sde.t_min) / sde.alpha(sde.t_min))
+        first = error(times[0]) / (2 * s**2) + 64 * math.log(s * math.sqrt(2 * math.pi))
+        alpha, sigma = float(sde.alpha(sde.T)), float(sde.sigma(sde.T))
+        prior = 0.5 * (alpha**2 * float(x_0.square().sum()) + 64 * (sigma**2 - 1 - 2 * math.log(sigma)))
+        return float((0.5 * (snr[:-1] - snr[1:]) * error(times[1:])).sum() + first) + prior
+
+    def check(self, draws, steps, repetitions):
+        sde = VPSDE()
+        x_0 = self.LAW.sample(1, generator=torch.Generator().manual_seed(0))
+        bound = elbo(
+            sde,
+            self.LAW.score(sde),
+            x_0.expand(repetitions, -1),
+            draws=draws,
+            steps=steps,
+            generator=torch.Generator().manual_seed(1),
+        )
+        error = bound.nats - self.truth(sde, x_0[0].double(), steps)
+        assert abs(float(error.mean())) < 4 * float(error.std()) / math.sqrt(repetitions)
+        assert 0.8 < float(error.square().mean().sqrt() / bound.stderr.square().mean().sqrt()) < 1.2
+        beyond = float((error.abs() > 4 * bound.stderr).double().mean())
+        assert beyond <= (0.08 if draws == 8 else 0.05)
+
+    def test_a_chain_with_fewer_draws_than_steps(self):
+        """Drawn all alike, 64 steps of 1,000 had a standard deviation of 12,775 nats and stated 48."""
+        self.check(64, 1000, 500)
+        self.check(8, 1000, 500)
+
+    @pytest.mark.slow
+    @pytest.mark.parametrize("steps", [200, 1000])
+    @pytest.mark.parametrize("draws", [8, 16, 64, 1000])
+    def test_calibration(self, draws, steps):
+        self.check(draws, steps, 2000)
+
+    def test_noise_in_one_stratum_counts_as_much_wherever_it_is(self):
+        for first in (True, False):
+            terms = torch.zeros(4000, 16, dtype=torch.float64)
+            where = slice(0, 2) if first else slice(6, 8)
+            terms[:, where] = torch.randn(4000, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+            drawn = StepDraws(cells=torch.zeros(4000, 16).long(), place=terms, factors=torch.ones_like(terms))
+            mean, stderr, _ = drawn.total(terms)
+            widening = 1 + 1.5 / 8
+            assert float(mean.var() * widening / stderr.square().mean()) == pytest.approx(1, abs=0.08)
+
+    def test_a_bar_that_rests_on_few_draws_is_named(self):
+        """A score that is far off in a tenth of a nat of the log-SNR, which few draws meet."""
+        sde, x_0 = VPSDE(), data(50)
+
+        def score(x, t):
+            here = (sde.log_snr(t) - 3).abs() < 0.1
+            return LAW.score(sde)(x, t) - torch.where(here, 100.0, 0.0).to(x).unsqueeze(1)
+
+        bad, good = (elbo(sde, s, x_0, draws=256, generator=SampleStreams(0)) for s in (score, LAW.score(sde)))
+        assert bad.heavy_tailed.double().mean() > 0.9 and not good.heavy_tailed.any()
+
+    def test_below_eight_draws_there_is_no_bar(self):
+        for draws in (7, 8, 9):
+            bound = elbo(VPSDE(), LAW.score(VPSDE()), data(3), draws=draws, generator=SampleStreams(0))
+            assert bool(bound.diffusion_stderr.isfinite().all()) == (draws >= 8)
+            assert bound.diffusion.isfinite().all()
+
+
 class TestGreyLevels:
     TRANSFORM = Rescale(levels=9)
 
@@ -182,7 +260,7 @@ class TestGreyLevels:
         probability = torch.tensor([1, 1, 4, 4, 4, 4, 2, 2], dtype=torch.float64) / 8
         x_0 = self.TRANSFORM.centres(images).double()
         law = EmpiricalDistribution(x_0)
-        n = 60
+        n = 300
         bound = elbo(
             sde,
             law.score(sde),

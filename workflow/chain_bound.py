@@ -43,11 +43,13 @@ class ChainBound:
     Attributes:
         terms: `(n, 3)`, L_T, sum of L_{i-1}, and L_0, of each image.
         errors: `(n, 2)`, the standard errors of the last two by Monte Carlo.
+        heavy_tailed: `(n,)`, does an image's bar rest on few of its draws?
         nfe: evaluations of the score, for each image.
     """
 
     terms: Tensor
     errors: Tensor
+    heavy_tailed: Tensor
     nfe: int
 
     @property
@@ -73,14 +75,17 @@ class ChainBound:
             "monte_carlo_stderr": self.monte_carlo_stderr,
             "terms": {"L_T": L_T, "L_1 + ... + L_(N-1)": L, "L_0": L_0},
             "images": len(self.terms),
+            "heavy_tailed": int(self.heavy_tailed.sum()),
             "nfe": self.nfe,
         }
 
     def __str__(self) -> str:
         L_T, L, L_0 = self.terms.mean(dim=0).tolist()
+        few = int(self.heavy_tailed.sum())
+        tail = f"; the bars of {few:,} rest on few draws: take more" if few else ""
         return (
             f"{float(self.per_image.mean()):.3f} ± {self.stderr:.3f} bits/dim (Monte Carlo {self.monte_carlo_stderr:.3f}; "
-            f"L_T {L_T:.4f}, sum of L_1 to L_(N-1) {L:.3f}, L_0 {L_0:.3f}; {len(self.terms):,} images, {self.nfe} evaluations)"
+            f"L_T {L_T:.4f}, sum of L_1 to L_(N-1) {L:.3f}, L_0 {L_0:.3f}; {len(self.terms):,} images, {self.nfe} evaluations{tail})"
         )
 
 
@@ -115,7 +120,7 @@ def bound(
     bits = D * math.log(2)
     terms = torch.stack([parts.prior, parts.diffusion, parts.reconstruction - D * log_det], dim=1) / bits
     errors = torch.stack([parts.diffusion_stderr, parts.reconstruction_stderr], dim=1) / bits
-    return ChainBound(terms=terms.cpu(), errors=errors.cpu(), nfe=parts.nfe)
+    return ChainBound(terms=terms.cpu(), errors=errors.cpu(), heavy_tailed=parts.heavy_tailed.cpu(), nfe=parts.nfe)
 
 
 def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tuple[ChainBound, Path]:
@@ -129,6 +134,7 @@ def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tup
         "split": protocol.split,
         "draws": draws,
         "steps": steps,
+        "times": "by importance",
         "chunk": size,
         "sde": repr(run.sde),
         "model": run.fingerprint,
@@ -149,11 +155,13 @@ def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tup
                 draws=draws,
                 generator=SampleStreams(seed, ids),
             )
-            chunks.save(k, ids=ids, terms=part.terms, errors=part.errors, nfe=part.nfe)
+            chunks.save(k, ids=ids, terms=part.terms, errors=part.errors, heavy_tailed=part.heavy_tailed, nfe=part.nfe)
             bar.update(last - first)
     parts = chunks.load()
-    terms, errors = (torch.cat([torch.from_numpy(p[name]) for p in parts]) for name in ("terms", "errors"))
-    return ChainBound(terms=terms, errors=errors, nfe=int(parts[0]["nfe"])), chunks.folder
+    terms, errors, heavy = (
+        torch.cat([torch.from_numpy(p[name]) for p in parts]) for name in ("terms", "errors", "heavy_tailed")
+    )
+    return ChainBound(terms=terms, errors=errors, heavy_tailed=heavy, nfe=int(parts[0]["nfe"])), chunks.folder
 
 
 def report_bound(run: TrainedRun, folder: RunFolder, *, steps: int, draws: int) -> None:
