@@ -85,7 +85,8 @@ class ChainBound:
         tail = f"; the bars of {few:,} rest on few draws: take more" if few else ""
         return (
             f"{float(self.per_image.mean()):.3f} ± {self.stderr:.3f} bits/dim (Monte Carlo {self.monte_carlo_stderr:.3f}; "
-            f"L_T {L_T:.4f}, sum of L_1 to L_(N-1) {L:.3f}, L_0 {L_0:.3f}; {len(self.terms):,} images, {self.nfe} evaluations{tail})"
+            f"L_T {L_T:.4f}, sum of L_1 to L_(N-1) {L:.3f}, L_0 {L_0:.3f}; "
+            f"{len(self.terms):,} images, {self.nfe} evaluations{tail})"
         )
 
 
