@@ -18,6 +18,7 @@ import math
 import torch
 from torch import Tensor, nn
 
+from models.float_tables import FloatTables
 from models.initialization import linear
 from numerics import UserError, require_choice
 
@@ -26,7 +27,7 @@ def _working_dtype(x: Tensor) -> torch.dtype:
     return torch.promote_types(x.dtype, torch.float32)
 
 
-class PositionalEmbedding(nn.Module):
+class PositionalEmbedding(FloatTables):
     """`label (B,)` -> `(B, dim)`: sines, then cosines, at frequencies falling geometrically from 1 to
     `1/period`.
 
@@ -35,6 +36,7 @@ class PositionalEmbedding(nn.Module):
     """
 
     frequencies: Tensor
+    tables = ("frequencies",)
 
     def __init__(
         self, dim: int, *, period: float = 10_000.0, endpoint: bool = True, cosine_first: bool = False
@@ -53,12 +55,13 @@ class PositionalEmbedding(nn.Module):
         return torch.cat(halves, dim=-1)
 
 
-class FourierEmbedding(nn.Module):
+class FourierEmbedding(FloatTables):
     """`label (B,) > 0` -> `(B, dim)`: sine and cosine of `2 pi w log(label)`, `w ~ N(0, scale^2)` fixed at
     construction.
     """
 
     weight: Tensor
+    tables = ("weight",)
 
     def __init__(self, dim: int, *, scale: float = 16.0) -> None:
         super().__init__()
@@ -72,7 +75,7 @@ class FourierEmbedding(nn.Module):
         return torch.cat((phase.sin(), phase.cos()), dim=-1)
 
 
-class SmoothEmbedding(nn.Module):
+class SmoothEmbedding(FloatTables):
     """`label (B,)`, of order one -> `(B, dim)`: 1, the label, and sines and cosines of frequencies up to
     `top`.
 
@@ -81,6 +84,7 @@ class SmoothEmbedding(nn.Module):
     """
 
     frequencies: Tensor
+    tables = ("frequencies",)
 
     def __init__(self, dim: int = 16, *, top: float = math.pi) -> None:
         super().__init__()

@@ -72,6 +72,7 @@ class MLP(Network):
             noise_features(embedding, 16, scale=fourier_scale), width, num_classes=num_classes
         )
         self.features = FourierFeatures(fourier_features or ())
+        self.fine_input = bool(fourier_features)
         self.input = linear(dim * self.features.multiple, width)
         self.blocks = nn.ModuleList(MLPBlock(width, width) for _ in range(depth))
         self.output = linear(width, dim, scale=0.0)
@@ -86,7 +87,7 @@ class MLP(Network):
         if flat.shape[1] != self.dim:
             raise UserError(f"got x of shape {tuple(x.shape)}, {flat.shape[1]} numbers a sample; expected {self.dim}")
         embedding = self.embedding(require_label(label), class_label)
-        h = self.input(self.features(flat))
+        h = self.input(self.features(flat).to(self.input.weight.dtype))
         for block in self.blocks:
             h = self.run(block, h, embedding)
         return self.output(F.silu(h)).reshape(x.shape)

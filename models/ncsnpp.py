@@ -114,6 +114,7 @@ class NCSNpp(Network):
     """
 
     sigmas: Tensor | None
+    tables = ("sigmas",)
 
     def __init__(
         self,
@@ -205,6 +206,7 @@ class NCSNpp(Network):
             features = noise_features(embedding, channels, scale=fourier_scale)
             self.embedding = NoiseLevelEmbedding(features, width, num_classes=num_classes)
         self.features = FourierFeatures(fourier_features)
+        self.fine_input = bool(fourier_features)
         self.stem = conv3x3(in_channels * self.features.multiple, channels)
 
         n, pyramid = channels, in_channels
@@ -277,8 +279,8 @@ class NCSNpp(Network):
             embedding = self.embedding(require_label(label), class_label)
         if not self.centered:
             x = 2 * x - 1
-        pyramid = x
-        h = self.stem(self.features(x))
+        h = self.stem(self.features(x).to(self.stem.weight.dtype))
+        pyramid = x.to(self.stem.weight.dtype)
         skips = [h]
         for level in self.encoder:
             for block, attention in zip(level.blocks, level.attentions, strict=True):

@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.float_tables import FloatTables
 from numerics import UserError
 
 M = TypeVar("M", bound=nn.Module)
@@ -33,7 +34,7 @@ else:
     ListOf = nn.ModuleList
 
 
-class Network(nn.Module, ABC):
+class Network(FloatTables, ABC):
     """A module called as `net(x, label, class_label=None)`; a subclass's constructor starts with `super().__init__(locals())`.
 
     Attributes:
@@ -41,12 +42,14 @@ class Network(nn.Module, ABC):
         num_classes: of class labels; None where it takes none.
         learned_variance: whether the output has twice the channels, the second half for variances.
         checkpoint_activations: whether `run` recomputes activations in the backward pass.
+        fine_input: whether x is to come in float32 at least, whatever the weights are: where fast sines of it are taken.
     """
 
     options: dict[str, Any]
     num_classes: int | None = None
     learned_variance: bool = False
     checkpoint_activations: bool = False
+    fine_input: bool = False
 
     def __init__(self, arguments: Mapping[str, Any]) -> None:
         super().__init__()

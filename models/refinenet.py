@@ -243,6 +243,7 @@ class RefineNet(Network):
     """
 
     sigmas: Tensor
+    tables = ("sigmas",)
 
     def __init__(
         self,

@@ -103,8 +103,11 @@ class ScoreModel(nn.Module):
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         weight = next(self.net.parameters(), x)
-        inputs = self.parametrization.scale_input(x, alpha, sigma).to(weight.dtype)
-        label = self.conditioning(self.sde, t).to(weight.dtype)
+        inputs = self.parametrization.scale_input(x, alpha, sigma)
+        if not getattr(self.net, "fine_input", False):
+            inputs = inputs.to(weight.dtype)
+        # a label is a time: it is not rounded to what the weights are rounded to
+        label = self.conditioning(self.sde, t).to(torch.promote_types(weight.dtype, torch.float32))
         output = self.net(inputs, label) if class_label is None else self.net(inputs, label, class_label)
         return Evaluation(output, x, alpha, sigma)
 

@@ -16,7 +16,6 @@ more evaluation of the score.
 
 from __future__ import annotations
 
-import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -31,7 +30,7 @@ from samplers.finite import StepWatch
 from samplers.result import Callback, SampleResult, StepInfo
 from samplers.run import Run, numbers
 from samplers.step import StatefulStep, Step
-from sde_lib import SDE, Score
+from sde_lib import SDE, Score, ScoreIn
 from sde_lib.time_grids import Custom, TimeGrid, Uniform
 
 
@@ -104,7 +103,9 @@ class Sampler(ABC):
             shape: `(B, *)`.
             x_T: the state to start from, of `shape`; a draw from the prior unless given.
             generator: a `torch.Generator`, or `numerics.SampleStreams`, with which sample i is the same for any batch.
-            device, dtype: of the samples; those of `x_T`, else the CPU and torch's default dtype.
+            device: of the samples; that of `x_T`, else the CPU.
+            dtype: in which the score is given x; that of `x_T`, else torch's default. The state is float32 at least, and the
+                samples are as the state is: bfloat16 cannot hold the small steps at the end.
             keep_path: return the states at all times too.
             callback: called with a `StepInfo` after each step.
 
@@ -114,7 +115,9 @@ class Sampler(ABC):
         """
         times = self._times(sde)
         self._check(score, keep_path)
-        x = self._start(sde, float(times[0]), shape, x_T, generator, device, dtype)
+        asked, x = self._start(sde, float(times[0]), shape, x_T, generator, device, dtype)
+        if asked != x.dtype:
+            score = ScoreIn(score, asked)
         run = Run(sde, score, self.corrections, generator, x, keep_path=keep_path, callback=callback)
         return self._sample(run, x, times)
 
@@ -176,26 +179,31 @@ class Sampler(ABC):
         generator: Generator,
         device: torch.device | str | None,
         dtype: torch.dtype | None,
-    ) -> Tensor:
-        """The state at the grid's beginning, checked or drawn."""
+    ) -> tuple[torch.dtype, Tensor]:
+        """The dtype that the score is asked in, and the state at the grid's beginning, checked or drawn."""
         whole = isinstance(shape, Sequence) and all(isinstance(n, int) for n in shape)
         sizes = tuple(int(n) for n in shape) if whole else ()
-        if len(sizes) < 1 or any(n < 1 for n in sizes):
-            raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first")
+        if len(sizes) < 2 or any(n < 1 for n in sizes):
+            hint = f": for {sizes[0]} samples of one dimension give ({sizes[0]}, 1)" if len(sizes) == 1 else ""
+            raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first{hint}")
         if dtype is not None and not dtype.is_floating_point:
             raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
         if x_T is None:
-            if not math.isclose(t_start, sde.T, rel_tol=1e-6):
+            if t_start < sde.t_start * (1 - 1e-6):
                 raise UserError(
                     f"got a grid that starts at t = {t_start:.6g} and no x_T; expected T = {sde.T:.6g}, where the prior "
                     "is the law: give x_T, the state at the grid's first time"
                 )
-            return sde.prior_sample(sizes, generator=generator, device=device, dtype=dtype)
+            asked = torch.get_default_dtype() if dtype is None else dtype
+            state = torch.promote_types(asked, torch.float32)
+            return asked, sde.prior_sample(sizes, generator=generator, device=device, dtype=state)
         if tuple(x_T.shape) != sizes:
             raise UserError(f"got x_T of shape {tuple(x_T.shape)}; expected shape={sizes}")
-        if not x_T.is_floating_point() or (dtype is not None and x_T.dtype != dtype):
-            raise UserError(f"got x_T of {x_T.dtype}; expected {dtype or 'a floating dtype'}: convert it with x_T.to()")
-        return x_T.detach() if device is None else x_T.detach().to(device)
+        if not x_T.is_floating_point():
+            raise UserError(f"got x_T of {x_T.dtype}; expected a floating dtype: convert it with x_T.to(torch.float32)")
+        asked = x_T.dtype if dtype is None else dtype
+        state = torch.promote_types(torch.promote_types(x_T.dtype, asked), torch.float32)
+        return asked, x_T.detach().to(device or x_T.device, state)
 
     def _walk(self, run: Run, x: Tensor, nodes: Tensor, step: Step | StatefulStep[Any]) -> SampleResult:
         """The loop: from `x` at `nodes[0]` over all `nodes` `(N+1,)`, then denoising."""

@@ -101,7 +101,7 @@ class ProbabilityFlow(Sampler):
     def _ends(self, sde: SDE) -> Tensor:
         """The grid's times, or just the two ends where the solver needs no more."""
         if self.grid is None:
-            return torch.tensor([sde.T, sde.t_end], dtype=torch.float64)
+            return torch.tensor([sde.t_start, sde.resolved(sde.t_end)], dtype=torch.float64)
         own: int | None = getattr(self.grid, "steps", None)
         return self._nodes(sde, own or (1 if self.solver.adaptive else self.solver.steps))
 

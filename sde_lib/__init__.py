@@ -8,7 +8,7 @@ from sde_lib.base import SDE
 from sde_lib.custom import KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.flow_map import Transported, transport
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
-from sde_lib.score import CountedScore, Score, check_score, denoised, noise
+from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
@@ -34,6 +34,7 @@ __all__ = [
     "KernelSDE",
     "PlainFlow",
     "Score",
+    "ScoreIn",
     "SubVPSDE",
     "TableVESDE",
     "TableVPSDE",

@@ -24,17 +24,21 @@ import math
 import numbers
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Sequence
+from functools import cached_property
 from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from numerics import Generator, UserError, as_time, batch_time, expand_as, normal
+from sde_lib.inverse import TimeOfLogSNR
 
 if TYPE_CHECKING:
     from sde_lib.score import Score
 
 Time = Tensor | float
+
+_RESOLVED = 20.0  # log-SNRs beyond which, on either side, samplers see nothing
 
 
 class SDE(ABC):
@@ -69,13 +73,53 @@ class SDE(ABC):
         """The standard deviation of the noise in (2), the shape of `t`."""
 
     def f(self, t: Time) -> Tensor:
-        """The drift's factor, from (3): the derivative of log alpha, the shape of `t`."""
-        return _derivative(lambda u: self.alpha(u).log(), as_time(t))
+        """The drift's factor, from (3): the derivative of log alpha, the shape of `t`; at t = 0 its limit.
+
+        Raises:
+            UserError: where automatic differentiation cannot follow alpha or sigma.
+        """
+        self._followed  # noqa: B018 - checks once
+        return _derivative(lambda u: self.alpha(u).log(), self._inside(t))
 
     def g(self, t: Time) -> Tensor:
-        """The diffusion, from (3), the shape of `t`: g^2 = -sigma^2 d log_snr / dt."""
-        t = as_time(t)
+        """The diffusion, from (3), the shape of `t`: g^2 = -sigma^2 d log_snr / dt; at t = 0 its limit.
+
+        Raises:
+            UserError: as `f`.
+        """
+        self._followed  # noqa: B018 - checks once
+        t = self._inside(t)
         return self.sigma(t) * (-_derivative(self.log_snr, t)).clamp(min=0).sqrt()
+
+    def _inside(self, t: Time) -> Tensor:
+        """`t`, kept off 0, where sigma may be 0 and its logarithm's slope infinite, by a billionth of T."""
+        return as_time(t).clamp(min=1e-9 * self.T)
+
+    @cached_property
+    def _followed(self) -> bool:
+        """Do the derivatives by autograd agree with differences? Looked at once, on the CPU.
+
+        A function that looks values up in a table, or goes through NumPy, has none, which must not be read as 0.
+        """
+        t = torch.linspace(0.05, 0.95, 19, dtype=torch.float64) * self.T
+        h = 1e-4 * self.T
+        for name, function in (("alpha", lambda u: self.alpha(u).log()), ("log_snr", self.log_snr)):
+            try:
+                slope = _derivative(function, t)
+            except RuntimeError as error:
+                raise UserError(
+                    f"got {name} of {type(self).__name__}, which autograd cannot follow: {error}"
+                ) from error
+            with torch.no_grad():
+                differences = (function(t + h) - function(t - h)) / (2 * h)
+            if not bool(((slope - differences).abs() <= 1e-2 * differences.abs() + 1e-6 / self.T).sum() > 9):
+                at = int((slope - differences).abs().argmax())
+                raise UserError(
+                    f"got {name} of {type(self).__name__} whose derivative by autograd at t = {float(t[at]):.3g} is "
+                    f"{float(slope[at]):.4g} where differences say {float(differences[at]):.4g}; expected functions made of "
+                    "torch operations on t, not of a table's values: give f and g, or use TableVPSDE or TableVESDE"
+                )
+        return True
 
     def log_snr(self, t: Time) -> Tensor:
         """2 log(alpha / sigma), the shape of `t`; strictly decreasing, +inf where sigma is 0."""
@@ -83,18 +127,36 @@ class SDE(ABC):
         return 2 * (self.alpha(t).log() - self.sigma(t).log())
 
     def time_of_log_snr(self, l: Time) -> Tensor:
-        """The time in [0, T] at which `log_snr` is `l`, of its shape, by bisection; the ends for what lies outside."""
-        l = as_time(l)
-        low, high = torch.zeros_like(l), torch.full_like(l, self.T)
-        for _ in range(80):
-            middle = (low + high) / 2
-            earlier = self.log_snr(middle) > l  # too much signal: the time looked for is later
-            low, high = torch.where(earlier, middle, low), torch.where(earlier, high, middle)
-        return (low + high) / 2
+        """The time in [0, T] at which `log_snr` is `l`, of its shape, from a table; the ends for what lies outside."""
+        return self._inverse(as_time(l))
+
+    @cached_property
+    def _inverse(self) -> TimeOfLogSNR:
+        return TimeOfLogSNR(self)
 
     # -- what follows from them -------------------------------------------------------------------------------------
     #
     # A time that comes as a number must lie in [0, T]; the values of a tensor are not looked at, as above.
+
+    @property
+    def t_start(self) -> float:
+        """The time at which samplers start: T, unless the signal is lost to float32 long before.
+
+        Where log_snr(T) < -20, a signal of 1 in 22,000, and the noise does not grow any more, it is the time of that log-SNR:
+        there the prior is right to 1e-9 nats a dimension, and from later times a step would be a step into the void.
+        """
+        lost = float(self.time_of_log_snr(-_RESOLVED))
+        if float(self.log_snr(self.T)) >= -_RESOLVED:
+            return self.T
+        return lost if math.isclose(float(self.sigma(lost)), self.prior_std, rel_tol=1e-6) else self.T
+
+    def resolved(self, t: float) -> float:
+        """`t`, or, where sigma(t) = 0 and the score of a data set is infinite, a time that stands for it.
+
+        That is t_min, or the time of log_snr = 20 where that is later. Samplers stop there; Tweedie's mean goes the rest of the
+        way.
+        """
+        return t if float(self.sigma(t)) > 0 else max(self.t_min, float(self.time_of_log_snr(_RESOLVED)))
 
     @property
     def prior_std(self) -> float:
@@ -186,11 +248,14 @@ def require_limits(T: float, t_min: float, t_end: float) -> None:
 
 
 def _derivative(function: Callable[[Tensor], Tensor], t: Tensor) -> Tensor:
-    """The derivative of an elementwise `function` of `t`, the shape of `t`; differentiable where `t` asks for it."""
-    with torch.enable_grad():
-        u = t if t.requires_grad else t.detach().requires_grad_()
+    """The derivative of an elementwise `function` of `t`, the shape of `t`; differentiable where `t` asks for it.
+
+    In every autograd mode: also under `torch.inference_mode()`, which is left for it.
+    """
+    with torch.inference_mode(False), torch.enable_grad():
+        u = t if t.requires_grad else t.detach().clone().requires_grad_()
         value = function(u)
         if not value.requires_grad:
-            return torch.zeros_like(t)  # a constant
+            return torch.zeros_like(u, requires_grad=False)  # a constant: `_check_followed` has seen to that
         (slope,) = torch.autograd.grad(value.sum(), u, create_graph=t.requires_grad)
     return slope

@@ -45,3 +45,8 @@ class LinearBeta:
         slope = 2 * (self.beta_max - self.beta_min) / self.T
         root = torch.sqrt(self.beta_min**2 + slope * B)
         return torch.where(B > 0, 2 * B / (self.beta_min + root), 0.0)
+
+
+def softplus(x: Tensor) -> Tensor:
+    """log(1 + exp(x)), of the shape of `x`, which for very negative x is exp(x) (torch's own loses its digits)."""
+    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))

@@ -7,7 +7,7 @@ logarithm is interpolated by the monotone cubic of Fritsch and Carlson (1980), s
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import torch
@@ -15,6 +15,7 @@ from torch import Tensor
 
 from numerics import UserError, as_time
 from sde_lib.base import SDE, Time, require_limits
+from sde_lib.monotone_cubic import MonotoneCubic
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -64,36 +65,6 @@ class KernelSDE(SDE):
         return float(self.sigma(self.T)) if self.terminal_std is None else self.terminal_std
 
 
-@dataclass(frozen=True)
-class MonotoneCubic:
-    """A piecewise cubic through points (x, y) that is monotone where they are, evaluated in torch.
-
-    (Fritsch and Carlson 1980, "Monotone Piecewise Cubic Interpolation"; the coefficients are SciPy's PCHIP.)
-
-    Attributes:
-        knots: `(N+1,)`, rising.
-        coefficients: `(4, N)`, highest power first, of the distance to the left knot.
-    """
-
-    knots: Tensor
-    coefficients: Tensor
-
-    @classmethod
-    def through(cls, x: Sequence[float] | Tensor, y: Sequence[float] | Tensor) -> MonotoneCubic:
-        """The cubic through `x` `(N+1,)`, rising, and `y` `(N+1,)`."""
-        from scipy.interpolate import PchipInterpolator
-
-        spline = PchipInterpolator(torch.as_tensor(x).double().numpy(), torch.as_tensor(y).double().numpy())
-        return cls(torch.from_numpy(spline.x.copy()), torch.from_numpy(spline.c.copy()))
-
-    def __call__(self, t: Tensor) -> Tensor:
-        """The value at `t`, of its shape; the ends' cubics go on outside."""
-        knots, (a, b, c, d) = self.knots.to(t.device), self.coefficients.to(t.device).unbind()
-        i = (torch.searchsorted(knots, t.detach().contiguous(), right=True) - 1).clamp(0, len(knots) - 2)
-        u = t - knots[i]
-        return ((a[i] * u + b[i]) * u + c[i]) * u + d[i]
-
-
 @dataclass(frozen=True, kw_only=True)
 class TableVPSDE(SDE):
     """The VP SDE through a chain of DDPM betas.
@@ -121,7 +92,7 @@ class TableVPSDE(SDE):
         object.__setattr__(self, "betas", tuple(betas.tolist()))
         B = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-betas).cumsum(0)])
         times = torch.linspace(0, self.T, len(B), dtype=torch.float64)
-        object.__setattr__(self, "integral", MonotoneCubic.through(times, B))
+        object.__setattr__(self, "integral", MonotoneCubic(times, B))
 
     def alpha(self, t: Time) -> Tensor:
         return torch.exp(-self.integral(as_time(t)) / 2)
@@ -130,7 +101,14 @@ class TableVPSDE(SDE):
         return (-torch.expm1(-self.integral(as_time(t)))).sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
-        return -torch.expm1(self.integral(as_time(t))).log()
+        B = self.integral(as_time(t))
+        return -B - (-torch.expm1(-B)).log()
+
+    def f(self, t: Time) -> Tensor:
+        return -self.integral.slope(as_time(t)) / 2
+
+    def g(self, t: Time) -> Tensor:
+        return self.integral.slope(as_time(t)).clamp(min=0).sqrt()
 
     @property
     def prior_std(self) -> float:
@@ -162,7 +140,7 @@ class TableVESDE(SDE):
             raise UserError(f"got sigmas of shape {tuple(sigmas.shape)}; expected (N,), N >= 2, positive and different")
         object.__setattr__(self, "sigmas", tuple(sigmas.tolist()))
         times = torch.linspace(0, self.T, len(sigmas), dtype=torch.float64)
-        object.__setattr__(self, "log_sigma", MonotoneCubic.through(times, sigmas.log()))
+        object.__setattr__(self, "log_sigma", MonotoneCubic(times, sigmas.log()))
 
     def alpha(self, t: Time) -> Tensor:
         return torch.ones_like(as_time(t))
@@ -172,6 +150,10 @@ class TableVESDE(SDE):
 
     def f(self, t: Time) -> Tensor:
         return torch.zeros_like(as_time(t))
+
+    def g(self, t: Time) -> Tensor:
+        t = as_time(t)
+        return self.sigma(t) * (2 * self.log_sigma.slope(t)).clamp(min=0).sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
         return -2 * self.log_sigma(as_time(t))

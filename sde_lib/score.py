@@ -14,6 +14,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
+import torch
 from torch import Tensor
 
 from numerics import UserError, batch_time, expand_as, take
@@ -50,6 +51,29 @@ class CountedScore:
         fewer = CountedScore(take(self.score, index))
         fewer._calls = self._calls
         return fewer
+
+
+class ScoreIn:
+    """A score that is given x in `dtype`, and whose value comes back in the dtype of x.
+
+    So states can stay in float32 where a network runs in less.
+    """
+
+    def __init__(self, score: Score, dtype: torch.dtype) -> None:
+        self.score, self.dtype = score, dtype
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        """The score at `x` `(B, *)` and `t` `(B,)`."""
+        return self.score(x.to(self.dtype), t).to(x.dtype)
+
+    def score_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """Likewise of a score that has it."""
+        value, place = self.score.score_and_variance(x.to(self.dtype), t)  # type: ignore[attr-defined]
+        return value.to(x.dtype), place.to(x.dtype)
+
+    def take(self, index: Tensor) -> ScoreIn:
+        """The score of the samples at `index` `(b,)`."""
+        return ScoreIn(take(self.score, index), self.dtype)
 
 
 def check_score(value: Tensor, x: Tensor) -> Tensor:

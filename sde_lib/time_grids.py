@@ -25,8 +25,8 @@ class TimeGrid(ABC):
     """A rule for placing times.
 
     Args:
-        t_start: the first time; the SDE's T unless given. A sampler that starts below T needs an x_T at that time; a likelihood
-            has to start at T.
+        t_start: the first time; the SDE's T (its `t_start`) unless given. A sampler that starts below T needs an x_T at that
+            time; a likelihood has to start at T.
         t_end: the last time; the SDE's t_end unless given (in a likelihood, its t_min).
     """
 
@@ -43,8 +43,8 @@ class TimeGrid(ABC):
         Raises:
             UserError: for steps < 1, ends outside the SDE's [t_min, T], or times that do not decrease.
         """
-        start = sde.T if self.t_start is None else float(self.t_start)
-        end = sde.t_end if self.t_end is None else float(self.t_end)
+        start = sde.t_start if self.t_start is None else float(self.t_start)
+        end = sde.resolved(sde.t_end if self.t_end is None else float(self.t_end))
         low = min(sde.t_min, sde.t_end)
         if not low <= end < start <= sde.T:
             raise UserError(
@@ -291,7 +291,8 @@ class Custom(TimeGrid):
         return len(self.times) - 1
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
-        if steps != self.steps or (start, end) != (self.t_start, self.t_end):
+        # where sigma is 0 at the last of them, another time stands for it
+        if steps != self.steps or start != self.t_start or end not in (self.t_end, sde.resolved(float(self.times[-1]))):
             raise UserError(
                 f"got steps={steps} from {start:.6g} to {end:.6g} for {self.steps + 1} own times from {self.t_start:.6g} "
                 f"to {self.t_end:.6g}; expected steps={self.steps} between these ends"

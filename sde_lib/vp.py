@@ -9,7 +9,7 @@ from torch import Tensor
 
 from numerics import as_time
 from sde_lib.base import SDE, Time, require_limits, require_numbers
-from sde_lib.beta import LinearBeta
+from sde_lib.beta import LinearBeta, softplus
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -57,17 +57,13 @@ class VPSDE(SDE):
         return self.beta.rate(t).sqrt()
 
     def log_snr(self, t: Time) -> Tensor:
-        return -torch.expm1(self.beta.integral(t)).log()
+        B = self.beta.integral(t)
+        return -B - (-torch.expm1(-B)).log()
 
     def time_of_log_snr(self, l: Time) -> Tensor:
         # kappa^2 = exp(-l) = expm1(B), and log(1 + exp(-l)) is softplus(-l) without overflow
-        return self.beta.time_of_integral(_softplus(-as_time(l))).clamp(max=self.T)
+        return self.beta.time_of_integral(softplus(-as_time(l))).clamp(max=self.T)
 
     @property
     def prior_std(self) -> float:
         return 1.0
-
-
-def _softplus(x: Tensor) -> Tensor:
-    # torch.nn.functional.softplus loses digits for very negative x, where it is exp(x)
-    return x.clamp(min=0) + torch.log1p(torch.exp(-x.abs()))

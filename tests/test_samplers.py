@@ -574,7 +574,7 @@ def call(sampler, shape=(3, 2), **options):
         (lambda: call(DDIM(steps=3), dtype=torch.int64), "floating"),
         (lambda: call(DDIM(steps=3), x_T=torch.zeros(2, 2)), r"shape \(2, 2\); expected shape=\(3, 2\)"),
         (lambda: call(DDIM(steps=3), x_T=torch.zeros(3, 2, dtype=torch.int64)), "convert it"),
-        (lambda: call(DDIM(steps=3), x_T=torch.zeros(3, 2), dtype=torch.float64), "convert it"),
+        (lambda: call(DDIM(steps=3), shape=(8,)), r"give \(8, 1\)"),
         (lambda: call(AdaptiveSDE(), keep_path=True), "method on a grid"),
         (lambda: call(ProbabilityFlow(), keep_path=True), "solver on a grid"),
         (lambda: ProbabilityFlow().encode(VPSDE(), abs, torch.zeros(3, 2, dtype=torch.int64)), "convert it"),
