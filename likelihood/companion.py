@@ -22,8 +22,10 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
     Both with one and the same probe along the whole path, so that nothing but the steps differs, and doubled: for a method
     of second order the difference is (1 - 1.5^-2) = 0.56 of the error, and no more than that order is to be believed of
     grids that are coarse for a rough network. (Coarser companions say how bad *they* are: at a quarter of the steps a
-    trained network's flow is far from where errors fall regularly, and the error was overstated 10 to 25 times.) Where a network
-    is rough for both, the two may agree and both be far off; the embedded estimate sees that, and overstates smooth ones.
+    trained network's flow is far from where errors fall regularly, and the error was overstated 10 to 25 times.)
+
+    Where a network is rough for both, the two may agree and both be far off; the embedded estimate sees that, and overstates
+    smooth ones.
     `docs/likelihood.md` has how often twice this covers the true error, and how much larger it is.
 
     Args:
