@@ -1,9 +1,9 @@
 """What a data set is here: named splits of tensors, and the few facts that a model or a score needs about
 them.
 
-An image data set holds bytes: x is uint8 (N, C, H, W) with grey values 0..levels - 1, so nothing is lost and
-nothing is rescaled before the model asks (`Dataset.transform`). A continuous data set holds floating-point x
-(N, *).
+An image data set holds grey values: x is uint8 (N, C, H, W), int32 above 256 levels, with values 0..levels - 1, so nothing is
+lost and nothing is rescaled before the model asks (`Dataset.transform`). A continuous data set holds floating-point x (N, *);
+numbers that look like grey values are refused there, unless they are said to be real ones (`data.grey_values`).
 
 Splits, always by these names:
 
@@ -30,6 +30,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.grey_values import Reading, dtype_of_levels, recognised
 from data.transforms import Rescale, Standardize, Transform
 
 __all__ = ["Dataset", "Split", "check_count", "from_tensor", "permutation"]
@@ -67,7 +68,7 @@ class Split:
     """Samples of one split.
 
     Args:
-        x: uint8 (N, C, H, W) grey values, or floating (N, *) continuous data.
+        x: uint8 or int32 (N, C, H, W) grey values, or floating (N, *) continuous data.
         labels: int64 (N,), or None.
         ids: int64 (N,), unique in the data set.
     """
@@ -102,6 +103,7 @@ class Dataset:
         name: short name, used in results.
         splits: at least "train" and "test"; may have its own "validation".
         levels: number of grey levels of image data, None for continuous data.
+        continuous: the numbers are real ones, even where they look like grey values.
         classes: names of the classes that labels index, or ().
         validation: how many samples of "train" the carved "validation" split has (0: none).
         seed: of the choice of these samples.
@@ -116,6 +118,7 @@ class Dataset:
     name: str
     splits: Mapping[str, Split]
     levels: int | None = None
+    continuous: bool = False
     classes: tuple[str, ...] = ()
     validation: int = 0
     seed: int = 0
@@ -130,6 +133,11 @@ class Dataset:
             raise DataError(f"{self.name}: a split is called fit, which means train without validation; rename it")
         object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
         train = self.splits["train"]
+        if self.levels is not None and self.continuous:
+            raise DataError(f"{self.name}: got levels={self.levels} with continuous=True; expected one of them")
+        advice = None if self.levels is not None or self.continuous else recognised(train.x)
+        if advice is not None:
+            raise DataError(f"{self.name}: got {advice}")
         for name, split in self.splits.items():
             if split.x.dtype != train.x.dtype or split.x.shape[1:] != train.x.shape[1:]:
                 raise DataError(
@@ -150,13 +158,13 @@ class Dataset:
                     "levels= for grey values"
                 )
         else:
-            if split.x.dtype != torch.uint8 or split.x.ndim != 4:
-                raise DataError(
-                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected uint8 "
-                    f"(N, C, H, W) for {self.levels} grey levels"
-                )
             transform = Rescale(levels=self.levels)
-            if self.levels < 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
+            if split.x.dtype != transform.dtype or split.x.ndim != 4:
+                raise DataError(
+                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected "
+                    f"{str(transform.dtype).removeprefix('torch.')} (N, C, H, W) for {self.levels} grey levels"
+                )
+            if self.levels != 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
                 transform.check(split.x)
         if split.labels is not None:
             low, high = int(split.labels.min()), int(split.labels.max())
@@ -331,12 +339,17 @@ def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
         ) from error
 
 
-def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
-    tensor = _as_tensor(x, f"{name}: data")
-    if tensor.ndim == 3 and (levels is not None or tensor.dtype == torch.uint8):
-        tensor = tensor.unsqueeze(1)
-    if levels is None and tensor.dtype == torch.uint8 and tensor.ndim == 4:
-        levels = 256
+_LEVELS_OF = {torch.uint8: 256, torch.uint16: 2**16}
+"""Of images whose levels are not stated, by their type."""
+
+
+def _levels_of(x: Tensor) -> int | None:
+    return _LEVELS_OF.get(x.dtype) if x.ndim in (3, 4) else None
+
+
+def _as_data(x: Tensor, levels: int | None, name: str, reading: Reading | None = None) -> Tensor:
+    """x as it is stored: grey values (N, C, H, W), where there are levels, or floating."""
+    tensor = x.unsqueeze(1) if x.ndim == 3 and levels is not None else x
     if tensor.ndim < 2 or tensor.numel() == 0:
         raise DataError(
             f"{name}: got data of shape {tuple(tensor.shape)}; expected (N, D), (N, C, L) or (N, C, H, W), "
@@ -352,9 +365,12 @@ def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
             raise DataError(
                 f"{name}: got images of shape {tuple(tensor.shape)}, which reads as (N, H, W, C); expected (N, C, H, W) "
                 f"with C 1 or 3; give np.moveaxis({first}, 3, 1)"
+                + (" (or x, with transparency)" if first != "x" else "")
             )
+        if reading is not None and tensor.is_floating_point():
+            return reading(tensor, name)
         Rescale(levels=levels).check(tensor)
-        return tensor.to(torch.uint8)
+        return tensor.to(dtype_of_levels(levels))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise DataError(f"{name}: got data of {tensor.dtype}; expected real numbers")
     if not tensor.is_floating_point():
@@ -385,6 +401,7 @@ def from_tensor(
     test: Tensor | np.ndarray | None = None,
     test_labels: Tensor | np.ndarray | None = None,
     levels: int | None = None,
+    continuous: bool = False,
     test_size: int | None = None,
     validation: int | Tensor | np.ndarray | None = None,
     validation_labels: Tensor | np.ndarray | None = None,
@@ -395,8 +412,10 @@ def from_tensor(
 ) -> Dataset:
     """A data set of a tensor or an array, in one line.
 
-    uint8 data (N, C, H, W) or (N, H, W) are images, of 256 levels unless `levels` says otherwise; any other numbers are
-    continuous.
+    uint8 and uint16 data (N, C, H, W) or (N, H, W) are images, of 256 and 65,536 levels unless `levels` says otherwise. Other
+    numbers are images where `levels` is given: integers k, floats k, or floats in [0, 1] or [-1, 1], which become the
+    integers k exactly. All else is continuous, but for numbers that look like grey values: these need one of `levels` and
+    `continuous`.
 
     Args:
         x: (N, D), (N, C, L) or (N, C, H, W): all data, or the training data where `test` is given.
@@ -404,6 +423,7 @@ def from_tensor(
         test: test data (M, *); without it, `test_size` samples of x are drawn for it with the fixed `seed`.
         test_labels: (M,) integers.
         levels: number of grey levels.
+        continuous: the numbers are real ones, even where they look like grey values.
         test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
         validation: how many training samples become the validation split (a tenth; 0 for none); or validation data of
             their own (K, *).
@@ -416,9 +436,14 @@ def from_tensor(
     Raises:
         DataError: shape, type, range, or sizes that leave nothing to train on.
     """
-    data = _as_data(x, levels, name)
-    if levels is None and data.dtype == torch.uint8:
-        levels = 256
+    given = _as_tensor(x, f"{name}: data")
+    if levels is None and not continuous:
+        levels = _levels_of(given)
+    reading = None
+    if levels is not None and given.is_floating_point() and given.numel():
+        Rescale(levels=levels)  # refuses what is no number of levels
+        reading = Reading.of(given, levels, name)  # one for all splits: another may hold darker images only
+    data = _as_data(given, levels, name, reading)
     targets = _as_labels(labels, len(data), name)
     ids = torch.arange(len(data))
     if test is None:
@@ -435,7 +460,7 @@ def from_tensor(
     else:
         if test_size is not None:
             raise DataError(f"{name}: got both test data and test_size={test_size}; expected one of them")
-        held_out = _as_data(test, levels, name)
+        held_out = _as_data(_as_tensor(test, f"{name}: test data"), levels, name, reading)
         held_out_labels = _as_labels(test_labels, len(held_out), name)
         if targets is not None and held_out_labels is not None and not classes:
             known, highest = int(targets.max()) + 1, int(held_out_labels.max())
@@ -451,7 +476,7 @@ def from_tensor(
     if validation is None:
         validation = len(splits["train"]) // 10
     if isinstance(validation, (Tensor, np.ndarray, list)):
-        own = _as_data(validation, levels, name)
+        own = _as_data(_as_tensor(validation, f"{name}: validation data"), levels, name, reading)
         first = sum(len(split) for split in splits.values())
         splits["validation"] = Split(
             own, _as_labels(validation_labels, len(own), name), torch.arange(first, first + len(own))
@@ -463,6 +488,7 @@ def from_tensor(
         name=name,
         splits=splits,
         levels=levels,
+        continuous=continuous,
         classes=classes,
         validation=validation,
         seed=seed,

@@ -90,7 +90,7 @@ def test_standardize_is_per_feature_along_dimension_one() -> None:
     "build",
     [
         lambda: Rescale(levels=1),
-        lambda: Rescale(levels=257),
+        lambda: Rescale(levels=65537),
         lambda: Rescale(levels=2.0),
         lambda: Rescale(levels=True),
         lambda: Rescale(low=1.0, high=1.0),
