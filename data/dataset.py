@@ -20,7 +20,7 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from types import MappingProxyType
@@ -109,6 +109,8 @@ class Dataset:
         seed: of the choice of these samples.
         shuffled: the training samples are stored in a random order already, so validation is the last of them
             and both parts are views: for files that are mapped, not read.
+        notes: what a reader has to say of the files, a line each, such as what it passed over.
+        names: what samples are called, by their ids, such as their files; or ().
         log_prob: exact log-density in nats of data units, (B, *) -> (B,), where there is one.
 
     Raises:
@@ -123,6 +125,8 @@ class Dataset:
     validation: int = 0
     seed: int = 0
     shuffled: bool = False
+    notes: tuple[str, ...] = ()
+    names: Sequence[str] = field(default=(), repr=False)
     log_prob: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:

@@ -64,7 +64,7 @@ class Reading:
             DataError: a range that is none of the three, or numbers that are 0 and 1 only, of more levels than two.
         """
         low, high = _extent(v)
-        if not (-1 <= low and high <= levels - 1) or (low < 0 and high > 1):
+        if not (low >= -1 and high <= levels - 1) or (low < 0 and high > 1):
             raise DataError(
                 f"{name}: got floats from {low:g} to {high:g} for {levels} grey levels; expected 0 to {levels - 1}, or [0, 1] "
                 "or [-1, 1]; check the number of levels"

@@ -233,8 +233,9 @@ def bits_per_dim(
     for uniform noise (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
     Args:
-        images: grey values 0 ... levels - 1, `(B, *)`, integers or floats (also in [0, 1]), which must be exact; or, with a transform that has no levels,
-            real data `(B, *)`, whose -log2-densities per dimension are returned and to which no noise is added.
+        images: grey values 0 ... levels - 1, `(B, *)`, integers or exact floats (also in [0, 1]); or, with a transform
+            that has no levels, real data `(B, *)`, whose -log2-densities per dimension are returned and to which no
+            noise is added.
         transform: from level units to model units.
         method, prior: as in `log_likelihood`.
         dequantizer: `UniformDequantizer()` for grey values and `NoDequantization()` for real data unless given.

@@ -18,7 +18,7 @@ from numerics import UserError
 
 
 def bits_per_dim_of_baselines(dataset: Dataset, seed: int = 0) -> dict[str, float]:
-    """Test bits/dim of the three (without histograms above 256 levels), for a data set with grey levels; about ten seconds for digits."""
+    """Test bits/dim of the three, for a data set with grey levels (no histograms above 256): ten seconds for digits."""
     levels = dataset.levels
     if levels is None:
         raise UserError(f"got {dataset.name}, which has no grey levels; expected images")

@@ -189,10 +189,12 @@ def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std
         del options["embedding"]
         if not published:
             options["embedding"] = _EMBEDDINGS.get(m["conditioning"]["name"], "smooth")
-    if "fourier_features" in options and not options["fourier_features"] and dataset.levels and not published:
+    # above 256 levels the noise at t_min hides single ones, and features that turn in each make the flow too rough to solve
+    few_levels = dataset.levels is not None and dataset.levels <= 256
+    if "fourier_features" in options and not options["fourier_features"] and few_levels and not published:
         # a preconditioned network sees x / data_std at low noise
         spread = data_std if m["parametrization"]["name"] == "preconditioned" else 1.0
-        spacing = (c["data"]["high"] - c["data"]["low"]) / dataset.levels
+        spacing = (c["data"]["high"] - c["data"]["low"]) / (dataset.levels or 1)
         options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c["seed"])
