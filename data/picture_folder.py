@@ -125,7 +125,7 @@ def _passed_over(listings: dict[str, _Listing]) -> tuple[str, ...]:
     if not hidden:
         return ()
     first = ", ".join(str(path) for path in hidden[:3]) + (", ..." if len(hidden) > 3 else "")
-    return (f"{len(hidden):,} hidden files are passed over ({first})",)
+    return (f"{len(hidden):,} hidden file{" is" if len(hidden) == 1 else "s are"} passed over ({first})",)
 
 
 def _key(listings: dict[str, _Listing], options: str) -> str:
