@@ -125,7 +125,8 @@ def _passed_over(listings: dict[str, _Listing]) -> tuple[str, ...]:
     if not hidden:
         return ()
     first = ", ".join(str(path) for path in hidden[:3]) + (", ..." if len(hidden) > 3 else "")
-    return (f"{len(hidden):,} hidden file{" is" if len(hidden) == 1 else "s are"} passed over ({first})",)
+    files = "hidden file is" if len(hidden) == 1 else "hidden files are"
+    return (f"{len(hidden):,} {files} passed over ({first})",)
 
 
 def _key(listings: dict[str, _Listing], options: str) -> str:

@@ -250,7 +250,7 @@ def _from_arrays(
             raise DataError(f"{name}: got arrays of {part} that are not of one shape; expected equal ones") from error
         labels = [label for _, label in rows]
         given[f"{part}_labels"] = None if None in labels else np.asarray(labels, dtype=np.int64)
-    own = {"validation": validation}
+    own: dict[str, Any] = {"validation": validation}
     if "validation" in given:
         own = {part: given[part] for part in ("validation", "validation_labels")}
     return from_tensor(
