@@ -14,6 +14,7 @@ from PIL import Image, JpegImagePlugin
 
 import data
 from data import DataError
+from evaluation.pictures import save_pictures
 from experiments import vp
 
 RANDOM = np.random.RandomState(0)
@@ -64,6 +65,26 @@ def test_depths_are_not_mixed_in_silence(tmp_path: Path) -> None:
         data.PictureDecoder(size=4, channels=1, levels=4096).open(tmp_path / "deep.png", "deep")
     with pytest.raises(DataError, match="expected channels=1"):
         data.PictureDecoder(size=4, levels=65536)
+
+
+@pytest.mark.parametrize(
+    ("channels", "levels"), [(1, 65536), (1, 4096), (1, 256), (2, 256), (3, 256), (4, 256), (1, 2), (3, 17)]
+)
+def test_samples_are_written_in_their_own_depth_and_read_back(tmp_path: Path, channels: int, levels: int) -> None:
+    transform = data.Rescale(levels=levels)
+    k = torch.from_numpy(RANDOM.randint(0, levels, (12, channels, 6, 4)))
+    drawn = transform.to_data(transform.centres(k))
+    written = save_pictures(tmp_path, drawn, levels)
+    assert [path.name for path in written[:2]] == ["000000.png", "000001.png"]
+    depth = {"levels": levels} if levels > 256 else {}
+    found = data.create("image_folder", root=tmp_path, size=(6, 4), channels=channels, **depth).split("test")
+    expected = k[found.ids] if levels >= 256 else (k[found.ids] * (255 / (levels - 1))).round().long()
+    assert torch.equal(found.x.long(), expected)
+
+
+def test_deep_colour_is_not_cut_to_8_bits(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="3 channels of 65536 levels; expected 1"):
+        save_pictures(tmp_path, torch.zeros(2, 3, 4, 4, dtype=torch.int32), 65536)
 
 
 # -- transparency --------------------------------------------------------------------------------------------
