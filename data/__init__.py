@@ -13,6 +13,7 @@ from data.catalogue import DATASETS, available, create, options
 from data.cifar import cifar10
 from data.dataset import Dataset, Split, from_tensor
 from data.densities import Checkerboard, Density, Gaussians, Moons, Pinwheel, Rings, Spirals, SwissRoll
+from data.duplicates import Duplicates
 from data.errors import DataError
 from data.idx import fashion_mnist, mnist, read_idx
 from data.numpy_files import arrays, read_npy, read_npz
@@ -39,6 +40,7 @@ __all__ = [
     "Dataset",
     "PictureDecoder",
     "Density",
+    "Duplicates",
     "Gaussians",
     "Moons",
     "Pinwheel",

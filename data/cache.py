@@ -28,7 +28,9 @@ import torch
 from data.dataset import Dataset, Split, permutation
 from data.errors import DataError
 from data.files import as_path, opening, read_bytes, sha256
+from data.grey_values import Reading
 from data.numpy_files import read_npy
+from data.transforms import Rescale
 
 __all__ = ["Rows", "exists", "mapped", "save", "write"]
 
@@ -123,6 +125,7 @@ def write(
     *,
     name: str,
     levels: int | None,
+    continuous: bool = False,
     classes: tuple[str, ...] = (),
     validation: int = 0,
     seed: int = 0,
@@ -132,7 +135,7 @@ def write(
     Args:
         folder: does not exist yet, or is empty (where it appears meanwhile, it is kept and this copy dropped).
         splits: by name, at least train and test.
-        name, levels, classes, validation, seed: of the `Dataset`; the seed also fixes the order of the rows.
+        name, levels, continuous, classes, validation, seed: of the `Dataset`; the seed also fixes the order of the rows.
 
     Raises:
         DataError: the folder exists, or cannot be written.
@@ -151,6 +154,7 @@ def write(
             "format": FORMAT,
             "name": name,
             "levels": levels,
+            "continuous": continuous,
             "classes": list(classes),
             "validation": validation,
             "seed": seed,
@@ -183,6 +187,7 @@ def save(dataset: Dataset, folder: str | os.PathLike[str]) -> Dataset:
         splits,
         name=dataset.name,
         levels=dataset.levels,
+        continuous=dataset.continuous,
         classes=dataset.classes,
         validation=dataset.validation,
         seed=dataset.seed,
@@ -205,6 +210,8 @@ def _manifest(folder: Path) -> dict[str, Any]:
     levels = manifest.get("levels")
     if levels is not None and type(levels) is not int:
         wrong.append("levels")
+    if type(manifest.setdefault("continuous", False)) is not bool:  # folders of earlier versions do not say
+        wrong.append("continuous")
     if not all(isinstance(entry, str) for key in ("classes", "splits") if key not in wrong for entry in manifest[key]):
         wrong.append("names")
     if wrong or manifest["format"] != FORMAT:
@@ -214,11 +221,19 @@ def _manifest(folder: Path) -> dict[str, Any]:
     return manifest
 
 
-def mapped(root: str | os.PathLike[str] | None = None, *, verify: bool = False) -> Dataset:
+def mapped(
+    root: str | os.PathLike[str] | None = None,
+    *,
+    levels: int | None = None,
+    continuous: bool = False,
+    verify: bool = False,
+) -> Dataset:
     """The data set of a folder that `save` or `write` made. Samples are read from the file when they are used.
 
     Args:
         root: the folder.
+        levels: of data stored as floats that are grey values, which are then read into memory as integers.
+        continuous: numbers stored as floats are real ones, even where they look like grey values.
         verify: check the SHA-256 of files above 256 MB too.
 
     Raises:
@@ -261,12 +276,27 @@ def mapped(root: str | os.PathLike[str] | None = None, *, verify: bool = False) 
         if "x" not in parts or "ids" not in parts:
             raise DataError(f"got {folder} without {name}.x.npy or {name}.ids.npy; delete it and write it again")
         splits[name] = Split(parts["x"], parts.get("labels"), parts["ids"])
+    if levels is not None and levels != manifest["levels"]:
+        splits = _as_grey_values(splits, levels, manifest["name"])
     return Dataset(
         name=manifest["name"],
         splits=splits,
-        levels=manifest["levels"],
+        levels=manifest["levels"] if levels is None else levels,
+        continuous=continuous or manifest["continuous"],
         classes=tuple(manifest["classes"]),
         validation=manifest["validation"],
         seed=manifest["seed"],
         shuffled=True,
     )
+
+
+def _as_grey_values(splits: Mapping[str, Split], levels: int, name: str) -> dict[str, Split]:
+    """Splits of floats as the grey values that they are."""
+    train = splits.get("train")
+    if train is None or not train.x.is_floating_point():
+        raise DataError(
+            f"{name}: got levels={levels} for data stored with levels of their own; expected none; leave it out"
+        )
+    Rescale(levels=levels)  # refuses what is no number of levels
+    reading = Reading.of(train.x, levels, name)
+    return {part: Split(reading(split.x, name), split.labels, split.ids) for part, split in splits.items()}

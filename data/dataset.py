@@ -1,9 +1,9 @@
 """What a data set is here: named splits of tensors, and the few facts that a model or a score needs about
 them.
 
-An image data set holds bytes: x is uint8 (N, C, H, W) with grey values 0..levels - 1, so nothing is lost and
-nothing is rescaled before the model asks (`Dataset.transform`). A continuous data set holds floating-point x
-(N, *).
+An image data set holds grey values: x is uint8 (N, C, H, W), int32 above 256 levels, with values 0..levels - 1, so nothing is
+lost and nothing is rescaled before the model asks (`Dataset.transform`). A continuous data set holds floating-point x (N, *);
+numbers that look like grey values are refused there, unless they are said to be real ones (`data.grey_values`).
 
 Splits, always by these names:
 
@@ -20,8 +20,8 @@ from __future__ import annotations
 
 import hashlib
 import math
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
 
@@ -29,7 +29,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from data.duplicates import Duplicates, duplicates
 from data.errors import DataError
+from data.grey_values import Reading, dtype_of_levels, recognised
 from data.transforms import Rescale, Standardize, Transform
 
 __all__ = ["Dataset", "Split", "check_count", "from_tensor", "permutation"]
@@ -67,7 +69,7 @@ class Split:
     """Samples of one split.
 
     Args:
-        x: uint8 (N, C, H, W) grey values, or floating (N, *) continuous data.
+        x: uint8 or int32 (N, C, H, W) grey values, or floating (N, *) continuous data.
         labels: int64 (N,), or None.
         ids: int64 (N,), unique in the data set.
     """
@@ -102,11 +104,14 @@ class Dataset:
         name: short name, used in results.
         splits: at least "train" and "test"; may have its own "validation".
         levels: number of grey levels of image data, None for continuous data.
+        continuous: the numbers are real ones, even where they look like grey values.
         classes: names of the classes that labels index, or ().
         validation: how many samples of "train" the carved "validation" split has (0: none).
         seed: of the choice of these samples.
         shuffled: the training samples are stored in a random order already, so validation is the last of them
             and both parts are views: for files that are mapped, not read.
+        notes: what a reader has to say of the files, a line each, such as what it passed over.
+        names: what samples are called, by their ids, such as their files; or ().
         log_prob: exact log-density in nats of data units, (B, *) -> (B,), where there is one.
 
     Raises:
@@ -116,10 +121,13 @@ class Dataset:
     name: str
     splits: Mapping[str, Split]
     levels: int | None = None
+    continuous: bool = False
     classes: tuple[str, ...] = ()
     validation: int = 0
     seed: int = 0
     shuffled: bool = False
+    notes: tuple[str, ...] = ()
+    names: Sequence[str] = field(default=(), repr=False)
     log_prob: Callable[[Tensor], Tensor] | None = field(default=None, repr=False)
 
     def __post_init__(self) -> None:
@@ -130,6 +138,11 @@ class Dataset:
             raise DataError(f"{self.name}: a split is called fit, which means train without validation; rename it")
         object.__setattr__(self, "splits", MappingProxyType(dict(self.splits)))
         train = self.splits["train"]
+        if self.levels is not None and self.continuous:
+            raise DataError(f"{self.name}: got levels={self.levels} with continuous=True; expected one of them")
+        advice = None if self.levels is not None or self.continuous else recognised(train.x)
+        if advice is not None:
+            raise DataError(f"{self.name}: got {advice}")
         for name, split in self.splits.items():
             if split.x.dtype != train.x.dtype or split.x.shape[1:] != train.x.shape[1:]:
                 raise DataError(
@@ -150,13 +163,13 @@ class Dataset:
                     "levels= for grey values"
                 )
         else:
-            if split.x.dtype != torch.uint8 or split.x.ndim != 4:
-                raise DataError(
-                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected uint8 "
-                    f"(N, C, H, W) for {self.levels} grey levels"
-                )
             transform = Rescale(levels=self.levels)
-            if self.levels < 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
+            if split.x.dtype != transform.dtype or split.x.ndim != 4:
+                raise DataError(
+                    f"{self.name}: got split {name} of {split.x.dtype} {tuple(split.x.shape)}; expected "
+                    f"{str(transform.dtype).removeprefix('torch.')} (N, C, H, W) for {self.levels} grey levels"
+                )
+            if self.levels != 256:  # bytes cannot be outside 0..255, and reading a mapped file to see it is slow
                 transform.check(split.x)
         if split.labels is not None:
             low, high = int(split.labels.min()), int(split.labels.max())
@@ -221,6 +234,46 @@ class Dataset:
         if name in ("fit", "validation") and self.validation:
             return self._carved[name]
         raise DataError(f"got {self.name} without a split {name!r}; expected one of {', '.join(self.split_names)}")
+
+    def duplicates(self, of: str = "test", among: str = "train") -> Duplicates:
+        """The samples of one split that are also in another, number for number; reads both, about a second a gigabyte.
+
+        >>> import torch, data
+        >>> x = torch.randn(10, 2)
+        >>> found = data.from_tensor(x, test=torch.cat([x[3:4], x[:1] + 1])).duplicates()
+        >>> len(found), found.ids.tolist(), found.first_ids.tolist()
+        (1, [10], [3])
+
+        Raises:
+            DataError: there is no split of that name.
+        """
+        a, b = self.split(of), self.split(among)
+        return duplicates((of, a.x, a.ids), (among, b.x, b.ids), self.names)
+
+    def without_duplicates(self) -> Dataset:
+        """The same without the training samples that are also in the test split.
+
+        Raises:
+            DataError: nothing would be left to train on.
+        """
+        found = self.duplicates()
+        if not len(found):
+            return self
+        train = self.splits["train"]
+        kept = torch.ones(len(train), dtype=torch.bool)
+        kept[found.others] = False
+        if not bool(kept.any()):
+            raise DataError(
+                f"{self.name}: got training samples that are all in test; expected others; give another test split"
+            )
+        left = train.take(kept.nonzero().squeeze(1))
+        note = f"{len(found.others):,} training samples are left out, since they are in test"
+        return replace(
+            self,
+            splits={**self.splits, "train": left},
+            validation=min(self.validation, len(left) - 1),
+            notes=(*self.notes, note),
+        )
 
     def transform(self, low: float = -1.0, high: float = 1.0, *, scaling: str = "auto") -> Transform:
         """The affine map to model units: `Rescale` of grey levels to [low, high]; continuous data are standardised by the
@@ -331,12 +384,17 @@ def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
         ) from error
 
 
-def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
-    tensor = _as_tensor(x, f"{name}: data")
-    if tensor.ndim == 3 and (levels is not None or tensor.dtype == torch.uint8):
-        tensor = tensor.unsqueeze(1)
-    if levels is None and tensor.dtype == torch.uint8 and tensor.ndim == 4:
-        levels = 256
+_LEVELS_OF = {torch.uint8: 256, torch.uint16: 2**16}
+"""Of images whose levels are not stated, by their type."""
+
+
+def _levels_of(x: Tensor) -> int | None:
+    return _LEVELS_OF.get(x.dtype) if x.ndim in (3, 4) else None
+
+
+def _as_data(x: Tensor, levels: int | None, name: str, reading: Reading | None = None) -> Tensor:
+    """x as it is stored: grey values (N, C, H, W), where there are levels, or floating."""
+    tensor = x.unsqueeze(1) if x.ndim == 3 and levels is not None else x
     if tensor.ndim < 2 or tensor.numel() == 0:
         raise DataError(
             f"{name}: got data of shape {tuple(tensor.shape)}; expected (N, D), (N, C, L) or (N, C, H, W), "
@@ -352,9 +410,12 @@ def _as_data(x: Tensor | np.ndarray, levels: int | None, name: str) -> Tensor:
             raise DataError(
                 f"{name}: got images of shape {tuple(tensor.shape)}, which reads as (N, H, W, C); expected (N, C, H, W) "
                 f"with C 1 or 3; give np.moveaxis({first}, 3, 1)"
+                + (" (or x, with transparency)" if first != "x" else "")
             )
+        if reading is not None and tensor.is_floating_point():
+            return reading(tensor, name)
         Rescale(levels=levels).check(tensor)
-        return tensor.to(torch.uint8)
+        return tensor.to(dtype_of_levels(levels))
     if tensor.is_complex() or tensor.dtype == torch.bool:
         raise DataError(f"{name}: got data of {tensor.dtype}; expected real numbers")
     if not tensor.is_floating_point():
@@ -385,6 +446,7 @@ def from_tensor(
     test: Tensor | np.ndarray | None = None,
     test_labels: Tensor | np.ndarray | None = None,
     levels: int | None = None,
+    continuous: bool = False,
     test_size: int | None = None,
     validation: int | Tensor | np.ndarray | None = None,
     validation_labels: Tensor | np.ndarray | None = None,
@@ -395,8 +457,10 @@ def from_tensor(
 ) -> Dataset:
     """A data set of a tensor or an array, in one line.
 
-    uint8 data (N, C, H, W) or (N, H, W) are images, of 256 levels unless `levels` says otherwise; any other numbers are
-    continuous.
+    uint8 and uint16 data (N, C, H, W) or (N, H, W) are images, of 256 and 65,536 levels unless `levels` says otherwise. Other
+    numbers are images where `levels` is given: integers k, floats k, or floats in [0, 1] or [-1, 1], which become the
+    integers k exactly. All else is continuous, but for numbers that look like grey values: these need one of `levels` and
+    `continuous`.
 
     Args:
         x: (N, D), (N, C, L) or (N, C, H, W): all data, or the training data where `test` is given.
@@ -404,6 +468,7 @@ def from_tensor(
         test: test data (M, *); without it, `test_size` samples of x are drawn for it with the fixed `seed`.
         test_labels: (M,) integers.
         levels: number of grey levels.
+        continuous: the numbers are real ones, even where they look like grey values.
         test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
         validation: how many training samples become the validation split (a tenth; 0 for none); or validation data of
             their own (K, *).
@@ -416,9 +481,14 @@ def from_tensor(
     Raises:
         DataError: shape, type, range, or sizes that leave nothing to train on.
     """
-    data = _as_data(x, levels, name)
-    if levels is None and data.dtype == torch.uint8:
-        levels = 256
+    given = _as_tensor(x, f"{name}: data")
+    if levels is None and not continuous:
+        levels = _levels_of(given)
+    reading = None
+    if levels is not None and given.is_floating_point() and given.numel():
+        Rescale(levels=levels)  # refuses what is no number of levels
+        reading = Reading.of(given, levels, name)  # one for all splits: another may hold darker images only
+    data = _as_data(given, levels, name, reading)
     targets = _as_labels(labels, len(data), name)
     ids = torch.arange(len(data))
     if test is None:
@@ -435,7 +505,7 @@ def from_tensor(
     else:
         if test_size is not None:
             raise DataError(f"{name}: got both test data and test_size={test_size}; expected one of them")
-        held_out = _as_data(test, levels, name)
+        held_out = _as_data(_as_tensor(test, f"{name}: test data"), levels, name, reading)
         held_out_labels = _as_labels(test_labels, len(held_out), name)
         if targets is not None and held_out_labels is not None and not classes:
             known, highest = int(targets.max()) + 1, int(held_out_labels.max())
@@ -451,7 +521,7 @@ def from_tensor(
     if validation is None:
         validation = len(splits["train"]) // 10
     if isinstance(validation, (Tensor, np.ndarray, list)):
-        own = _as_data(validation, levels, name)
+        own = _as_data(_as_tensor(validation, f"{name}: validation data"), levels, name, reading)
         first = sum(len(split) for split in splits.values())
         splits["validation"] = Split(
             own, _as_labels(validation_labels, len(own), name), torch.arange(first, first + len(own))
@@ -463,6 +533,7 @@ def from_tensor(
         name=name,
         splits=splits,
         levels=levels,
+        continuous=continuous,
         classes=classes,
         validation=validation,
         seed=seed,

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from data.errors import DataError
 
-__all__ = ["Pieces", "as_path", "first_existing", "gunzip", "opening", "plain", "read_bytes", "sha256"]
+__all__ = ["Pieces", "as_path", "first_existing", "gunzip", "is_hidden", "opening", "plain", "read_bytes", "sha256"]
 
 MAX_BYTES = 4 * 2**30
 """No reader of this package puts more than this into memory from one file."""
@@ -37,6 +37,19 @@ def as_path(root: str | os.PathLike[str] | None, needed_for: str) -> Path:
     except (ValueError, TypeError, RuntimeError) as error:  # RuntimeError: ~ of somebody who is not here
         raise DataError(f"got root={str(root)!r}; expected a path ({error})") from error
     return path
+
+
+_LEFT_BY_SYSTEMS = ("__macosx", "thumbs.db", "desktop.ini", "@eadir")
+
+
+def is_hidden(name: str) -> bool:
+    """Whether a file or folder of that name was made by an operating system or a program for itself: one that begins with a
+    dot (.DS_Store, ._x.png, .ipynb_checkpoints), __MACOSX, Thumbs.db, desktop.ini, @eaDir.
+
+    >>> is_hidden("._cat.png"), is_hidden("cat.png")
+    (True, False)
+    """
+    return name.startswith(".") or name.lower() in _LEFT_BY_SYSTEMS
 
 
 def first_existing(candidates: list[Path]) -> Path | None:

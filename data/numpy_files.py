@@ -21,7 +21,7 @@ from torch import Tensor
 
 from data.dataset import Dataset, from_tensor
 from data.errors import DataError
-from data.files import MAX_BYTES, as_path, opening
+from data.files import MAX_BYTES, as_path, is_hidden, opening
 
 __all__ = ["arrays", "read_npy", "read_npz"]
 
@@ -109,6 +109,11 @@ def read_npy(path: str | os.PathLike[str]) -> np.ndarray:
         return np.memmap(path, dtype, mode="c", offset=start, shape=shape, order="F" if fortran else "C")
 
 
+def _is_array(member: str) -> bool:
+    """Whether a member of an archive is an array, and not what an operating system has put beside one."""
+    return member.endswith(".npy") and not any(is_hidden(part) for part in member.split("/"))
+
+
 def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[str, np.ndarray]:
     """The arrays of a .npz file by name, read into memory.
 
@@ -124,7 +129,7 @@ def read_npz(path: str | os.PathLike[str], *, limit: int = MAX_BYTES) -> dict[st
     with opening(path):
         try:
             with zipfile.ZipFile(path) as archive:
-                members = [member for member in archive.infolist() if member.filename.endswith(".npy")]
+                members = [member for member in archive.infolist() if _is_array(member.filename)]
                 total = sum(member.file_size for member in members)
                 if total > limit:
                     raise DataError(
@@ -187,6 +192,7 @@ def arrays(
     test_labels: str | None = None,
     layout: str = "auto",
     levels: int | None = None,
+    continuous: bool = False,
     test_size: int | None = None,
     validation: int | None = None,
     name: str | None = None,
@@ -196,7 +202,7 @@ def arrays(
 
     Arrays are found by name: train (or x_train, train_images, x, images, data), test, validation (or x_val,
     val_images), and train_labels (or y_train, labels, y), test_labels, validation_labels; other names can be given. uint8
-    arrays (N, H, W), (N, C, H, W) and (N, H, W, C) are images; everything else is continuous.
+    and uint16 arrays (N, H, W), (N, C, H, W) and (N, H, W, C) are images, and others with `levels`; all else is continuous.
 
     Args:
         root: the file or folder.
@@ -206,7 +212,9 @@ def arrays(
         test_labels: name of its labels.
         layout: of four-dimensional images, "NCHW", "NHWC", or "auto" (the channel axis is the one of size 1
             or 3).
-        levels: grey levels, 256 for uint8 images.
+        levels: grey levels, 256 for uint8 images and 65,536 for uint16 ones. With it, floats in [0, 1], in [-1, 1], or whole
+            become these grey values exactly.
+        continuous: the numbers are real ones, even where they look like grey values.
         test_size: how many samples become the test split.
         validation: how many training samples are set aside, where there is no array of that name.
         name: of the data set, the file's by default.
@@ -221,7 +229,7 @@ def arrays(
     with opening(path):
         path.stat()
         if path.is_dir():
-            found = {file.stem: read_npy(file) for file in sorted(path.glob("*.npy"))}
+            found = {file.stem: read_npy(file) for file in sorted(path.glob("*.npy")) if not is_hidden(file.name)}
         elif path.suffix == ".npy":
             found = {"x": read_npy(path)}
         else:
@@ -254,6 +262,7 @@ def arrays(
         test=images(held_out),
         test_labels=None if held_out is None else targets("test_labels", test_labels),
         levels=levels,
+        continuous=continuous,
         test_size=test_size,
         validation=validation if own is None else images(own),
         validation_labels=None if own is None else targets("validation_labels", None),

@@ -1,7 +1,7 @@
 """Data sets of Hugging Face `datasets` and of torchvision: optional, imported only when they are called.
 
-Both are sequences of samples with a picture and perhaps a label; `from_pictures` is the part in common, and
-serves any such sequence. Neither is asked to run code that comes with the data.
+Both are sequences of samples with a picture, or numbers, and perhaps a label; `from_pictures` and `data.from_tensor` take such
+sequences. Neither library is asked to run code that comes with the data.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from data.dataset import Dataset, Split
+from data.dataset import Dataset, Split, check_count, from_tensor, permutation
 from data.errors import DataError
 from data.files import MAX_BYTES, as_path
 from data.pictures import PictureDecoder
@@ -27,14 +27,16 @@ def from_pictures(
     *,
     name: str,
     classes: tuple[str, ...] = (),
+    test_size: int | None = None,
     validation: int = 0,
     seed: int = 0,
 ) -> Dataset:
     """A data set of sequences of (Pillow image, label or None), decoded into memory.
 
     Args:
-        splits: by name, at least train and test.
-        decoder: turns a picture into bytes.
+        splits: by name, train among them; without test, it is drawn from train.
+        decoder: turns a picture into grey values.
+        test_size: how many training samples become the test split (a tenth), where there is none.
         name, classes, validation, seed: of the `Dataset`.
 
     Raises:
@@ -45,12 +47,12 @@ def from_pictures(
     for part, samples in splits.items():
         count = len(samples)
         shape = (count, decoder.channels, decoder.height, decoder.width)
-        if np.prod(shape, dtype=np.float64) > MAX_BYTES:
+        if np.prod(shape, dtype=np.float64) * np.dtype(decoder.dtype).itemsize > MAX_BYTES:
             raise DataError(
                 f"{name}: {part} has {count:,} pictures, too many for {MAX_BYTES:,} bytes of memory; save "
                 "them to a folder and read it with image_folder and cache="
             )
-        images = np.empty(shape, np.uint8)
+        images = np.empty(shape, decoder.dtype)
         labels: list[int | None] = []
         for i in range(count):
             picture, label = samples[i]
@@ -67,7 +69,20 @@ def from_pictures(
             torch.from_numpy(images), torch.tensor(known) if known else None, torch.arange(first, first + count)
         )
         first += count
-    return Dataset(name=name, splits=decoded, levels=256, classes=classes, validation=validation, seed=seed)
+    if "test" not in decoded:
+        decoded = {**decoded, **_drawn(decoded["train"], test_size, seed)}
+    elif test_size is not None:
+        raise DataError(f"{name}: got a test split and test_size={test_size}; expected one of them")
+    return Dataset(name=name, splits=decoded, levels=decoder.levels, classes=classes, validation=validation, seed=seed)
+
+
+def _drawn(train: Split, test_size: int | None, seed: int) -> dict[str, Split]:
+    """Training and test samples from one split."""
+    count = max(1, len(train) // 10) if test_size is None else test_size
+    check_count("test_size", count, 1, len(train) - 1)
+    order = permutation(len(train), seed)
+    rows = {"train": order[count:], "test": order[:count]}
+    return {part: train.take(torch.from_numpy(np.sort(index))) for part, index in rows.items()}
 
 
 class _Columns(Sequence[tuple[Any, "int | None"]]):
@@ -80,38 +95,73 @@ class _Columns(Sequence[tuple[Any, "int | None"]]):
         return len(self._table)
 
     def __getitem__(self, index: Any) -> Any:
-        row = self._table[index]
+        try:
+            row = self._table[index]
+        except (OSError, ValueError, RuntimeError, SyntaxError) as error:  # the library decodes as it reads
+            reason = str(error).splitlines()[0] if str(error) else type(error).__name__
+            raise DataError(f"hugging_face: sample {index} cannot be read ({reason})") from error
         return row[self._image], None if self._label is None else row[self._label]
+
+
+_IMAGE_NAMES = ("image", "img", "images", "picture", "pixel_values", "x")
+_LABEL_NAMES = ("label", "labels", "fine_label", "class", "y")
+
+
+def _column(table: Any, asked: str | None, names: tuple[str, ...], kind: str, what: str, where: str) -> str | None:
+    """The column that was asked for; with "auto" the one of a usual name or of the library's own kind, or None."""
+    columns = list(table.column_names)
+    if asked is None or asked in columns:
+        return asked
+    if asked == "auto":
+        found = [name for name in names if name in columns]
+        typed = [name for name in columns if type((table.features or {}).get(name)).__name__ == kind]
+        return next(iter([*found, *typed]), None)
+    raise DataError(
+        f"hugging_face: got {where} without a column {asked!r}; expected one of {', '.join(columns)}: say {what}= "
+        f"(--config.data.{what})"
+    )
 
 
 def hugging_face(
     root: str | os.PathLike[str] | None = None,
     *,
-    size: int | tuple[int, int],
+    size: int | tuple[int, int] | None = None,
     channels: int = 3,
     filter: str = "lanczos",
     crop: str = "centre",
-    max_pixels: int = 2**24,
-    image: str = "image",
-    label: str | None = "label",
+    max_pixels: int = 10**8,
+    levels: int | None = None,
+    continuous: bool = False,
+    image: str | None = "auto",
+    label: str | None = "auto",
+    subset: str | None = None,
     train: str = "train",
-    test: str = "test",
+    test: str | None = "auto",
+    test_size: int | None = None,
     validation: int = 0,
+    validation_split: str | None = None,
     revision: str | None = None,
     seed: int = 0,
 ) -> Dataset:
-    """Pictures of a data set of the Hugging Face hub, or of a local folder in its form (needs `pip install
-    datasets`).
+    """Pictures, or arrays of numbers, of a data set of the Hugging Face hub, or of a local folder in its form (needs `pip
+    install datasets`).
 
     Args:
         root: the data set's name on the hub, or a folder.
-        size, channels, filter, crop, max_pixels: as in `PictureDecoder`.
-        image: column of pictures.
-        label: column of integer labels, None for none.
-        train, test: which of its splits these are.
+        size: of pictures, which need it: height and width, or one number for both.
+        channels, filter, crop, max_pixels: as in `PictureDecoder`.
+        levels: grey levels, 256 for pictures unless they have 16 bits; as in `from_tensor` for arrays.
+        continuous: arrays are real numbers, even where they look like grey values.
+        image: column of pictures or arrays; "auto" for one of a usual name, or the first of pictures.
+        label: column of integer labels, None for none; "auto" for one of a usual name, or the first of classes, if any.
+        subset: name of a configuration of the data set.
+        train: which of its splits is trained on.
+        test: which of its splits is reported on; None to draw it from train; "auto" for "test", or drawn where there is none.
+        test_size: how many training samples become the test split (a tenth), where it is drawn.
         validation: how many training samples are set aside.
+        validation_split: which of its splits is the validation split, in place of samples of train.
         revision: of the data set.
-        seed: of that choice.
+        seed: of these choices.
 
     Raises:
         DataError: `datasets` is missing, or has no such data set, split or column.
@@ -123,29 +173,94 @@ def hugging_face(
         raise DataError(
             "hugging_face needs the package datasets, which is not installed; pip install datasets"
         ) from error
-    decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
     name = str(root)
-    tables = {}
-    for part, which in (("train", train), ("test", test)):
+    tables: dict[str, Any] = {}
+    for part, which in (
+        ("train", train),
+        ("test", "test" if test == "auto" else test),
+        ("validation", validation_split),
+    ):
+        if which is None:
+            continue
         try:
-            tables[part] = datasets.load_dataset(name, split=which, revision=revision)
+            named = () if subset is None else (subset,)
+            tables[part] = datasets.load_dataset(name, *named, split=which, revision=revision)
         except (OSError, ValueError, RuntimeError, KeyError, ImportError) as error:
+            # the library says ValueError of a split that is not there; files and networks that fail are something else
+            if part == "test" and test == "auto" and isinstance(error, (ValueError, KeyError)):
+                continue
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
-            raise DataError(f"hugging_face: {name} has no split {which!r} to read ({reason})") from error
-        missing = [column for column in (image, label) if column and column not in tables[part].column_names]
-        if missing:
             raise DataError(
-                f"hugging_face: got {name} without a column {missing[0]!r}; expected one of "
-                f"{', '.join(tables[part].column_names)}"
+                f"hugging_face: {name} has no split {which!r} to read ({reason}); say train=, test= (--config.data.test)"
+            ) from error
+    first = tables["train"]
+    pictures = _column(first, image, _IMAGE_NAMES, "Image", "image", name)
+    if pictures is None:
+        raise DataError(
+            f"hugging_face: got {name} with the columns {', '.join(first.column_names)}; expected the name of that of the "
+            "pictures: say image= (--config.data.image)"
+        )
+    labels = _column(first, label, _LABEL_NAMES, "ClassLabel", "label", name)
+    for part, table in tables.items():
+        if missing := [c for c in (pictures, labels) if c is not None and c not in table.column_names]:
+            raise DataError(
+                f"hugging_face: got the split {part} of {name} without a column {missing[0]!r}; expected it"
             )
-    names = getattr(tables["train"].features.get(label), "names", None) if label else None
+    classes = tuple(getattr((first.features or {}).get(labels), "names", None) or ()) if labels else ()
+    columns = {part: _Columns(table, pictures, labels) for part, table in tables.items()}
+    title = name.rsplit("/", 1)[-1]
+    if len(first) and not hasattr(columns["train"][0][0], "convert"):
+        return _from_arrays(
+            columns,
+            levels=levels,
+            continuous=continuous,
+            name=title,
+            classes=classes,
+            test_size=test_size,
+            validation=validation,
+            seed=seed,
+        )
+    if size is None:
+        raise DataError(
+            f"hugging_face: got {name} without size; expected a number of pixels, or height and width: say size="
+        )
+    decoder = PictureDecoder(
+        size=size,
+        channels=channels,
+        filter=filter,
+        crop=crop,
+        max_pixels=max_pixels,
+        levels=256 if levels is None else levels,
+    )
     return from_pictures(
-        {part: _Columns(table, image, label) for part, table in tables.items()},
-        decoder,
-        name=name.rsplit("/", 1)[-1],
-        classes=tuple(names or ()),
-        validation=validation,
-        seed=seed,
+        columns, decoder, name=title, classes=classes, test_size=test_size, validation=validation, seed=seed
+    )
+
+
+def _from_arrays(
+    splits: Mapping[str, Sequence[tuple[Any, int | None]]], *, name: str, validation: int, **options: Any
+) -> Dataset:
+    """A data set of sequences of (array, label or None), by `from_tensor` and its rules of what are grey values."""
+    given: dict[str, Any] = {}
+    for part, samples in splits.items():
+        rows = [samples[i] for i in range(len(samples))]
+        try:
+            given[part] = np.stack([np.asarray(x) for x, _ in rows])
+        except ValueError as error:
+            raise DataError(f"{name}: got arrays of {part} that are not of one shape; expected equal ones") from error
+        labels = [label for _, label in rows]
+        given[f"{part}_labels"] = None if None in labels else np.asarray(labels, dtype=np.int64)
+    own: dict[str, Any] = {"validation": validation}
+    if "validation" in given:
+        own = {part: given[part] for part in ("validation", "validation_labels")}
+    return from_tensor(
+        given["train"],
+        given["train_labels"],
+        test=given.get("test"),
+        test_labels=given.get("test_labels"),
+        name=name,
+        **own,
+        **options,
     )
 
 
@@ -157,7 +272,8 @@ def torchvision_dataset(
     channels: int = 3,
     filter: str = "lanczos",
     crop: str = "centre",
-    max_pixels: int = 2**24,
+    max_pixels: int = 10**8,
+    levels: int = 256,
     download: bool = False,
     validation: int = 0,
     seed: int = 0,
@@ -167,7 +283,7 @@ def torchvision_dataset(
     Args:
         root: where its files are.
         dataset: the class's name, such as "CIFAR100" or "SVHN".
-        size, channels, filter, crop, max_pixels: as in `PictureDecoder`.
+        size, channels, filter, crop, max_pixels, levels: as in `PictureDecoder`.
         download: fetch what is missing.
         validation: how many training samples are set aside.
         seed: of that choice.
@@ -176,7 +292,9 @@ def torchvision_dataset(
         DataError: torchvision is missing or does not import, has no such data set, or finds no files.
     """
     folder = as_path(root, "torchvision")
-    decoder = PictureDecoder(size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels)
+    decoder = PictureDecoder(
+        size=size, channels=channels, filter=filter, crop=crop, max_pixels=max_pixels, levels=levels
+    )
     try:
         from torchvision import datasets as zoo
     except (ImportError, RuntimeError) as error:  # RuntimeError: built for another torch

@@ -28,6 +28,7 @@ import torch
 from torch import Tensor
 
 from data.errors import DataError
+from data.grey_values import MAX_LEVELS, Reading, dtype_of_levels
 
 __all__ = ["Rescale", "Standardize", "Transform"]
 
@@ -62,6 +63,14 @@ class Transform(ABC):
     def inverse(self, x: Tensor) -> Tensor:
         """Data units v (B, *) of model units x (B, *)."""
 
+    def grey_values(self, images: Tensor, name: str = "images") -> Tensor:
+        """Images (B, *) whose grey values may be floats, as integers; what needs no conversion, as it is.
+
+        Raises:
+            DataError: a float that is no grey value.
+        """
+        return images
+
     @abstractmethod
     def centres(self, data: Tensor) -> Tensor:
         """Model units x (B, *) of stored data (B, *), without noise: the middle k + 1/2 of a grey value's
@@ -73,7 +82,7 @@ class Transform(ABC):
 
     @abstractmethod
     def to_images(self, x: Tensor) -> Tensor:
-        """uint8 grey values of x (B, *); refuses where the data have no grey levels."""
+        """Integer grey values of x (B, *); refuses where the data have no grey levels."""
 
     @abstractmethod
     def to_unit(self, x: Tensor) -> Tensor:
@@ -85,12 +94,12 @@ class Rescale(Transform):
     """Grey levels v in [0, levels] to x in [low, high], equation (1).
 
     Args:
-        levels: number of grey levels, 2 to 256 (256 for bytes, 17 for scikit-learn's digits).
+        levels: number of grey levels, 2 to 65,536 (256 for bytes, 65,536 for 16-bit pictures, 17 for scikit-learn's digits).
         low: model value of v = 0.
         high: model value of v = levels.
 
     Raises:
-        DataError: levels is not an integer in 2..256, or low and high are not finite with low < high.
+        DataError: levels is not an integer in 2..65536, or low and high are not finite with low < high.
     """
 
     levels: int = 256
@@ -98,8 +107,8 @@ class Rescale(Transform):
     high: float = 1.0
 
     def __post_init__(self) -> None:
-        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= 256:
-            raise DataError(f"got levels={self.levels!r}; expected an integer from 2 to 256")
+        if isinstance(self.levels, bool) or not isinstance(self.levels, int) or not 2 <= self.levels <= MAX_LEVELS:
+            raise DataError(f"got levels={self.levels!r}; expected an integer from 2 to {MAX_LEVELS:,}")
         low, high = _finite("low", self.low), _finite("high", self.high)
         if not low < high:
             raise DataError(f"got low={low}, high={high}; expected low < high")
@@ -114,10 +123,23 @@ class Rescale(Transform):
     def inverse(self, x: Tensor) -> Tensor:
         return (x - self.low) * (self.levels / (self.high - self.low))
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """In which grey values are stored: uint8, int32 above 256 levels."""
+        return dtype_of_levels(self.levels)
+
+    def grey_values(self, images: Tensor, name: str = "images") -> Tensor:
+        """The integers k of images (B, *) of floats k, k / (levels - 1), or 2k / (levels - 1) - 1."""
+        if not images.is_floating_point() or images.ndim == 0 or images.numel() == 0:
+            return images
+        return Reading.of(images, self.levels, name)(images, name)
+
     def check(self, images: Tensor) -> None:
         """Raise DataError unless `images` holds integers 0..levels - 1."""
         if images.is_floating_point() or images.is_complex() or images.dtype == torch.bool:
-            raise DataError(f"got images of {images.dtype}; expected integer grey values 0..{self.levels - 1} (uint8)")
+            raise DataError(f"got images of {images.dtype}; expected integer grey values 0..{self.levels - 1}")
+        if images.dtype == torch.uint16:
+            images = images.to(torch.int32)  # torch does not compare uint16
         if images.numel() and not (int(images.min()) >= 0 and int(images.max()) < self.levels):
             raise DataError(
                 f"got images with values from {int(images.min())} to {int(images.max())}; expected "
@@ -130,14 +152,14 @@ class Rescale(Transform):
         return self(_floating(images) + 0.5)
 
     def to_images(self, x: Tensor) -> Tensor:
-        """uint8 (B, *): the grey value k = floor(v) whose interval holds x, clamped to 0..levels - 1.
+        """uint8 (B, *), int32 above 256 levels: the grey value k = floor(v) whose interval holds x, clamped to 0..levels - 1.
 
         Raises:
             DataError: x holds NaN, which is no grey value (infinities clamp).
         """
         if bool(torch.isnan(x).any()):
             raise DataError("got x with NaN; expected numbers: the sampler or the network diverged")
-        return self.inverse(x).floor().clamp(0, self.levels - 1).to(torch.uint8)
+        return self.inverse(x).floor().clamp(0, self.levels - 1).to(self.dtype)
 
     def to_data(self, x: Tensor) -> Tensor:
         return self.to_images(x)

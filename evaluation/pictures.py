@@ -13,12 +13,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from data import DataError
+from data import DataError, Rescale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["make_grid", "save_gif", "save_grid", "save_histogram", "save_lines", "save_scatter"]
+__all__ = ["make_grid", "save_gif", "save_grid", "save_histogram", "save_lines", "save_pictures", "save_scatter"]
 
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> Tensor:
@@ -89,6 +89,44 @@ def save_grid(
         Image.fromarray(_pixels(picture)).save(target)
     except (OSError, ValueError) as error:
         raise DataError(f"{target} cannot be written: {error}") from error
+
+
+def save_pictures(folder: str | os.PathLike[str], images: Tensor, levels: int) -> list[Path]:
+    """Write every image as a PNG of its own, `000000.png` and so on, which `data.image_folder` reads back.
+
+    Args:
+        folder: is made.
+        images: integer grey values (N, C, H, W), as `Transform.to_data` gives them, with 1 to 4 channels.
+        levels: up to 256 are spread over the 8 bits of a file; more are written as they are, with 16 bits.
+
+    Raises:
+        DataError: other numbers; more than 256 levels in colour, which Pillow does not write; or a file cannot be written.
+    """
+    from PIL import Image
+
+    Rescale(levels=levels).check(images)
+    if images.ndim != 4 or not 1 <= images.shape[1] <= 4:
+        raise DataError(f"got images of shape {tuple(images.shape)}; expected (N, C, H, W) with 1 to 4 channels")
+    if levels > 256 and images.shape[1] != 1:
+        raise DataError(
+            f"got {images.shape[1]} channels of {levels} levels; expected 1: PNG files of 16 bits are written in grey only; "
+            "save the array (numpy.save)"
+        )
+    target = _target(Path(folder) / "000000.png").parent
+    values = images.detach().cpu().numpy().transpose(0, 2, 3, 1)
+    if levels <= 256:
+        values = np.rint(values * (255 / (levels - 1))).astype(np.uint8)
+    else:
+        values = values.astype(np.uint16)
+    written = []
+    for i, pixels in enumerate(values):
+        file = target / f"{i:06}.png"
+        try:
+            Image.fromarray(pixels[:, :, 0] if pixels.shape[2] == 1 else pixels).save(file)
+        except OSError as error:
+            raise DataError(f"{file} cannot be written: {error.strerror or error}") from error
+        written.append(file)
+    return written
 
 
 def save_gif(

@@ -233,8 +233,9 @@ def bits_per_dim(
     for uniform noise (Theis, van den Oord and Bethge 2016, arXiv:1511.01844, section 3.1).
 
     Args:
-        images: grey values 0 ... levels - 1, `(B, *)`, of an integer type; or, with a transform that has no levels,
-            real data `(B, *)`, whose -log2-densities per dimension are returned and to which no noise is added.
+        images: grey values 0 ... levels - 1, `(B, *)`, integers or exact floats (also in [0, 1]); or, with a transform
+            that has no levels, real data `(B, *)`, whose -log2-densities per dimension are returned and to which no
+            noise is added.
         transform: from level units to model units.
         method, prior: as in `log_likelihood`.
         dequantizer: `UniformDequantizer()` for grey values and `NoDequantization()` for real data unless given.
@@ -253,6 +254,7 @@ def bits_per_dim(
     require_count(companions, "companions", 0)
     method = Method.of(method)
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
+    images = transform.grey_values(images)
     dequantizer.check(images, transform)
     t_min, D = method.time(sde), images[0].numel()
     estimates, errors, statuses, failed = [], [], [], []

@@ -39,6 +39,7 @@ from models.score_model import ConditionedScore, ScoreModel
 from models.score_sde import load_score_sde
 from models.under import UnderAnotherSDE
 from models.unet import UNet
+from models.unet_1d import UNet1d
 
 __all__ = [
     "CONDITIONINGS",
@@ -67,6 +68,7 @@ __all__ = [
     "ScoreOutput",
     "Sigma",
     "UNet",
+    "UNet1d",
     "Velocity",
     "available",
     "create",

@@ -16,14 +16,16 @@ from models.ncsnpp import NCSNpp, level_resolutions
 from models.network import Network, check_sizes
 from models.refinenet import NCSN, NCSNv2, RefineNet
 from models.unet import UNet
+from models.unet_1d import UNet1d
 from numerics import Catalogue, Option, UserError
 
-DERIVED = ("dim", "in_channels", "image_size", "num_classes")
+DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes")
 """Options that follow from the data: `for_data` fills them in."""
 
 _CLASSES: dict[str, Callable[..., Network]] = {
     "mlp": MLP,
     "unet": UNet,
+    "unet_1d": UNet1d,
     "ncsnpp": NCSNpp,
     "adm": ADM,
     "dit": DiT,
@@ -34,22 +36,28 @@ _CLASSES: dict[str, Callable[..., Network]] = {
 _OWN: Catalogue[Network] = Catalogue("network", _CLASSES, derived=DERIVED)
 
 
+_LONG = 8
+"""From so many places on, `(C, L)` is a sequence that convolutions suit."""
+
+
 def _auto(*, event_shape: Sequence[int], num_classes: int | None = None, **options: Any) -> Network:
-    """A U-Net for images `(C, H, W)`, an MLP for everything else, each with those of the options that it has."""
-    name = "unet" if len(event_shape) == 3 else "mlp"
+    """A U-Net for images `(C, H, W)` and for sequences `(C, L)` from L = 8 on, an MLP for everything else, each with those of
+    the options that it has."""
+    long = len(event_shape) == 2 and event_shape[1] >= _LONG
+    name = "unet" if len(event_shape) == 3 else "unet_1d" if long else "mlp"
     return for_data(name, event_shape, num_classes, **{k: v for k, v in options.items() if k in _OWN.options(name)})
 
 
 def _union() -> inspect.Signature:
-    """The shape and the classes, and the options of both networks that "auto" may choose."""
+    """The shape and the classes, and the options of the networks that "auto" may choose."""
     own = [p for p in inspect.signature(_auto, eval_str=True).parameters.values() if p.kind is p.KEYWORD_ONLY]
-    both = {**_OWN.options("mlp"), **_OWN.options("unet")}
+    options = {**_OWN.options("mlp"), **_OWN.options("unet_1d"), **_OWN.options("unet")}
     return inspect.Signature(
         [
             *own,
             *(
                 inspect.Parameter(o.name, inspect.Parameter.KEYWORD_ONLY, default=o.default, annotation=o.annotation)
-                for o in both.values()
+                for o in options.values()
                 if o.name not in DERIVED
             ),
         ]
@@ -94,7 +102,8 @@ def create(name: str, **options: Any) -> Network:
 
 
 def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = None, **options: Any) -> Network:
-    """The network of that name for samples of `event_shape`; "auto" is a U-Net for `(C, H, W)` and an MLP for the rest.
+    """The network of that name for samples of `event_shape`; "auto" is a U-Net for `(C, H, W)`, a one-dimensional one for
+    `(C, L)` from L = 8 on, and an MLP for the rest.
 
     Args:
         name: one of `available()`.
@@ -125,8 +134,17 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
     derived: dict[str, Any] = {}
     if "dim" in own:
         derived["dim"] = math.prod(shape)
+    elif "length" in own:
+        if len(shape) != 2:
+            raise UserError(
+                f"got the network {name!r} for samples of shape {shape}; expected sequences (C, L): use unet or mlp"
+            )
+        derived["in_channels"], derived["length"] = shape
     elif len(shape) != 3:
-        raise UserError(f"got the network {name!r} for samples of shape {shape}; expected images (C, H, W): use mlp")
+        sequences = " or unet_1d" if len(shape) == 2 else ""
+        raise UserError(
+            f"got the network {name!r} for samples of shape {shape}; expected images (C, H, W): use mlp{sequences}"
+        )
     else:
         derived["in_channels"] = shape[0]
         if "image_size" in own and name not in presets.PRESETS:

@@ -154,7 +154,10 @@ IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
         (lambda: data.from_tensor(np.array([["a", "b"]] * 10)), "numbers"),
         (lambda: data.from_tensor(np.array([[object()]] * 10)), "numbers"),
         (lambda: data.from_tensor(IMAGES + 200, levels=17), "from 200 to 200"),
-        (lambda: data.from_tensor(IMAGES.float(), levels=17), "float32"),
+        (
+            lambda: data.from_tensor(IMAGES.float() + 0.3, levels=17),
+            "got 0.3, which is none of the 17 grey values k/16",
+        ),
         (lambda: data.from_tensor(IMAGES[:, 0, 0], levels=17), r"\(N, C, H, W\)"),
         (lambda: data.from_tensor(X, labels=torch.zeros(9, dtype=torch.int64)), "one per sample"),
         (lambda: data.from_tensor(X, labels=torch.zeros(10)), "integers"),

@@ -581,7 +581,7 @@ def test_bad_image_folders(tmp_path: Path) -> None:
     for options, match in (
         ({"size": 0}, "got size=0"),
         ({"size": (1, 2, 3)}, "got size="),
-        ({"channels": 4}, "channels"),
+        ({"channels": 5}, "channels"),
         ({"filter": "cubic"}, "filter"),
         ({"crop": "left"}, "crop"),
     ):
@@ -603,9 +603,11 @@ def test_folders_that_would_be_left_out_are_named(tmp_path: Path) -> None:
 def test_picture_bomb(tmp_path: Path) -> None:
     path = tmp_path / "bomb.png"
     Image.new("1", (5_000, 5_000)).save(path)
-    with pytest.raises(DataError, match="5000x5000 pixels; expected 1 to 16,777,216"):
-        data.PictureDecoder(size=8).open(path, "bomb")
-    assert data.PictureDecoder(size=8, max_pixels=2**25).open(path, "large").shape == (3, 8, 8)
+    with pytest.raises(DataError, match=r"5000x5000 pixels; expected 1 to 16,777,216.*--config.data.max_pixels"):
+        data.PictureDecoder(size=8, max_pixels=2**24).open(path, "bomb")
+    with pytest.raises(DataError, match="more than 20,000,000 pixels; expected 1 to 10,000,000"):
+        data.PictureDecoder(size=8, max_pixels=10**7).open(path, "bomb")
+    assert data.PictureDecoder(size=8).open(path, "large").shape == (3, 8, 8)
 
 
 def test_any_sequence_of_pictures(tmp_path: Path) -> None:

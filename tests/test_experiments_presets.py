@@ -170,8 +170,9 @@ def test_options_of_the_data_reach_them(files, tmp_path):
         ((40, 5, 8, 8), np.float32, "channels=8"),
         ((40, 1, 8, 8), np.float64, "channels=8"),
         ((40, 2, 8, 8), np.uint8, "channels=8"),
-        ((40, 3, 8, 6), np.uint8, "name=mlp"),
+        ((40, 3, 8, 6), np.uint8, "channels=8"),
         ((40, 1, 8, 16), np.uint8, "channels=8"),
+        ((40, 1, 8, 8), np.uint16, "channels=8"),
         ((40, 2, 2, 2, 3), np.float32, "channels=8"),
     ],
 )

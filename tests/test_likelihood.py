@@ -373,7 +373,8 @@ class TestBitsPerDim:
     @pytest.mark.parametrize(
         ("images", "message"),
         [
-            (torch.zeros(2, 1, 4, 4), r"got images of type torch.float32; expected integers 0 ... 16"),
+            (torch.full((2, 1, 4, 4), 0.3), r"got 0.3, which is none of the 17 grey values k/16; expected"),
+            (torch.full((2, 1, 4, 4), 16.5), r"got floats from 16.5 to 16.5 for 17 grey levels; expected 0 to 16"),
             (
                 torch.full((2, 1, 4, 4), 17, dtype=torch.uint8),
                 r"got grey values from 17 to 17, .* 2 images .*expected 0 ... 16",

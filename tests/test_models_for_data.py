@@ -11,6 +11,7 @@ SMALL = {
     "auto": {},
     "mlp": {"width": 16, "depth": 1},
     "unet": {"channels": 8},
+    "unet_1d": {"channels": 8},
     "ncsnpp": {"channels": 8, "blocks": 1},
     "adm": {"channels": 16, "blocks": 1, "groups": 4, "head_channels": 8, "learned_variance": False},
     "dit": {"width": 16, "depth": 1, "heads": 2},
@@ -19,7 +20,7 @@ SMALL = {
     "ncsnv2": {"channels": 4},
 }
 IMAGES = [(1, 8, 8), (1, 8, 16), (3, 9, 14)]
-SHAPES = [(2,), (3, 16), *IMAGES]
+SHAPES = [(2,), (3, 16), (2, 9), *IMAGES]
 LABEL = torch.tensor([1.0, 0.0])
 
 
@@ -30,8 +31,10 @@ def test_every_class_is_here():
 @pytest.mark.parametrize("shape", SHAPES, ids=str)
 @pytest.mark.parametrize("name", SMALL)
 def test_every_class_takes_the_data_or_says_why_not(name, shape):
-    if len(shape) != 3 and name not in ("auto", "mlp"):
-        with pytest.raises(UserError, match=r"samples of shape .*; expected images \(C, H, W\): use mlp") as error:
+    takes = {"auto": (1, 2, 3), "mlp": (1, 2, 3), "unet_1d": (2,)}.get(name, (3,))
+    if len(shape) not in takes:
+        expected = r"sequences \(C, L\): use unet or mlp" if name == "unet_1d" else r"images \(C, H, W\): use mlp"
+        with pytest.raises(UserError, match=f"samples of shape .*; expected {expected}") as error:
             for_data(name, shape, **SMALL[name])
         assert "\n" not in str(error.value)
         return
@@ -136,8 +139,9 @@ def test_classes_are_those_of_the_data(name):
 
 
 def test_auto_offers_the_options_of_both_and_passes_on_those_that_fit():
-    own = {name: set(models.options(name)) - set(models.NETWORKS.derived) for name in ("auto", "mlp", "unet")}
-    assert own["auto"] == own["mlp"] | own["unet"]
+    names = ("auto", "mlp", "unet", "unet_1d")
+    own = {name: set(models.options(name)) - set(models.NETWORKS.derived) for name in names}
+    assert own["auto"] == own["mlp"] | own["unet"] | own["unet_1d"]
     everything = {"width": 24, "depth": 2, "channels": 16, "blocks": 2}
     assert for_data("auto", (5,), **everything).options["width"] == 24
     assert for_data("auto", (1, 8, 8), **everything).options["channels"] == 16

@@ -36,7 +36,7 @@ class Batches:
     """The batches of a run, by step.
 
     Args:
-        split: uint8 grey values or continuous points.
+        split: integer grey values or continuous points.
         transform: from data units to model units; None leaves points as they are.
         batch_size: of the global batch.
         seed: of the run.
@@ -70,7 +70,7 @@ class Batches:
         self.levels = None if transform is None else transform.levels
         if split.x.is_floating_point() == (self.levels is not None):
             raise TrainingDataError(
-                f"got data of {split.x.dtype} with a transform for {self.levels} grey levels; expected uint8 with "
+                f"got data of {split.x.dtype} with a transform for {self.levels} grey levels; expected integers with "
                 "levels, or floating point without: use dataset.transform()"
             )
         if flip and split.x.ndim != 4:

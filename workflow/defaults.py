@@ -25,7 +25,8 @@ def base_config(system: str) -> ConfigDict:
     """
     data_section = section(data.DATASETS, "digits")
     # grey levels become numbers from low to high; other data are standardised, jointly or by columns
-    data_section.update({"low": -1.0, "high": 1.0, "scaling": "auto"})
+    # drop_duplicates leaves training samples out that are also in the test split
+    data_section.update({"low": -1.0, "high": 1.0, "scaling": "auto", "drop_duplicates": False})
 
     model = section(models.NETWORKS, "auto", channels=32, multipliers=(1, 1), blocks=1, width=128, depth=4)
     # sine features of the input that turn once, twice, ... in a grey level

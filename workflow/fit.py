@@ -70,7 +70,10 @@ def fit(
         )
     group.broadcast_error(problem)
     parameters = sum(p.numel() for p in setup.model.net.parameters())
-    started: dict[str, Any] = {"seed": options.seed, **({} if origin is None else {"init_from": origin})}
+    notes = list(setup.data_notes) if group.is_main else []
+    started: dict[str, Any] = {"seed": options.seed, "data": {"name": setup.dataset.name, "notes": notes}}
+    if origin is not None:
+        started["init_from"] = origin
     callbacks: list[Callback] = [_Pictures(setup, folder)]
     if setup.validation:
         validation = Validation(
@@ -98,7 +101,7 @@ def fit(
             f"{setup.name}: {shorten(str(setup.sde), 150)}\n"
             f"{setup.dataset.name}, {len(setup.training_data):,} training samples of shape {setup.dataset.event_shape}; "
             f"{parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on {setup.device}{processes}\n"
-            f"{_cost(cost, folder)}",
+            f"{_cost(cost, folder)}" + "".join(f"\n{setup.dataset.name}: {note}" for note in notes),
             flush=True,
         )
     trained = train(

@@ -144,6 +144,7 @@ def _protocol(results: dict[str, Any]) -> list[str]:
         ("minutes", f"{results['seconds'] / 60:.1f} in all in the last session"),
         ("weights", f"{results['bits_per_dim']['protocol']['model']}, averaged"),
     ]
+    rows += [("data", note) for note in results.get("data", {}).get("notes", [])]
     if origin:
         step = "" if origin["step"] is None else f", step {origin['step']:,}"
         rows.append(("began with", f"`{origin['path']}`{step}"))

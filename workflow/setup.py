@@ -10,6 +10,7 @@ import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -28,6 +29,8 @@ from workflow.device import chosen_device
 from workflow.protocol import Protocol
 from workflow.splits import checked_split, training_splits
 from workflow.system import Config, System
+
+_READ_FOR_DUPLICATES = 4 * 2**30
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -80,6 +83,20 @@ class Setup:
     def flow(self) -> WhitenedFlow:
         """The variables in which the probability flow of these data is best integrated."""
         return WhitenedFlow(data_std=self.model.data_std or 1.0)
+
+    @cached_property
+    def data_notes(self) -> tuple[str, ...]:
+        """What is to be said of the data, a line each: what their reader passed over, and test samples that are in train."""
+        if sum(s.x.numel() * s.x.element_size() for s in self.dataset.splits.values()) > _READ_FOR_DUPLICATES:
+            return (
+                *self.dataset.notes,
+                "too many bytes to look for test samples in train; Dataset.duplicates() does it",
+            )
+        found = self.dataset.duplicates()
+        if not len(found):
+            return self.dataset.notes
+        advice = "which makes its scores too good: --config.data.drop_duplicates=True leaves them out"
+        return (*self.dataset.notes, f"{found}, {advice}")
 
     @property
     def noun(self) -> str:
@@ -161,6 +178,8 @@ def load_data(section: Config) -> tuple[Dataset, Transform]:
     required = {k for k, o in own.items() if o.default is o.REQUIRED}
     given = {k: v for k, v in section.items() if k in own and not (v is None and k in required)}
     dataset = data.create(section["name"], **given)
+    if section.get("drop_duplicates"):
+        dataset = dataset.without_duplicates()
     return dataset, dataset.transform(low, high, scaling=section["scaling"])
 
 
@@ -189,10 +208,12 @@ def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std
         del options["embedding"]
         if not published:
             options["embedding"] = _EMBEDDINGS.get(m["conditioning"]["name"], "smooth")
-    if "fourier_features" in options and not options["fourier_features"] and dataset.levels and not published:
+    # above 256 levels the noise at t_min hides single ones, and features that turn in each make the flow too rough to solve
+    few_levels = dataset.levels is not None and dataset.levels <= 256
+    if "fourier_features" in options and not options["fourier_features"] and few_levels and not published:
         # a preconditioned network sees x / data_std at low noise
         spread = data_std if m["parametrization"]["name"] == "preconditioned" else 1.0
-        spacing = (c["data"]["high"] - c["data"]["low"]) / dataset.levels
+        spacing = (c["data"]["high"] - c["data"]["low"]) / (dataset.levels or 1)
         options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c["seed"])

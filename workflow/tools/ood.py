@@ -37,7 +37,7 @@ def others(run: TrainedRun, name: str, n: int, seed: int) -> dict[str, tuple[Ten
     test = run.dataset.split("test")
     part = test.take(slice(0, min(n, len(test)) if n else len(test)))
     found = {"test": (part.x, part.ids), "flipped": (part.x.flip(-2), part.ids)}
-    noise = torch.randint(0, levels, part.x.shape, generator=torch.Generator().manual_seed(seed), dtype=torch.uint8)
+    noise = torch.randint(0, levels, part.x.shape, generator=torch.Generator().manual_seed(seed), dtype=part.x.dtype)
     found["noise"] = (noise, torch.arange(len(noise)))
     if name != "noise":
         other = data.create(name)
