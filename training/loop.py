@@ -35,7 +35,7 @@ from training.resume import begin
 from training.run_lock import RunLock
 from training.signals import Interruption
 from training.streams import preserved_global_rng
-from training.trainable import as_trainable
+from training.trainable import as_trainable, learn_classes
 from training.training_options import TrainingOptions
 from training.triggers import Triggers
 from training.updater import Updater
@@ -109,6 +109,7 @@ def train(
         if place is not None:
             group.on_main(lambda: stack.enter_context(RunLock(place)))
         saved_step = begin(state, checkpoints, group, resume=resume, allow_change=tuple(allow_change))
+        learn_classes(model, options.label_dropout)
         reporter = group.everywhere(
             lambda: Reporter(
                 folder if group.is_main else None,

@@ -18,7 +18,7 @@ from pathlib import Path
 from samplers import Sampler
 from training import Plan, UsageError, process_group
 from training import plan as plan_training
-from workflow import report
+from workflow import progress, report
 from workflow.baselines import bits_per_dim_of_baselines
 from workflow.draw import Drawn, draw
 from workflow.fit import fit
@@ -43,7 +43,7 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begun
-        print(f"{what}: {self.seconds[name]:.1f} s", flush=True)
+        progress.say(f"{what}: {self.seconds[name]:.1f} s")
 
 
 def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | None = None) -> None:
