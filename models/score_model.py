@@ -23,7 +23,6 @@ from models.under import UnderAnotherSDE
 from numerics import UserError, batch_time, expand_as
 from sde_lib import SDE
 
-
 _NO_CLASS = (
     "got no class for a model that was trained with classes only (label_dropout=0), so what it says without one means nothing; "
     "expected a class: use model.condition(labels) or --label, or train with label_dropout=0.1"
@@ -50,7 +49,8 @@ class ScoreModel(nn.Module):
         sde: whose `alpha`, `sigma` the samples follow.
         parametrization: what the output means (`NOISE`, `DATA`, `VELOCITY`, `SCORE`,
             `Preconditioned(data_std=…)`).
-        conditioning: the label, from `(sde, t)`. `LogSNR()` by default, which is for smooth embeddings.
+        conditioning: the label, from `(sde, t)`. By default what the network needs, where it needs something of its own (an
+            index for NCSN's, sigma for a Fourier embedding); else `LogSNR()`, which is for smooth embeddings.
         data_std: standard deviation of the data, for solvers that scale their state by it; the
             parametrisation's if it has one.
         data_range: smallest and largest value of the data that the model was trained on.
@@ -84,6 +84,8 @@ class ScoreModel(nn.Module):
         self.net = net
         self.sde = sde
         self.parametrization = parametrization
+        if conditioning is None:
+            conditioning = net.needed_conditioning(net.options) if isinstance(net, Network) else None
         self.conditioning = LogSNR() if conditioning is None else conditioning
         if isinstance(net, Network):
             net.check_labels(self.conditioning(sde, torch.tensor([sde.t_min, sde.T], dtype=torch.float64)))

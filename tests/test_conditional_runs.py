@@ -84,7 +84,11 @@ def test_it_is_remembered_in_the_card_in_checkpoints_and_by_what_begins_with_its
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "conditional"
-    changes = ("--config.model.class_conditional=True", "--config.training.label_dropout=0.0", "--config.training.learning_rate=0.05")
+    changes = (
+        "--config.model.class_conditional=True",
+        "--config.training.label_dropout=0.0",
+        "--config.training.learning_rate=0.05",
+    )
     done = called(vp.main, f"--workdir={folder}", *QUICK, *changes)
     assert NEVER in done.stderr
     return folder

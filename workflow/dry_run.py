@@ -102,7 +102,10 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
 
 def shorten(setup: Setup) -> Setup:
     """The same run with few steps, samples and images; the network and the batches are as they were."""
-    options = replace(setup.options, steps=_STEPS, log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS)
+    # the checkpoint is gone on from with more steps, at which a schedule that ends would jump
+    options = replace(
+        setup.options, steps=_STEPS, schedule="constant", log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS
+    )
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
     protocol = replace(

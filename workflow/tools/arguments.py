@@ -30,7 +30,9 @@ def parser(description: str) -> Parser:
 def add_quiet(made: Parser) -> None:
     """Adds --quiet."""
     made.add_argument(
-        "--quiet", action="store_true", help="no progress bars and no words on the way: results, warnings and errors only"
+        "--quiet",
+        action="store_true",
+        help="no progress bars and no words on the way: results, warnings and errors only",
     )
 
 
@@ -48,7 +50,9 @@ def parsed(made: Parser, arguments: list[str]) -> argparse.Namespace:
 def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     """Adds --sampler, --steps and --option."""
     made.add_argument("--sampler", default=default, help="the sampler: " + ", ".join(samplers.available()))
-    made.add_argument("--steps", default=None, type=whole_or_none, help="the sampler's number of steps; None: its own default")
+    made.add_argument(
+        "--steps", default=None, type=whole_or_none, help="the sampler's number of steps; None: its own default"
+    )
     made.add_argument(
         "--option",
         action="append",

@@ -55,8 +55,7 @@ def main(arguments: list[str]) -> int:
             for key, line in lines(folder):
                 tables.setdefault(key, []).append(line)
         except (OSError, UserError) as error:
-            if not args.quiet:
-                print(f"leaderboard.py: {' '.join(f'{folder} is left out: {error}'.split())}", file=sys.stderr)
+            print(f"leaderboard.py: {' '.join(f'{folder} is left out: {error}'.split())}", file=sys.stderr)
     if not tables:
         raise UserError(f"got {len(args.runs)} folders, none with results; expected run folders")
     for i, ((data, fingerprint, split), found) in enumerate(sorted(tables.items())):
