@@ -103,7 +103,7 @@ class AdaptiveSDE(Sampler):
             x_1 = x - step * field.drift(x, t) + expand_as(sde.g(t), x) * W
             x_2 = x - step * field.drift(x_1, s) + expand_as(sde.g(s), x) * W
             better = (x_1 + x_2) / 2
-            scale = self.atol + self.rtol * torch.maximum(x_1.abs(), before.abs())
+            scale = (self.rtol * torch.maximum(x_1.abs(), before.abs())).clamp(min=self.atol)
             error = ((x_1 - better) / scale).flatten(1).to(torch.float64).square().mean(dim=1).sqrt()
             attempts[ids] += 1
             accept = error <= 1

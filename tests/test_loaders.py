@@ -13,11 +13,12 @@ import numpy as np
 import pytest
 import torch
 
-from models import CheckpointError, DiscreteIndex, ScoreModel, from_diffusers, load_score_sde
+from models import CheckpointError, DiscreteIndex, RefineNet, ScoreModel, from_diffusers, load_score_sde
 from models.checkpoint_reader import read_checkpoint
-from models.ncsnv2_checkpoint import ncsnv2_model
+from models.ncsnv2_checkpoint import ncsnv2_model, translate_refinenet
 from models.score_sde_checkpoint import score_sde_model, translate_ncsnpp
-from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
+from numerics import UserError
+from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE, geometric_sigmas
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -45,6 +46,87 @@ def test_outputs_of_the_published_code_are_reproduced(folder, weights):
         assert relative(output, numbers["output_ema" if weights == "ema" else "output_model"]) < 1e-5
         if weights == "ema" and "t" in numbers:
             assert relative(model(x, torch.from_numpy(numbers["t"])), numbers["score_ema"]) < 1e-5
+
+
+# -- NCSN's own --------------------------------------------------------------------------------------------------
+
+
+def ncsn_files(tmp_path, parts, *, size="64", **changes):
+    """A conditional network of ours, written as ncsn's or ncsnv2's code would (list of so many parts); its path and config."""
+    levels, channels = 4, 8
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = RefineNet(
+            sigmas=geometric_sigmas(levels=levels), in_channels=1, channels=channels, size=size, conditional=True
+        )
+    state: dict[str, torch.Tensor] = {}
+    pieces: dict[str, dict[int, torch.Tensor]] = {}
+    for entry in translate_refinenet(net):
+        (theirs,), value = entry.theirs, net.state_dict()[entry.ours]
+        if entry.part is None:
+            state[f"module.{theirs}"] = value
+        else:
+            pieces.setdefault(f"module.{theirs}", {})[entry.part[0]] = value
+    state |= {name: torch.cat([found[i] for i in range(3)], dim=-1) for name, found in pieces.items()}
+    model = {"sigma_begin": 1, "sigma_end": 0.01, "num_classes": levels, "ngf": channels, **changes}
+    config = {"model": model, "data": {"dataset": "MNIST", "image_size": 28, "channels": 1, "logit_transform": False}}
+    ema = {name: value + 0.1 for name, value in state.items()}
+    torch.save([state, {"state": {}}, 3, 500, ema][:parts], tmp_path / "checkpoint.pth")
+    return net, tmp_path / "checkpoint.pth", config
+
+
+@needs_reference
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_ncsns_own_checkpoint_is_reproduced(weights):
+    """ermongroup/ncsn keeps no averages, so its weights come whichever are asked for, and the card says which."""
+    path = REFERENCE / "ncsn"
+    numbers, config = np.load(path / "io.npz"), json.loads((path / "config.json").read_text())
+    model = load_score_sde(path / "checkpoint.pth", path / "config.json", weights=weights)
+    x = torch.from_numpy(numbers["x"])
+    with torch.no_grad():
+        assert relative(model.net(x, torch.from_numpy(numbers["labels"])), numbers["output_model"]) < 1e-5
+        t = 1 - torch.from_numpy(numbers["labels"]).double() / (config["model"]["num_classes"] - 1)
+        assert relative(model(x, t), numbers["output_model"]) < 1e-5  # the output is the score
+    assert model.sde == VESDE(sigma_min=0.01, sigma_max=1.0) and model.data_range == (0, 1)
+    assert model.conditioning == DiscreteIndex(levels=6, reverse=True)
+    assert model.card == {"source": {"weights": "raw", "step": None}}
+
+
+@pytest.mark.parametrize("size", ["64", "128"])
+@pytest.mark.parametrize("parts", [2, 4, 5])
+def test_ncsn_in_the_lists_of_both_repositories(tmp_path, parts, size):
+    """`NCSN` and `NCSNdeeper` of ncsnv2 differ from ncsn's in the list around them."""
+    switches = {} if parts == 2 else {"ema": parts == 5, "normalization": "InstanceNorm++", "nonlinearity": "elu"}
+    net, checkpoint, config = ncsn_files(tmp_path, parts, size=size, **switches)
+    x, index = torch.rand(2, 1, 28, 28), torch.tensor([0, 3])
+    for weights in ("raw", "ema"):
+        model = load_score_sde(checkpoint, config, weights)
+        with torch.no_grad():
+            same = torch.equal(model.net(x, index), net.eval()(x, index))
+        assert same is (weights == "raw" or parts < 5)
+        assert model.card["source"] == {
+            "weights": "raw" if parts < 5 else weights,
+            "step": None if parts == 2 else 500,
+        }
+
+
+def test_a_list_that_should_hold_averages_and_does_not_is_refused(tmp_path):
+    _, checkpoint, config = ncsn_files(tmp_path, 4, ema=True)
+    with pytest.raises(CheckpointError, match="ask for weights='raw'"):
+        load_score_sde(checkpoint, config)
+    load_score_sde(checkpoint, config, "raw")
+
+
+def test_a_switch_of_ncsn_that_is_not_supported_is_refused(tmp_path):
+    _, checkpoint, config = ncsn_files(tmp_path, 2, batch_norm=True)
+    with pytest.raises(UserError, match="batch_norm=True"):
+        load_score_sde(checkpoint, config)
+    config["model"]["batch_norm"] = False
+    content = torch.load(checkpoint)
+    content[0] = {n: v[:, : v.shape[1] * 2 // 3] if n.endswith("embed.weight") else v for n, v in content[0].items()}
+    torch.save(content, checkpoint)  # plain instance normalisation, of CondRefineNetDeeperDilated
+    with pytest.raises(CheckpointError, match="misshapen"):
+        load_score_sde(checkpoint, config)
 
 
 @needs_reference
