@@ -1,10 +1,10 @@
 """The networks of ncsnv2 (`NCSN`, `NCSNv2` and the deeper ones) and of ncsn before it (`CondRefineNetDilated`, which is
 ncsnv2's `NCSN` without its switches): their configurations, and their tensors by name.
 
-A checkpoint of ncsnv2 is the list [model, optimizer, epoch, step, ema], without the last where config.model.ema is False; one of
-ncsn is [model, optimizer]. A normalisation that knows the noise level keeps an `embed.weight`, which is how a conditional network
-is told from NCSNv2: neither code writes down which of them it trained. Names are kept there, so the translation is a plain table; the
-three weights of a conditional normalisation are one matrix (levels, 3 C), cut into three here.
+A checkpoint of ncsnv2 is the list [model, optimizer, epoch, step, ema], without the last where config.model.ema is False; one
+of ncsn is [model, optimizer]. A normalisation that knows the noise level keeps an `embed.weight`, which is how a conditional
+network is told from NCSNv2: neither code writes down which of them it trained. Names are kept there, so the translation is a
+plain table; the three weights of a conditional normalisation are one matrix (levels, 3 C), cut into three here.
 """
 
 from __future__ import annotations
@@ -47,8 +47,8 @@ def ncsnv2_model(config: Config, tensors: Collection[str] = ()) -> ScoreModel:
 
     Args:
         config: under that code's names.
-        tensors: the names in the checkpoint. A conditional network is one by its tensors, and so is its depth; which NCSNv2 it is
-            follows from the data set, as in that code.
+        tensors: the names in the checkpoint. A conditional network is one by its tensors, and so is its depth; which NCSNv2
+            it is follows from the data set, as in that code.
     """
     model, data = Section("model", config["model"]), Section("data", config["data"])
     model.only(_SWITCHES)

@@ -271,7 +271,7 @@ def test_the_adaptive_solvers_tolerance_is_the_larger_of_the_two(name: str, rtol
                 (8, 2),
                 x_T=x,
                 generator=torch.Generator().manual_seed(5),
-                callback=lambda i: seen.append(i.t),
+                callback=lambda i, seen=seen: seen.append(i.t),  # type: ignore[misc]
             )
         clear = (expected - 1).abs() > 1e-3
         accepted = seen[0] < 1
