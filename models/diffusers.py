@@ -21,10 +21,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from models.checkpoint_reader import CheckpointError, read_checkpoint
 from models.conditioning import DiscreteIndex, Sigma
 from models.parametrization import DATA, NOISE, SCORE, VELOCITY, Parametrization
 from models.score_model import ScoreModel
-from models.checkpoint_reader import CheckpointError, read_checkpoint
 from numerics import UserError, require_choice
 from sde_lib import VESDE, TableVPSDE, cosine_betas
 
@@ -105,10 +105,10 @@ def from_diffusers(source: Any, scheduler: Any = None) -> ScoreModel:
     fields = _Fields(config)
     made = _variance_exploding(fields, unet) if name == "ScoreSdeVeScheduler" else _variance_preserving(fields, unet)
     fields.refuse_the_rest()
-    if getattr(unet.config, "class_embed_type", None) is not None:
+    classes_by = getattr(unet.config, "class_embed_type", None)
+    if classes_by is not None:
         raise UserError(
-            f"got a network with class_embed_type={unet.config.class_embed_type!r}; expected classes by number, "
-            "num_class_embeds alone"
+            f"got a network with class_embed_type={classes_by!r}; expected classes by number, num_class_embeds alone"
         )
     made.card["scheduler"] = {
         k: v for k, v in config.items() if isinstance(v, (bool, int, float, str, list, type(None)))
@@ -186,7 +186,7 @@ def _variance_preserving(fields: _Fields, unet: nn.Module) -> ScoreModel:
     if channels is not None and out is not None and out != channels * (2 if learned else 1):
         raise UserError(
             f"got scheduler.variance_type={variance!r} and a network from {channels} to {out} channels; expected "
-            f"{channels * (2 if learned else 1)} out, {'the second half for variances' if learned else 'and none for variances'}"
+            f"{channels * (2 if learned else 1)} out, {'half of them' if learned else 'none of them'} for variances"
         )
     # where sampling stands between and beyond the betas' own steps; the model is the same
     fields.choice("timestep_spacing", "leading", ("leading", "linspace", "trailing"))
