@@ -35,7 +35,7 @@ from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
 from numerics import Generator, UserError, expand_as, normal, require_count, require_positive, uniform
-from sde_lib import SDE, Score
+from sde_lib import SDE, Score, require_eval_mode
 
 
 class Decoder(ABC):
@@ -219,6 +219,7 @@ def elbo(
         UserError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
             a t_min outside (0, T), or grey values outside their range.
     """
+    require_eval_mode(score)
     require_count(draws, "draws")
     require_count(reconstructions, "reconstructions")
     if steps is not None:

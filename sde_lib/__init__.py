@@ -12,6 +12,7 @@ from sde_lib.score import CountedScore, Score, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
+from sde_lib.train_mode import require_eval_mode
 from sde_lib.ve import VESDE
 from sde_lib.vp import VPSDE
 
@@ -53,6 +54,7 @@ __all__ = [
     "linear_betas",
     "noise",
     "options",
+    "require_eval_mode",
     "time_grids",
     "transport",
 ]
