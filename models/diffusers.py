@@ -273,7 +273,7 @@ def _read_folder(folder: Path) -> tuple[nn.Module, Mapping[str, Any]]:
         from diffusers import UNet2DModel
     except ImportError as error:
         raise ImportError(f"reading {folder} needs diffusers: pip install diffusers") from error
-    config = json.loads(scheduler.read_text())
+    config = json.loads(scheduler.read_text(encoding="utf-8"))
     if weights.suffix == ".bin":
         return _from_pickle(UNet2DModel, network, weights), config
     return UNet2DModel.from_pretrained(network, local_files_only=True, use_safetensors=True), config

@@ -131,7 +131,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
 def _read_card(path: Path) -> dict[str, Any]:
     """The card, its own entries there and of their types."""
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or no JSON
         raise UserError(f"got {path}, which is no JSON ({error}); expected a model card") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:

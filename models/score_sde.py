@@ -81,7 +81,7 @@ def _read_config(config: Config | str | os.PathLike[str]) -> Config:
         if not path.is_file():
             raise UserError(f"got {path}, which does not exist; expected a JSON file with the checkpoint's config")
         try:
-            values = json.loads(path.read_text())
+            values = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(
                 f"got {path}, which is no JSON ({error}); expected the checkpoint's config as JSON"

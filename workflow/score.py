@@ -127,7 +127,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         return None
     return Scored(
         result=BitsPerDim.concatenate([from_arrays(part) for part in chunks.load()]),
-        protocol=json.loads((chunks.folder / "index.json").read_text()),
+        protocol=json.loads((chunks.folder / "index.json").read_text(encoding="utf-8")),
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
     )
