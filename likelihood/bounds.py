@@ -34,7 +34,7 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
-from numerics import Generator, UserError, expand_as, normal, require_count, require_positive, uniform
+from numerics import Generator, UserError, expand_as, normal, require_count, require_float64, require_positive, uniform
 from sde_lib import SDE, Score, require_eval_mode
 
 
@@ -220,6 +220,7 @@ def elbo(
             a t_min outside (0, T), or grey values outside their range.
     """
     require_eval_mode(score)
+    require_float64(x_0, "a bound's data")
     require_count(draws, "draws")
     require_count(reconstructions, "reconstructions")
     if steps is not None:

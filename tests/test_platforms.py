@@ -10,8 +10,15 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from test_imports import PACKAGES, ROOT, modules
 
+import sde_lib
+from likelihood import elbo, log_likelihood
+from models import Preconditioned, ScoreModel
+from numerics import UserError
+from samplers import AdaptiveSDE
+from sde_lib import VPSDE
 from training import LockedError, RunLock
 from training import checkpoint as checkpoints
 from workflow import run_folder
@@ -198,3 +205,76 @@ def test_a_path_is_never_cut_or_joined_at_a_slash():
                 cut = isinstance(node, ast.Constant) and node.value == "/"
                 assert not cut or file.name in allowed, f"{file.relative_to(ROOT)}:{node.lineno}"
     assert Path(checkpoints.CHECKPOINTS).name == checkpoints.CHECKPOINTS
+
+
+# -- devices without float64 (Apple's), as far as can be told without one ---------------------------------------------------
+
+
+@pytest.fixture
+def apples():
+    """Tensors that pretend to be on such a device: shape and dtype, no values; whatever became float64 there is noted."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+    from torch.utils._python_dispatch import TorchDispatchMode
+
+    class Doubles(TorchDispatchMode):
+        found: list[str] = []
+
+        def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+            out = func(*args, **(kwargs or {}))
+            for value in out if isinstance(out, (tuple, list)) else (out,):
+                if isinstance(value, torch.Tensor) and value.device.type == "mps" and value.dtype == torch.float64:
+                    self.found.append(str(func))
+            return out
+
+    with FakeTensorMode(allow_non_fake_inputs=True), Doubles() as doubles:
+        doubles.found.clear()
+        yield doubles
+
+
+class Weightless(torch.nn.Module):
+    def forward(self, x, label, class_label=None):
+        return x * label.unsqueeze(1)
+
+
+def there(sde):
+    """A model for that device: it has no weights that would have to be brought there."""
+    return ScoreModel(Weightless(), sde, Preconditioned(data_std=0.5))
+
+
+PROCESSES = {
+    "vp": VPSDE(),
+    "ve": sde_lib.VESDE(),
+    "sub_vp": sde_lib.SubVPSDE(),
+}
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_a_models_call_makes_no_float64_there(apples, name):
+    score = there(PROCESSES[name])
+    x, t = torch.zeros(3, 2, device="mps"), torch.full((3,), 0.5, device="mps")
+    assert score(x, t).device.type == "mps" and score.denoised(x, 0.5 * t).dtype == torch.float32
+    assert not apples.found
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda s, x: log_likelihood(s.sde, s, x),
+        lambda s, x: elbo(s.sde, s, x),
+    ],
+    ids=["likelihood", "bound"],
+)
+def test_what_needs_float64_says_so_there(apples, use):
+    score = there(VPSDE())
+    with pytest.raises(UserError, match="on the device mps, which has no float64"):
+        use(score, torch.zeros(3, 2, device="mps"))
+
+
+def test_the_adaptive_sde_keeps_its_times_in_float32_there(apples):
+    score = there(VPSDE())
+    x = torch.zeros(3, 2, device="mps")
+    with pytest.raises(
+        Exception, match=r"_local_scalar_dense|not linked"
+    ):  # its look at the errors, in the first attempt
+        AdaptiveSDE()(score.sde, score, x.shape, x_T=x)
+    assert not apples.found

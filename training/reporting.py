@@ -19,10 +19,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numerics import real_dtype
 from sde_lib import SDE
 from training.checkpoint import write_atomically
 from training.errors import DiskError
-from training.streams import real
 
 METRICS = "metrics.jsonl"
 LEVELS = 5
@@ -51,7 +51,7 @@ class LossMeter:
         self.sde = sde
         ends = torch.tensor([max(sde.t_min, 1e-12 * sde.T), sde.T], dtype=torch.float64)
         self.first, self.last = (float(l) for l in sde.log_snr(ends))
-        self.sums = torch.zeros(4 + 2 * LEVELS, dtype=real(device), device=device)
+        self.sums = torch.zeros(4 + 2 * LEVELS, dtype=real_dtype(device), device=device)
 
     @torch.no_grad()
     def add(self, loss: Tensor, norm: Tensor, refused: Tensor, t: Tensor, losses: Tensor) -> None:
