@@ -3,8 +3,8 @@
     python benchmarks/gpu.py [--json gpu.json] [--size 32] [--batch 64] [--device cuda]
 
 Each line is the median of several runs after one that is left out; the host waits for the device at both ends of a run only.
-Without a GPU it says so and ends; `--device cpu --size 8 --batch 4` runs the same code, to test it. No number of a GPU is in this
-repository: none was there when this was written.
+Without a GPU it says so and ends; `--device cpu --size 8 --batch 4` runs the same code, to test it. No number of a GPU is in
+this repository: none was there when this was written.
 """
 
 from __future__ import annotations

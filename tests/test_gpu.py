@@ -1,7 +1,7 @@
 """On a GPU: every sampler, likelihood, objective and network gives the CPU's numbers, and no loop waits for the device.
 
-`make gpu` runs it; without a GPU everything is skipped. SCORE_SDE_TEST_DEVICE=cpu runs the same code on the CPU, which tests the
-tests: what is compared is then the same by construction, and what asks CUDA is left out.
+`make gpu` runs it; without a GPU everything is skipped. SCORE_SDE_TEST_DEVICE=cpu runs the same code on the CPU, which tests
+the tests: what is compared is then the same by construction, and what asks CUDA is left out.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ from likelihood import Exact, Hutchinson, accurate, elbo, fast, log_likelihood
 from models import Preconditioned, ScoreModel, presets
 from numerics import SampleStreams
 from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
-from training import Callback, Interrupted, StepStreams, train
+from training import Callback, Interrupted, train
+from training.streams import StepStreams
 
 DEVICE = os.environ.get("SCORE_SDE_TEST_DEVICE", "cuda")
 ON_CUDA = DEVICE.startswith("cuda")
@@ -253,9 +254,8 @@ def test_compiled_training_gives_the_plain_network_back():
         losses.append([v for _, v in train(model, points(), None, options(compile=flag)).losses])
     assert losses[1] == pytest.approx(losses[0], rel=1e-3)
     x = torch.randn(4, 2, device=DEVICE)
-    found = log_likelihood(
-        model.sde, model.eval(), x, divergence=Hutchinson(probes=2), method=fast(model.sde, model, x, steps=4)
-    )
+    method = fast(model.sde, model.eval(), x, steps=4)
+    found = log_likelihood(model.sde, model, x, divergence=Hutchinson(probes=2), method=method)
     assert bool(found.log_prob.isfinite().all())
 
 
