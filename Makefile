@@ -7,7 +7,7 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint clean install
+.PHONY: demo test slow gpu lint clean install
 
 demo: $(INSTALLED)
 	$(BIN)/python experiments/vp.py --workdir=runs/demo --resume
@@ -20,6 +20,11 @@ STRICT := numerics sde_lib samplers likelihood workflow
 
 slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" --timeout 1800
+
+# what needs a GPU, and its table; skipped where there is none
+gpu: $(INSTALLED)
+	$(BIN)/python -m pytest tests/test_gpu.py -m gpu --timeout 1800
+	$(BIN)/python benchmarks/gpu.py
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

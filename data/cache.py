@@ -110,6 +110,8 @@ def _scratch(target: Path) -> Path:
 
 
 def _alive(pid: int) -> bool:
+    if os.name == "nt":  # where signal 0 is Ctrl-C
+        return True
     try:
         os.kill(pid, 0)  # asks, and does nothing
     except ProcessLookupError:
@@ -246,7 +248,7 @@ def mapped(
         parts: dict[str, torch.Tensor] = {}
         for part in ("x", "labels", "ids"):
             file = f"{name}.{part}.npy"
-            if file not in manifest["files"] or "/" in file or "\0" in file:
+            if file not in manifest["files"] or Path(file).name != file or "\0" in file:
                 continue
             path = folder / file
             with opening(path):

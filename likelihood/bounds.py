@@ -35,8 +35,8 @@ from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
 from likelihood.step_draws import StepDraws, importance
-from numerics import Generator, UserError, expand_as, normal, require_count, require_positive, uniform
-from sde_lib import SDE, Score
+from numerics import Generator, UserError, expand_as, normal, require_count, require_float64, require_positive, uniform
+from sde_lib import SDE, Score, require_eval_mode
 
 CELLS = 256
 """Of the log-SNR, within each of which the continuous bound's density of draws is constant."""
@@ -235,6 +235,8 @@ def elbo(
         UserError: for fewer than one draw or step, a data_std that is not positive, an x_0 that is not floating and finite,
             a t_min outside (0, T), or grey values outside their range.
     """
+    require_eval_mode(score)
+    require_float64(x_0, "a bound's data")
     require_count(draws, "draws")
     require_count(reconstructions, "reconstructions")
     if steps is not None:

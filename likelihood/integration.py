@@ -14,7 +14,7 @@ from torch import Tensor
 
 from likelihood.divergence import Divergence, Hutchinson
 from likelihood.method import Method
-from numerics import Generator, Status, UserError, batch_time, expand_as
+from numerics import Generator, Status, UserError, batch_time, expand_as, require_float64
 from sde_lib import SDE, CountedScore, FlowField, Score
 from sde_lib.flow_map import check_batch
 
@@ -140,6 +140,7 @@ def integrate(
     """
     divergence = Hutchinson() if divergence is None else divergence
     solver, flow = method.solver, method.flow
+    require_float64(x, "a likelihood's state")
     check_data(x)
     times, nodes = method.clock(sde, down=down)
     counted, counts = CountedScore(score), [0]

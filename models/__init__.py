@@ -20,7 +20,7 @@ from models.energy import EnergyModel
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.network import Network, parameter_count
-from models.networks import NETWORKS, available, create, for_data, options
+from models.networks import NETWORKS, available, create, for_data, needed_conditioning, options
 from models.parametrization import (
     DATA,
     NOISE,
@@ -47,6 +47,7 @@ __all__ = [
     "NETWORKS",
     "PARAMETRIZATIONS",
     "for_data",
+    "needed_conditioning",
     "options",
     "MLP",
     "NOISE",

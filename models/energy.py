@@ -27,6 +27,9 @@ from sde_lib import SDE
 class Conservative(nn.Module):
     """`net`, made a gradient: `forward(w, label)` is `grad_w phi(w, label)`, `phi = <w, net(w, label)>`."""
 
+    differentiates = True
+    """The call takes derivatives of `net`, so it cannot be compiled; see `training.compilation`."""
+
     def __init__(self, net: nn.Module) -> None:
         super().__init__()
         self.net = net

@@ -10,7 +10,7 @@ embedding of `log sigma`; DDPM has neither. See `models.presets` for the publish
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import torch
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.attention import AttentionBlock
+from models.conditioning import Conditioning, DiscreteIndex
 from models.embeddings import NoiseLevelEmbedding, noise_features
 from models.initialization import conv1x1, conv3x3
 from models.input_features import FourierFeatures
@@ -261,6 +262,14 @@ class NCSNpp(Network):
         if progressive_output != "output_skip":
             self.output_norm = GroupNorm(n, groups=groups, eps=eps)
             self.output_conv = conv3x3(n, n_out, scale=init_scale)
+
+    @classmethod
+    def needed_conditioning(cls, options: Mapping[str, Any]) -> Conditioning | None:
+        """The index of the noise level, 0 the largest, where `sigmas` are looked up; sigma for the Fourier embedding."""
+        sigmas = options.get("sigmas")
+        if isinstance(sigmas, Sequence) and sigmas and options.get("scale_by_sigma"):
+            return DiscreteIndex(levels=len(sigmas), reverse=True)
+        return super().needed_conditioning(options)
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels that are not positive for the Fourier embedding, or no index where `sigmas` are looked up."""

@@ -1,12 +1,15 @@
-"""ncsnv2's networks (`NCSN`, `NCSNv2` and the deeper ones): their configurations, and their tensors by name.
+"""The networks of ncsnv2 (`NCSN`, `NCSNv2` and the deeper ones) and of ncsn before it (`CondRefineNetDilated`, which is
+ncsnv2's `NCSN` without its switches): their configurations, and their tensors by name.
 
-A checkpoint is the list [model, optimizer, epoch, step, ema]. Names are kept there, so the translation is a plain table; the
-three weights of a conditional normalisation are one matrix (levels, 3 C), cut into three here.
+A checkpoint of ncsnv2 is the list [model, optimizer, epoch, step, ema], without the last where config.model.ema is False; one
+of ncsn is [model, optimizer]. A normalisation that knows the noise level keeps an `embed.weight`, which is how a conditional
+network is told from NCSNv2: neither code writes down which of them it trained. Names are kept there, so the translation is a
+plain table; the three weights of a conditional normalisation are one matrix (levels, 3 C), cut into three here.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from typing import Any
 
 import torch
@@ -34,29 +37,40 @@ _SWITCHES = frozenset(
         "ema_rate",
         "spec_norm",
         "name",
+        "batch_norm",
     ]
 )
 
 
-def ncsnv2_model(config: Config) -> ScoreModel:
-    """The untrained model of an ncsnv2 config. Which network it is follows from the data set there, as in
-    that code.
+def ncsnv2_model(config: Config, tensors: Collection[str] = ()) -> ScoreModel:
+    """The untrained model of a config of ncsnv2 or ncsn.
+
+    Args:
+        config: under that code's names.
+        tensors: the names in the checkpoint. A conditional network is one by its tensors, and so is its depth; which NCSNv2
+            it is follows from the data set, as in that code.
     """
     model, data = Section("model", config["model"]), Section("data", config["data"])
     model.only(_SWITCHES)
     model.require("normalization", "InstanceNorm++")
-    model.require("spec_norm", "False")
-    name = str(model.get("name", "ncsnv2")).lower()
+    for switch in ("spec_norm", "batch_norm"):
+        model.require(switch, "False")
+    own = "ncsn" if any(name.endswith(".embed.weight") for name in tensors) else "ncsnv2"
+    name = str(model.get("name", own)).lower()
     require_choice(name, "config.model.name", ("ncsn", "ncsnv2"))
-    dataset = str(data["dataset"]).upper()
-    sizes = {"CIFAR10": "64", "CELEBA": "64", "LSUN": "128", "FFHQ": "256"}
-    require_choice(dataset, "config.data.dataset", tuple(sizes))
+    if name == "ncsn" and tensors:
+        size = "128" if any(name.startswith("res5.") for name in tensors) else "64"
+    else:
+        dataset = str(data["dataset"]).upper()
+        sizes = {"CIFAR10": "64", "CELEBA": "64", "LSUN": "128", "FFHQ": "256"}
+        require_choice(dataset, "config.data.dataset", tuple(sizes))
+        size = sizes[dataset]
     largest, smallest, levels = (
         float(model["sigma_begin"]),
         float(model["sigma_end"]),
         int(model["num_classes"]),
     )
-    kind = str(model["sigma_dist"])
+    kind = str(model.get("sigma_dist", "geometric"))  # the only one of ncsn
     require_choice(kind, "config.model.sigma_dist", ("geometric", "uniform"))
     sde: SDE
     if kind == "geometric":
@@ -65,7 +79,7 @@ def ncsnv2_model(config: Config) -> ScoreModel:
     else:
         sigmas = tuple(torch.linspace(largest, smallest, levels, dtype=torch.float64).tolist())
         sde = TableVESDE(sigmas=sigmas)
-    centered = bool(data["rescaled"])
+    centered = bool(data.get("rescaled", False))  # ncsn has no such switch
     if data["logit_transform"]:
         raise UserError("got config.data.logit_transform=True; expected False: images in [0, 1] or [-1, 1]")
     make = NCSN if name == "ncsn" else NCSNv2
@@ -73,8 +87,8 @@ def ncsnv2_model(config: Config) -> ScoreModel:
         sigmas=sigmas,
         in_channels=int(data["channels"]),
         channels=int(model["ngf"]),
-        size=sizes[dataset],
-        activation=str(model["nonlinearity"]).lower(),
+        size=size,
+        activation=str(model.get("nonlinearity", "elu")).lower(),
         centered=centered,
     )
     return ScoreModel(
@@ -86,11 +100,18 @@ def ncsnv2_model(config: Config) -> ScoreModel:
     )
 
 
-def ncsnv2_state(content: list[Any], weights: str, checkpoint: object) -> dict[str, Tensor]:
-    """Name -> tensor, raw or averaged."""
+def keeps_averages(config: Config, content: list[Any]) -> bool:
+    """Whether the run of that config averaged its weights: ncsn never did, ncsnv2 where config.model.ema says so."""
+    return len(content) > 2 and bool(config["model"].get("ema", True))
+
+
+def ncsnv2_state(content: list[Any], weights: str, checkpoint: object, *, averaged: bool = True) -> dict[str, Tensor]:
+    """Name -> tensor, raw or averaged; the raw ones from a run that has not `averaged`, whichever are asked for."""
     state = {name.removeprefix("module."): tensor for name, tensor in content[0].items()}
     state.pop("sigmas", None)
     if weights == "raw":
+        return state
+    if len(content) < 5 and not averaged:  # the only weights that there are
         return state
     if len(content) < 5:
         raise CheckpointError(f"got {checkpoint} without averaged weights; expected some: ask for weights='raw'")

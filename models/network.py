@@ -16,6 +16,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.checkpoint import checkpoint
 
+from models.conditioning import Conditioning, Sigma
 from models.float_tables import FloatTables
 from numerics import UserError
 
@@ -65,6 +66,14 @@ class Network(FloatTables, ABC):
         Raises:
             UserError: what was got, and the conditioning that fits.
         """
+
+    @classmethod
+    def needed_conditioning(cls, options: Mapping[str, Any]) -> Conditioning | None:
+        """What a network made with these `options` has to be told; None where it makes do with any label.
+
+        Here: an embedding that takes the label's logarithm needs sigma itself.
+        """
+        return Sigma() if options.get("embedding") == "fourier" else None
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:

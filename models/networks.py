@@ -10,6 +10,7 @@ from typing import Any
 
 from models import presets
 from models.adm import ADM
+from models.conditioning import Conditioning
 from models.dit import DiT
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp, level_resolutions
@@ -90,6 +91,27 @@ def options(name: str) -> dict[str, Option]:
         UserError: an unknown name.
     """
     return NETWORKS.options(name)
+
+
+def needed_conditioning(name: str, **options: Any) -> Conditioning | None:
+    """What the network of that name has to be told of the time; None where it makes do with any label.
+
+    Args:
+        options: those of the network that are not at their defaults.
+
+    Raises:
+        UserError: an unknown name.
+
+    >>> needed_conditioning("ncsnv2_cifar10")
+    DiscreteIndex(levels=232, reverse=True)
+    """
+    own = {n: o.default for n, o in NETWORKS.options(name).items()}
+    entry = NETWORKS.entries[name]
+    kind = entry.func if isinstance(entry, partial) else entry
+    while isinstance(kind, partial):
+        kind = kind.func
+    maker = kind if isinstance(kind, type) and issubclass(kind, Network) else Network
+    return maker.needed_conditioning({**own, **options})
 
 
 def create(name: str, **options: Any) -> Network:

@@ -35,6 +35,7 @@ _RESERVED = (
     "data_range",
     "data_std",
     "sha256",
+    "learned_without_class",
 )
 _TYPES = {
     "network": dict,
@@ -74,6 +75,7 @@ def save_pretrained(
             "data_range": model.data_range,
             "data_std": model.data_std,
             "sha256": hashlib.sha256(weights).hexdigest(),
+            **({} if model.learned_without_class is None else {"learned_without_class": model.learned_without_class}),
             **extra,
         },
         indent=2,
@@ -121,6 +123,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
         raise UserError(
             f"{folder / WEIGHTS} does not fit the network of {CARD}: {' '.join(str(error).split())}"
         ) from error
+    model.learned_without_class = card.get("learned_without_class")
     model.card = {key: value for key, value in card.items() if key not in _RESERVED}
     return model.to(device).eval()
 
@@ -128,7 +131,7 @@ def from_pretrained(folder: str | os.PathLike[str], *, device: torch.device | st
 def _read_card(path: Path) -> dict[str, Any]:
     """The card, its own entries there and of their types."""
     try:
-        card = json.loads(path.read_text())
+        card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or no JSON
         raise UserError(f"got {path}, which is no JSON ({error}); expected a model card") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
@@ -144,6 +147,9 @@ def _read_card(path: Path) -> dict[str, Any]:
         raise UserError(f"got network={network!r} in {path}; expected its name and its options: copy the card again")
     if len(limits) != 2 or not all(isinstance(v, int | float) for v in limits):
         raise UserError(f"got data_range={limits!r} in {path}; expected two numbers: copy the card again")
+    if not isinstance(card.get("learned_without_class"), bool | None):
+        got = card["learned_without_class"]
+        raise UserError(f"got learned_without_class={got!r} in {path}; expected true or false: copy the card again")
     if "data_std" not in card or not isinstance(std, int | float | None):
         raise UserError(f"got data_std={std!r} in {path}; expected a number or null: copy the card again")
     return card

@@ -14,7 +14,7 @@ noise level at all and its output is divided by sigma.
 from __future__ import annotations
 
 import functools
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from itertools import pairwise
 from typing import Any
 
@@ -22,6 +22,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from models.conditioning import Conditioning, DiscreteIndex
 from models.network import ListOf, Network, check_images, check_index, check_sizes, require_label
 from models.resampling import Halve
 from numerics import UserError, expand_as, require_choice
@@ -297,6 +298,12 @@ class RefineNet(Network):
         self.output_norm = InstanceNormPlus(channels, levels=levels)
         self.output_conv = nn.Conv2d(channels, in_channels, 3, padding=1)
         self.act = act
+
+    @classmethod
+    def needed_conditioning(cls, options: Mapping[str, Any]) -> Conditioning | None:
+        """The index of the noise level, 0 the largest."""
+        sigmas = options.get("sigmas")
+        return DiscreteIndex(levels=len(sigmas), reverse=True) if isinstance(sigmas, Sequence) and sigmas else None
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse what is no index of a noise level."""

@@ -9,6 +9,7 @@ in the dtype of `x` (an ODE's state is float64). There is one cast on the way in
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
@@ -21,6 +22,11 @@ from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
 from numerics import UserError, batch_time, expand_as
 from sde_lib import SDE
+
+_NO_CLASS = (
+    "got no class for a model that was trained with classes only (label_dropout=0), so what it says without one means nothing; "
+    "expected a class: use model.condition(labels) or --label, or train with label_dropout=0.1"
+)
 
 
 class Evaluation(NamedTuple):
@@ -43,12 +49,15 @@ class ScoreModel(nn.Module):
         sde: whose `alpha`, `sigma` the samples follow.
         parametrization: what the output means (`NOISE`, `DATA`, `VELOCITY`, `SCORE`,
             `Preconditioned(data_std=…)`).
-        conditioning: the label, from `(sde, t)`. `LogSNR()` by default, which is for smooth embeddings.
+        conditioning: the label, from `(sde, t)`. By default what the network needs, where it needs something of its own (an
+            index for NCSN's, sigma for a Fourier embedding); else `LogSNR()`, which is for smooth embeddings.
         data_std: standard deviation of the data, for solvers that scale their state by it; the
             parametrisation's if it has one.
         data_range: smallest and largest value of the data that the model was trained on.
 
-    Everything that it was made from stays readable under these names.
+    Everything that it was made from stays readable under these names. `learned_without_class` says whether a network with
+    classes was also trained to do without one (training writes it, cards keep it; None: not known); one that was not warns
+    wherever it is used without.
 
     Raises:
         UserError: an `sde` or a `parametrization` of another class, or a conditioning whose labels mean nothing to the network.
@@ -75,12 +84,15 @@ class ScoreModel(nn.Module):
         self.net = net
         self.sde = sde
         self.parametrization = parametrization
+        if conditioning is None:
+            conditioning = net.needed_conditioning(net.options) if isinstance(net, Network) else None
         self.conditioning = LogSNR() if conditioning is None else conditioning
         if isinstance(net, Network):
             net.check_labels(self.conditioning(sde, torch.tensor([sde.t_min, sde.T], dtype=torch.float64)))
         self.data_std = getattr(parametrization, "data_std", None) if data_std is None else data_std
         self.data_range = (float(data_range[0]), float(data_range[1]))
         self.card: dict[str, Any] = {}
+        self.learned_without_class: bool | None = None
 
     @property
     def network(self) -> nn.Module:
@@ -99,6 +111,8 @@ class ScoreModel(nn.Module):
 
     def evaluate(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Evaluation:
         """One call of the network and what is needed to interpret it."""
+        if class_label is None and self.learned_without_class is False and self.num_classes is not None:
+            warnings.warn(_NO_CLASS, stacklevel=2)
         t = batch_time(t, x)
         alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
         x = x.to(torch.promote_types(x.dtype, torch.float32))

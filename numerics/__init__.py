@@ -1,6 +1,6 @@
 """Numerical tools that know nothing of scores: broadcasting, random streams, initial value problems."""
 
-from numerics.broadcast import as_time, batch_time, expand_as
+from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
 from numerics.errors import UserError
@@ -20,6 +20,7 @@ __all__ = [
     "nearest",
     "require_choice",
     "require_count",
+    "require_float64",
     "require_positive",
     "require_range",
     "Dopri5",
@@ -38,6 +39,7 @@ __all__ = [
     "expand_as",
     "normal",
     "rademacher",
+    "real_dtype",
     "take",
     "uniform",
 ]

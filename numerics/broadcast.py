@@ -60,10 +60,28 @@ def batch_time(t: Tensor | float, x: Tensor) -> Tensor:
     return t
 
 
+def real_dtype(device: torch.device | str | None) -> torch.dtype:
+    """float64, or float32 on a device that has no such numbers (Apple's)."""
+    return torch.float32 if device is not None and torch.device(device).type == "mps" else torch.float64
+
+
+def require_float64(x: Tensor, what: str) -> None:
+    """Refuses `x` on a device that has no float64, for `what` is done in it.
+
+    Raises:
+        UserError: with the device.
+    """
+    if real_dtype(x.device) is not torch.float64:
+        raise UserError(
+            f"got {what} on the device {x.device.type}, which has no float64; expected a device that has: move the model and "
+            "the data to the CPU"
+        )
+
+
 def as_time(t: Tensor | float, *, device: torch.device | str | None = None) -> Tensor:
     """`t` as a float64 tensor of its own shape (float32 on a device that has no float64)."""
     if not isinstance(t, Tensor):
-        t = torch.as_tensor(t, dtype=torch.float64, device=device)
+        t = torch.as_tensor(t, dtype=real_dtype(device), device=device)
     elif device is not None and t.device != torch.device(device):
-        t = t.to(device)
-    return t.to(torch.float32 if t.device.type == "mps" else torch.float64)
+        t = t.to(real_dtype(device)).to(device)
+    return t.to(real_dtype(t.device))

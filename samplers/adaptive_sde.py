@@ -85,7 +85,7 @@ class AdaptiveSDE(Sampler):
         sde, generator, callback = run.sde, run.generator, run.callback
         t_start, t_end = float(times[0]), float(times[-1])
         batch, everyone = x.shape[0], x.clone()
-        reached = torch.full((batch,), t_start, dtype=torch.float64, device=x.device)
+        reached = run.times(t_start)
         ids = torch.arange(batch, device=x.device)
         attempts = torch.zeros(batch, dtype=torch.int64, device=x.device)
         field = _Field(sde, run.batched)
@@ -103,8 +103,8 @@ class AdaptiveSDE(Sampler):
             x_1 = x - step * field.drift(x, t) + expand_as(sde.g(t), x) * W
             x_2 = x - step * field.drift(x_1, s) + expand_as(sde.g(s), x) * W
             better = (x_1 + x_2) / 2
-            scale = self.atol + self.rtol * torch.maximum(x_1.abs(), before.abs())
-            error = ((x_1 - better) / scale).flatten(1).to(torch.float64).square().mean(dim=1).sqrt()
+            scale = (self.rtol * torch.maximum(x_1.abs(), before.abs())).clamp(min=self.atol)
+            error = ((x_1 - better) / scale).flatten(1).to(reached.dtype).square().mean(dim=1).sqrt()
             attempts[ids] += 1
             accept = error <= 1
             if not bool((error.isfinite() | (h > 1e-9 * sde.T)).all()):

@@ -12,6 +12,7 @@ from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, n
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
+from sde_lib.train_mode import require_eval_mode
 from sde_lib.ve import VESDE
 from sde_lib.vp import VPSDE
 
@@ -54,6 +55,7 @@ __all__ = [
     "linear_betas",
     "noise",
     "options",
+    "require_eval_mode",
     "time_grids",
     "transport",
 ]

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from numerics import Solver, Status, UserError, batch_time, expand_as
+from numerics import Solver, Status, UserError, batch_time, expand_as, require_float64
 from sde_lib.probability_flow import FlowField, FlowTimes
 from sde_lib.score import CountedScore, Score
 from sde_lib.time_grids import TimeGrid
@@ -76,6 +76,7 @@ def transport(
         UserError: for an `x` that is not a floating batch `(B, *)`, and as the solver does.
     """
     check_batch(x)
+    require_float64(x, "an ODE's state")
     flow, sde = times.flow, times.sde
     counted = CountedScore(score)
     w = x.detach().to(torch.float64)

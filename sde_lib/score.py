@@ -18,6 +18,7 @@ import torch
 from torch import Tensor
 
 from numerics import UserError, batch_time, expand_as, take
+from sde_lib.train_mode import require_eval_mode
 
 if TYPE_CHECKING:
     from sde_lib.base import SDE, Time
@@ -30,9 +31,13 @@ class CountedScore:
 
     Args:
         score: any, with or without a `take` of its own.
+
+    Raises:
+        UserError: a network in train mode that answers differently there; see `sde_lib.train_mode`.
     """
 
     def __init__(self, score: Score) -> None:
+        require_eval_mode(score)
         self.score = score
         self._calls = [0]  # shared with those that take() makes
 
@@ -48,8 +53,8 @@ class CountedScore:
 
     def take(self, index: Tensor) -> CountedScore:
         """The score for the samples at `index` `(b,)`, which counts into the same number."""
-        fewer = CountedScore(take(self.score, index))
-        fewer._calls = self._calls
+        fewer = CountedScore.__new__(CountedScore)  # its network was looked at
+        fewer.score, fewer._calls = take(self.score, index), self._calls
         return fewer
 
 

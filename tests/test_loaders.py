@@ -5,19 +5,22 @@ import json
 import os
 import pickle
 import struct
+import sys
 import zipfile
 from collections import OrderedDict
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import torch
 
-from models import CheckpointError, DiscreteIndex, ScoreModel, from_diffusers, load_score_sde
+from models import CheckpointError, DiscreteIndex, RefineNet, ScoreModel, from_diffusers, load_score_sde
 from models.checkpoint_reader import read_checkpoint
-from models.ncsnv2_checkpoint import ncsnv2_model
+from models.ncsnv2_checkpoint import ncsnv2_model, translate_refinenet
 from models.score_sde_checkpoint import score_sde_model, translate_ncsnpp
-from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE
+from numerics import UserError
+from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE, geometric_sigmas
 
 REFERENCE = Path(__file__).parents[2] / "shared" / "reference"
 needs_reference = pytest.mark.skipif(
@@ -45,6 +48,87 @@ def test_outputs_of_the_published_code_are_reproduced(folder, weights):
         assert relative(output, numbers["output_ema" if weights == "ema" else "output_model"]) < 1e-5
         if weights == "ema" and "t" in numbers:
             assert relative(model(x, torch.from_numpy(numbers["t"])), numbers["score_ema"]) < 1e-5
+
+
+# -- NCSN's own --------------------------------------------------------------------------------------------------
+
+
+def ncsn_files(tmp_path, parts, *, size="64", **changes):
+    """A conditional network of ours, written as ncsn's or ncsnv2's code would (list of so many parts); its path and config."""
+    levels, channels = 4, 8
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        net = RefineNet(
+            sigmas=geometric_sigmas(levels=levels), in_channels=1, channels=channels, size=size, conditional=True
+        )
+    state: dict[str, torch.Tensor] = {}
+    pieces: dict[str, dict[int, torch.Tensor]] = {}
+    for entry in translate_refinenet(net):
+        (theirs,), value = entry.theirs, net.state_dict()[entry.ours]
+        if entry.part is None:
+            state[f"module.{theirs}"] = value
+        else:
+            pieces.setdefault(f"module.{theirs}", {})[entry.part[0]] = value
+    state |= {name: torch.cat([found[i] for i in range(3)], dim=-1) for name, found in pieces.items()}
+    model = {"sigma_begin": 1, "sigma_end": 0.01, "num_classes": levels, "ngf": channels, **changes}
+    config = {"model": model, "data": {"dataset": "MNIST", "image_size": 28, "channels": 1, "logit_transform": False}}
+    ema = {name: value + 0.1 for name, value in state.items()}
+    torch.save([state, {"state": {}}, 3, 500, ema][:parts], tmp_path / "checkpoint.pth")
+    return net, tmp_path / "checkpoint.pth", config
+
+
+@needs_reference
+@pytest.mark.parametrize("weights", ["ema", "raw"])
+def test_ncsns_own_checkpoint_is_reproduced(weights):
+    """ermongroup/ncsn keeps no averages, so its weights come whichever are asked for, and the card says which."""
+    path = REFERENCE / "ncsn"
+    numbers, config = np.load(path / "io.npz"), json.loads((path / "config.json").read_text())
+    model = load_score_sde(path / "checkpoint.pth", path / "config.json", weights=weights)
+    x = torch.from_numpy(numbers["x"])
+    with torch.no_grad():
+        assert relative(model.net(x, torch.from_numpy(numbers["labels"])), numbers["output_model"]) < 1e-5
+        t = 1 - torch.from_numpy(numbers["labels"]).double() / (config["model"]["num_classes"] - 1)
+        assert relative(model(x, t), numbers["output_model"]) < 1e-5  # the output is the score
+    assert model.sde == VESDE(sigma_min=0.01, sigma_max=1.0) and model.data_range == (0, 1)
+    assert model.conditioning == DiscreteIndex(levels=6, reverse=True)
+    assert model.card == {"source": {"weights": "raw", "step": None}}
+
+
+@pytest.mark.parametrize("size", ["64", "128"])
+@pytest.mark.parametrize("parts", [2, 4, 5])
+def test_ncsn_in_the_lists_of_both_repositories(tmp_path, parts, size):
+    """`NCSN` and `NCSNdeeper` of ncsnv2 differ from ncsn's in the list around them."""
+    switches = {} if parts == 2 else {"ema": parts == 5, "normalization": "InstanceNorm++", "nonlinearity": "elu"}
+    net, checkpoint, config = ncsn_files(tmp_path, parts, size=size, **switches)
+    x, index = torch.rand(2, 1, 28, 28), torch.tensor([0, 3])
+    for weights in ("raw", "ema"):
+        model = load_score_sde(checkpoint, config, weights)
+        with torch.no_grad():
+            same = torch.equal(model.net(x, index), net.eval()(x, index))
+        assert same is (weights == "raw" or parts < 5)
+        assert model.card["source"] == {
+            "weights": "raw" if parts < 5 else weights,
+            "step": None if parts == 2 else 500,
+        }
+
+
+def test_a_list_that_should_hold_averages_and_does_not_is_refused(tmp_path):
+    _, checkpoint, config = ncsn_files(tmp_path, 4, ema=True)
+    with pytest.raises(CheckpointError, match="ask for weights='raw'"):
+        load_score_sde(checkpoint, config)
+    load_score_sde(checkpoint, config, "raw")
+
+
+def test_a_switch_of_ncsn_that_is_not_supported_is_refused(tmp_path):
+    _, checkpoint, config = ncsn_files(tmp_path, 2, batch_norm=True)
+    with pytest.raises(UserError, match="batch_norm=True"):
+        load_score_sde(checkpoint, config)
+    config["model"]["batch_norm"] = False
+    content = torch.load(checkpoint)
+    content[0] = {n: v[:, : v.shape[1] * 2 // 3] if n.endswith("embed.weight") else v for n, v in content[0].items()}
+    torch.save(content, checkpoint)  # plain instance normalisation, of CondRefineNetDeeperDilated
+    with pytest.raises(CheckpointError, match="misshapen"):
+        load_score_sde(checkpoint, config)
 
 
 @needs_reference
@@ -382,6 +466,175 @@ def test_the_other_diffusers_switches():
         from_diffusers(FakeUNet())
 
 
+# What DDPMScheduler and DDIMScheduler write down (diffusers 0.35), with other values than the neutral ones.
+FIELDS = {
+    "trained_betas": None, "variance_type": "fixed_small", "clip_sample": True, "prediction_type": "epsilon",
+    "thresholding": False, "dynamic_thresholding_ratio": 0.995, "clip_sample_range": 1.0, "sample_max_value": 1.0,
+    "timestep_spacing": "leading", "steps_offset": 0, "rescale_betas_zero_snr": False, "set_alpha_to_one": True,
+    "_diffusers_version": "0.35.1",
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", ["DDPMScheduler", "DDIMScheduler"])
+def test_the_whole_of_a_schedulers_fields_is_read(name):
+    model = from_diffusers(FakeUNet(), scheduler(name, **FIELDS))
+    assert model.sde.betas == from_diffusers(FakeUNet(), scheduler(name)).sde.betas
+    clip = {"name": "clip_denoised", "low": -1.0, "high": 1.0}
+    assert model.card["sampling"] == {"variance": "posterior", "corrections": [clip]}
+    assert model.card["scheduler"]["timestep_spacing"] == "leading"
+    for changes, expected in (
+        ({"clip_sample": False}, {"variance": "posterior", "corrections": []}),
+        ({"clip_sample_range": 2.0}, {"variance": "posterior", "corrections": [{**clip, "low": -2.0, "high": 2.0}]}),
+        ({"variance_type": "fixed_large"}, {"variance": "transition", "corrections": [clip]}),
+        ({"thresholding": True, "clip_sample": False}, {"variance": "posterior", "corrections": [clip]}),
+        ({"thresholding": True, "clip_sample_range": 3.0}, {"variance": "posterior", "corrections": [clip]}),
+    ):
+        model = from_diffusers(FakeUNet(), scheduler(name, **{**FIELDS, **changes}))
+        assert model.card["sampling"] == expected
+        import samplers
+
+        made = samplers.create("ddim", corrections=model.card["sampling"]["corrections"])
+        assert len(made.corrections) == len(expected["corrections"])
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [
+        ("use_karras_sigmas", True), ("use_exponential_sigmas", True), ("use_beta_sigmas", True), ("use_flow_sigmas", True),
+        ("final_sigmas_type", "zero"), ("sigma_min", 0.02), ("lower_order_final", True), ("solver_order", 2),
+        ("variance_type", "learned"), ("variance_type", "fixed_large_log"), ("prediction_type", "flow_prediction"),
+        ("beta_schedule", "laplace"), ("timestep_spacing", "log"), ("sample_max_value", "1"), ("beta_start", "a"),
+        ("clip_sample_range", float("nan")), ("rescale_betas_zero_snr", "yes"), ("rescale_timesteps", 2),
+        ("num_train_timesteps", True),
+    ],
+)  # fmt: skip
+def test_a_field_that_is_not_understood_is_refused_by_name(field, value):
+    for name in ("DDPMScheduler", "DDIMScheduler"):
+        with pytest.raises(UserError, match=f"scheduler.{field}=") as refused:
+            from_diffusers(FakeUNet(), scheduler(name, **{**FIELDS, field: value}))
+        assert "\n" not in str(refused.value)
+    from_diffusers(FakeUNet(), scheduler("DDPMScheduler", **FIELDS, use_karras_sigmas=False, final_sigmas_type=None))
+
+
+def test_a_threshold_that_we_do_not_have_is_refused():
+    with pytest.raises(UserError, match="sample_max_value=1.5"):
+        from_diffusers(FakeUNet(), scheduler("DDPMScheduler", thresholding=True, sample_max_value=1.5))
+
+
+@pytest.mark.parametrize("schedule", ["linear", "scaled_linear", "squaredcos_cap_v2"])
+def test_a_schedule_without_signal_at_its_end(schedule):
+    """Lin et al. 2024, algorithm 1, by hand; 0.00006 at index 998 of the linear one, where the schedule itself has 0.00642."""
+    given = scheduler("DDIMScheduler", beta_schedule=schedule, prediction_type="v_prediction")
+    plain = from_diffusers(FakeUNet(), given).sde
+    model = from_diffusers(FakeUNet(), {**given, "rescale_betas_zero_snr": True})
+    root = np.sqrt(np.cumprod(1 - np.asarray(plain.betas)))
+    expected = (root - root[-1]) * root[0] / (root[0] - root[-1])
+    t = torch.arange(1, 1001).double() / 1000
+    alpha = model.sde.alpha(t).numpy()
+    np.testing.assert_allclose(alpha[:-1], expected[:-1], rtol=1e-6)
+    assert 0 < alpha[-1] <= 1e-3 * alpha[-2]
+    if schedule == "linear":
+        assert (f"{alpha[998]:.5f}", f"{plain.alpha(t)[998]:.5f}") == ("0.00006", "0.00642")
+    assert bool(model.sde.log_snr(t).isfinite().all())
+    assert bool(model.denoised(torch.ones(2, 1, 2, 2), torch.tensor(1.0)).isfinite().all())
+
+
+def test_betas_that_were_given_are_the_schedule():
+    betas = np.linspace(1e-3, 0.1, 20).tolist()
+    model = from_diffusers(FakeUNet(), scheduler("DDPMScheduler", trained_betas=betas, num_train_timesteps=20))
+    np.testing.assert_allclose(model.sde.betas, betas)
+    assert model.conditioning == DiscreteIndex(levels=20)
+    with pytest.raises(UserError, match="20 scheduler.trained_betas for num_train_timesteps=1000"):
+        from_diffusers(FakeUNet(), scheduler("DDPMScheduler", trained_betas=betas))
+
+
+def test_learned_variances_need_a_network_that_has_them():
+    wide = FakeUNet()
+    wide.config = Namespace(in_channels=1, out_channels=2)
+    wide.forward = lambda x, t, class_labels=None, return_dict=True: (torch.cat([x * t.view(-1, 1, 1, 1), 0.5 * x], 1),)
+    model = from_diffusers(wide, scheduler("DDPMScheduler", variance_type="learned_range"))
+    x, t = torch.ones(2, 1, 2, 2), torch.tensor([0.5, 0.7])
+    score, place = model.score_and_variance(x, t)
+    torch.testing.assert_close(score, model(x, t))
+    torch.testing.assert_close(place, torch.full_like(x, 0.75))  # (v + 1) / 2 of v = 0.5
+    with pytest.raises(UserError, match="from 1 to 2 channels"):
+        from_diffusers(wide, scheduler("DDPMScheduler"))
+    wide.config = Namespace(in_channels=1, out_channels=1)
+    with pytest.raises(UserError, match="learned_range"):
+        from_diffusers(wide, scheduler("DDPMScheduler", variance_type="learned_range"))
+
+
+def test_the_fields_of_earlier_versions():
+    early = {"tensor_format": "pt", "predict_epsilon": False}
+    model = from_diffusers(FakeUNet(), scheduler("DDPMScheduler", **early))
+    torch.testing.assert_close(
+        model.denoised(torch.ones(1, 1, 2, 2), torch.tensor([0.5])), torch.full((1, 1, 2, 2), 499.0)
+    )
+    model = from_diffusers(
+        FakeUNet(),
+        {"_class_name": "ScoreSdeVeScheduler", "sigma_min": 0.01, "sigma_max": 50.0, "snr": 0.17, "correct_steps": 2,
+         "sampling_eps": 1e-4, "num_train_timesteps": 1500, "tensor_format": "pt"},
+    )  # fmt: skip
+    assert model.sde == VESDE(sigma_min=0.01, sigma_max=50.0, t_end=1e-4)
+    assert model.card["sampling"] == {"steps": 1500, "corrector": {"name": "langevin", "snr": 0.17, "steps": 2}}
+    with pytest.raises(UserError, match="scheduler.snr='a'"):
+        from_diffusers(FakeUNet(), scheduler("ScoreSdeVeScheduler", snr="a"))
+
+
+def test_a_network_of_classes_asks_for_one():
+    unet = FakeUNet()
+    unet.config = Namespace(num_class_embeds=10)
+    model = from_diffusers(unet, scheduler("DDPMScheduler"))
+    x, t = torch.ones(1, 1, 2, 2), torch.tensor([0.5])
+    model.condition(3)(x, t)
+    with pytest.raises(UserError, match="10 classes"):
+        model(x, t)
+    unet.config = Namespace(class_embed_type="timestep")
+    with pytest.raises(UserError, match="class_embed_type='timestep'"):
+        from_diffusers(unet, scheduler("DDPMScheduler"))
+
+
+class StandIn(torch.nn.Module):
+    """In the place of UNet2DModel where diffusers is not installed: reads a folder as that does."""
+
+    def __init__(self):
+        super().__init__()
+        self.config, self.weight = Namespace(), torch.nn.Parameter(torch.zeros(3))
+
+    @classmethod
+    def from_pretrained(cls, folder, *, local_files_only, use_safetensors):
+        from safetensors.torch import load_file
+
+        assert local_files_only and use_safetensors and (Path(folder) / "config.json").is_file()
+        made = cls()
+        made.load_state_dict(load_file(Path(folder) / "diffusion_pytorch_model.safetensors"))
+        return made
+
+
+@pytest.mark.parametrize("layout", ["nested", "flat"])
+@pytest.mark.parametrize("suffix", ["safetensors", "bin"])
+def test_both_layouts_of_a_pipeline_and_both_kinds_of_weights(tmp_path, monkeypatch, layout, suffix):
+    from safetensors.torch import save_file
+
+    monkeypatch.setitem(sys.modules, "diffusers", SimpleNamespace(UNet2DModel=StandIn))
+    network, place = (tmp_path, tmp_path) if layout == "flat" else (tmp_path / "unet", tmp_path / "scheduler")
+    for folder in (network, place):
+        folder.mkdir(exist_ok=True)
+    (network / "config.json").write_text("{}")
+    (place / "scheduler_config.json").write_text(json.dumps(scheduler("DDPMScheduler")))
+    with pytest.raises(UserError, match="without weights"):
+        from_diffusers(tmp_path)
+    weights = network / f"diffusion_pytorch_model.{suffix}"
+    state = {"weight": torch.tensor([1.0, 2.0, 3.0])}
+    save_file(state, weights) if suffix == "safetensors" else torch.save(state, weights)
+    assert from_diffusers(tmp_path).net.unet.weight.tolist() == [1, 2, 3]
+    if suffix == "bin":
+        torch.save({**state, "canary": Canary(tmp_path / "touched")}, weights)
+        with pytest.raises(CheckpointError, match="refused"):
+            from_diffusers(tmp_path)
+        assert not (tmp_path / "touched").exists()
+
+
 def test_a_folder_that_is_no_pipeline_is_refused(tmp_path):
     with pytest.raises(ValueError, match="expected a diffusers pipeline"):
         from_diffusers(tmp_path)
@@ -398,3 +651,10 @@ def test_a_real_diffusers_pipeline(tmp_path):
     x, n = torch.randn(3, 3, 8, 8), torch.tensor([0, 10, 999])
     with torch.no_grad():
         torch.testing.assert_close(model.noise(x, (n + 1).double() / 1000), unet(x, n).sample)
+    flat = tmp_path / "flat"
+    flat.mkdir()
+    (flat / "config.json").write_bytes((tmp_path / "unet" / "config.json").read_bytes())
+    (flat / "scheduler_config.json").write_bytes((tmp_path / "scheduler" / "scheduler_config.json").read_bytes())
+    torch.save(unet.state_dict(), flat / "diffusion_pytorch_model.bin")
+    with torch.no_grad():
+        torch.testing.assert_close(from_diffusers(flat).noise(x, (n + 1).double() / 1000), unet(x, n).sample)

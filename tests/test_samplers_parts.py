@@ -10,6 +10,7 @@ from dataclasses import dataclass
 import pytest
 import torch
 from oracles import SDES, mixture
+from torch import Tensor
 
 import numerics
 import samplers
@@ -48,6 +49,7 @@ from samplers import (
     UniPC,
 )
 from sde_lib import VESDE, VPSDE, PlainFlow, WhitenedFlow
+from sde_lib.analytic import Gaussian
 
 create = samplers.create
 
@@ -234,6 +236,48 @@ def published_langevin(score, x, sigmas, t_of, steps: int, step_lr: float, gener
             z = torch.randn(x.shape, dtype=x.dtype, generator=generator)
             x = x + size * score(x, t_of(sigma, x)) + (2 * size) ** 0.5 * z
     return x + sigmas[-1] ** 2 * score(x, t_of(sigmas[-1], x))
+
+
+@pytest.mark.parametrize(("rtol", "atol"), [(0.02, 0.0), (0.0, 0.02), (0.02, 0.02), (0.01, 0.04), (0.004, 0.004)])
+@pytest.mark.parametrize("name", SDES)
+def test_the_adaptive_solvers_tolerance_is_the_larger_of_the_two(name: str, rtol: float, atol: float) -> None:
+    """Jolicoeur-Martineau et al. 2021, algorithm 1, by hand: the error of the first attempt against max(atol, rtol max(|x'|,
+    |x'_before|)), over steps on both sides of where it is accepted."""
+    sde = SDES[name]
+    score = Gaussian(torch.tensor([0.3, -0.6]), 0.25 * torch.ones(2)).score(sde)
+    g = torch.Generator().manual_seed(2)
+    x = sde.sigma(torch.tensor(sde.T)).float() * torch.randn(8, 2, generator=g)
+    outcomes = set()
+    for h in (1e-5, 1e-4, 5e-4, 0.002, 0.005, 0.01, 0.02, 0.04, 0.08, 0.16):
+        z = torch.randn(8, 2, generator=torch.Generator().manual_seed(5))
+        T, s = torch.full((8,), 1.0).double(), torch.full((8,), 1.0 - h).double()
+
+        def half(y: Tensor, t: Tensor, h: float = h, z: Tensor = z) -> Tensor:
+            noise = float(sde.g(t[0])) * math.sqrt(h) * z
+            return x - h * sde.reverse_drift(score, y, t) + noise
+
+        first = half(x, T)
+        better = (first + half(first, s)) / 2
+        error = (
+            (first - better) / torch.maximum(torch.tensor(atol), rtol * torch.maximum(first.abs(), x.abs()))
+        ).double()
+        expected = error.square().mean(dim=1).sqrt()
+        seen: list[Tensor] = []
+        sampler = AdaptiveSDE(rtol=rtol, atol=atol, first_step=h, max_steps=1)
+        with pytest.raises(SamplingError, match="max_steps=1"):
+            sampler(
+                sde,
+                score,
+                (8, 2),
+                x_T=x,
+                generator=torch.Generator().manual_seed(5),
+                callback=lambda i, seen=seen: seen.append(i.t),  # type: ignore[misc]
+            )
+        clear = (expected - 1).abs() > 1e-3
+        accepted = seen[0] < 1
+        assert torch.equal(accepted[clear], (expected <= 1)[clear])
+        outcomes |= set(accepted.tolist())
+    assert outcomes == {True, False}
 
 
 def test_ncsn_v2_steps_as_far_as_published() -> None:

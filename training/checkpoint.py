@@ -165,7 +165,7 @@ class CheckpointFolder:
     def _manifest(self, step: int) -> Manifest:
         path = self.path(step).with_suffix(".json")
         try:
-            text = path.read_text()
+            text = path.read_text(encoding="utf-8")
             if len(text) > 65536:
                 raise CheckpointError(f"{path}: {len(text)} characters long, no manifest is")
             values = json.loads(text)
@@ -331,7 +331,10 @@ class _HashingWriter:
 
 
 def _fsync_folder(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        descriptor = os.open(folder, os.O_RDONLY)
+    except PermissionError:  # Windows opens no folders
+        return
     try:
         os.fsync(descriptor)
     finally:

@@ -35,7 +35,7 @@ from training.resume import begin
 from training.run_lock import RunLock
 from training.signals import Interruption
 from training.streams import preserved_global_rng
-from training.trainable import as_trainable
+from training.trainable import as_trainable, learn_classes
 from training.training_options import TrainingOptions
 from training.triggers import Triggers
 from training.updater import Updater
@@ -109,6 +109,7 @@ def train(
         if place is not None:
             group.on_main(lambda: stack.enter_context(RunLock(place)))
         saved_step = begin(state, checkpoints, group, resume=resume, allow_change=tuple(allow_change))
+        learn_classes(model, options.label_dropout)
         reporter = group.everywhere(
             lambda: Reporter(
                 folder if group.is_main else None,
@@ -133,6 +134,7 @@ def train(
         )
         group.on_main(run.announce)
         state.interruption = stack.enter_context(Interruption())
+        stack.enter_context(updater.compiled.used())
         stack.callback(model.train, model.training)
         return run.go(batches)
 
@@ -198,8 +200,9 @@ class _Run:
             checkpoint=None if self.checkpoints is None else self.checkpoints.path(state.step),
             averages={decay: state.ema.weights(decay) for decay in state.ema.decays},
         )
-        for callback in self.told:
-            callback.on_end(state, result)
+        with self.updater.compiled.paused():
+            for callback in self.told:
+                callback.on_end(state, result)
         return result
 
     def announce(self) -> None:
@@ -221,8 +224,10 @@ class _Run:
     def advance(self) -> None:
         """Shows and tells that an update was queued."""
         self.reporter.advance()
-        for callback in self.told:
-            callback.on_step(self.state)
+        if self.told:
+            with self.updater.compiled.paused():
+                for callback in self.told:
+                    callback.on_step(self.state)
 
     def log(self) -> None:
         """Reports the losses since the last report."""
@@ -235,7 +240,8 @@ class _Run:
         """Asks the callbacks, in all processes, and writes down what they found."""
         state = self.state
         for callback in self.callbacks:
-            values = callback.on_eval(state)
+            with self.updater.compiled.paused():
+                values = callback.on_eval(state)
             if values:
                 if "metric" in values:
                     state.metric = float(values["metric"])
@@ -252,8 +258,9 @@ class _Run:
         content = state.content()  # by all processes: each has a part of sharded weights
         self.group.on_main(lambda: checkpoints.save(content, state.step, metric=state.metric))
         self.saved_step = state.step
-        for callback in self.told:
-            callback.on_checkpoint(state, checkpoints.path(state.step))
+        with self.updater.compiled.paused():
+            for callback in self.told:
+                callback.on_checkpoint(state, checkpoints.path(state.step))
 
     def interrupted(self, number: int) -> Interrupted:
         """What is raised after a signal."""

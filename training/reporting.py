@@ -19,21 +19,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from numerics import real_dtype
 from sde_lib import SDE
 from training.checkpoint import write_atomically
 from training.errors import DiskError
-from training.streams import real
 
 METRICS = "metrics.jsonl"
 LEVELS = 5
 
 
 def peak_memory(device: torch.device) -> int:
-    """Bytes at the peak so far: of the GPU's memory, or of this process."""
+    """Bytes at the peak so far: of the GPU's memory, or of this process; 0 where the system does not say."""
     if device.type == "cuda":
         return torch.cuda.max_memory_allocated(device)
-    import resource  # here, since there is none on Windows
-
+    try:
+        import resource
+    except ImportError:  # Windows
+        return 0
     return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
@@ -49,7 +51,7 @@ class LossMeter:
         self.sde = sde
         ends = torch.tensor([max(sde.t_min, 1e-12 * sde.T), sde.T], dtype=torch.float64)
         self.first, self.last = (float(l) for l in sde.log_snr(ends))
-        self.sums = torch.zeros(4 + 2 * LEVELS, dtype=real(device), device=device)
+        self.sums = torch.zeros(4 + 2 * LEVELS, dtype=real_dtype(device), device=device)
 
     @torch.no_grad()
     def add(self, loss: Tensor, norm: Tensor, refused: Tensor, t: Tensor, losses: Tensor) -> None:
@@ -154,7 +156,7 @@ class Reporter:
             return
         plain = {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
         try:
-            with self.metrics.open("a") as file:
+            with self.metrics.open("a", encoding="utf-8") as file:
                 file.write(json.dumps({"step": step, **plain}) + "\n")
         except OSError as error:
             raise DiskError(
@@ -174,7 +176,7 @@ def keep_lines_up_to(path: Path, step: int) -> None:
     if not path.is_file():
         return
     kept, dropped = [], False
-    for line in path.read_text(errors="replace").splitlines(keepends=True):
+    for line in path.read_text(encoding="utf-8", errors="replace").splitlines(keepends=True):
         try:
             fine = line.endswith("\n") and int(json.loads(line)["step"]) <= step
         except (ValueError, KeyError, TypeError):

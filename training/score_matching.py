@@ -19,6 +19,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -48,6 +49,9 @@ class ExactScoreMatching(TimedObjective):
     """
 
     weighting: Weighting = Simple()
+
+    differentiates: ClassVar[bool] = True
+    """The loss takes derivatives of the network, which then cannot be compiled; see `training.compilation`."""
 
     def __post_init__(self) -> None:
         super().__post_init__()

@@ -30,6 +30,7 @@ from training.posthoc_ema import PowerEMA
 from training.precision import Precision
 from training.sharding import shard_like, unshard
 from training.signals import Interruption
+from training.trainable import recall_classes
 from training.training_options import TrainingOptions
 
 
@@ -114,6 +115,7 @@ class TrainState:
             "objective": self.objective.state_dict(),
             "config": self.config,
             "data": self.data_fingerprint,
+            "learned_without_class": getattr(self.model, "learned_without_class", None),
         }
 
     def _trained(self) -> list[tuple[str, nn.Parameter]]:
@@ -139,6 +141,7 @@ class TrainState:
             )
         try:
             load_named(self.model, content["model"], "this model")
+            recall_classes(self.model, content.get("learned_without_class"))
             self.ema.load_state_dict(content["ema"])
             self.power_ema.load_state_dict(content["power_ema"])
             for name, p in self._trained():

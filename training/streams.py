@@ -76,11 +76,6 @@ class BatchOrder:
         return head if not missing else torch.cat([head, self._permutation(epoch + 1)[:missing]])
 
 
-def real(device: torch.device | None) -> torch.dtype:
-    """float64, or float32 on a device that has no such numbers."""
-    return torch.float32 if device is not None and device.type == "mps" else torch.float64
-
-
 @contextmanager
 def preserved_global_rng() -> Iterator[None]:
     """Gives torch's global generators back as they were.

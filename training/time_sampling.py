@@ -35,10 +35,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from numerics import require_count, require_positive
+from numerics import real_dtype, require_count, require_positive
 from sde_lib import SDE
 from training.errors import UsageError
-from training.streams import real
 from training.weighting import LikelihoodWeighting, Weighting, require_weighting
 
 
@@ -78,7 +77,7 @@ class TimeSampler(ABC):
         t_min = sde.t_min if t_min is None else t_min
         device = None if generator is None else generator.device
         draws = 1 if self.stratified else n
-        u = torch.rand(draws, generator=generator, dtype=real(device), device=device)
+        u = torch.rand(draws, generator=generator, dtype=real_dtype(device), device=device)
         if self.stratified:
             u = (torch.arange(n, dtype=u.dtype, device=device) + u) / n
         t = self.quantile(sde, u, t_min).clamp(t_min, sde.T)
@@ -215,7 +214,7 @@ def _table(sde: SDE, weighting: Weighting, t_min: float, nodes: int, device: tor
     if not bool((mass > 0).all() & mass.isfinite().all()):
         raise UsageError(f"got the weighting {weighting}, which is not positive and finite on [{t_min}, {sde.T}]")
     cdf = torch.cat([torch.zeros(1, dtype=torch.float64), mass.cumsum(0)])
-    return times.to(device, real(device)), (cdf / cdf[-1]).to(device, real(device))
+    return times.to(device, real_dtype(device)), (cdf / cdf[-1]).to(device, real_dtype(device))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -302,7 +301,7 @@ class Adaptive(TimeSampler):
 
     def _probabilities(self, sde: SDE, t_min: float, like: Tensor) -> tuple[Tensor, Tensor]:
         """The bins' edges in u = (first - log_snr) / (first - last), and their probabilities."""
-        moments, counts = (v.to(like.device, real(like.device)) for v in (self.moments, self.counts))
+        moments, counts = (v.to(like.device, real_dtype(like.device)) for v in (self.moments, self.counts))
         edges = torch.linspace(0, 1, self.bins + 1, dtype=moments.dtype, device=like.device)
         # q in t is proportional to the root of E[loss^2]; a bin's mass is that times its width in time
         first, last = _ends(sde, t_min)
@@ -334,7 +333,7 @@ class Adaptive(TimeSampler):
 
     def observe(self, sde: SDE, t: Tensor, loss: Tensor, t_min: float) -> None:
         if self.moments.device != t.device:
-            self.moments, self.counts = (v.to(t.device, real(t.device)) for v in (self.moments, self.counts))
+            self.moments, self.counts = (v.to(t.device, real_dtype(t.device)) for v in (self.moments, self.counts))
         index = self._bin(sde, t, t_min)
         finite = loss.isfinite()
         square = torch.where(finite, loss.detach().to(self.moments.dtype).square(), 0.0)

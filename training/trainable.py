@@ -106,6 +106,19 @@ def recompute_activations(model: Trainable) -> None:
     model.network.checkpoint_activations = True  # type: ignore[assignment]
 
 
+def learn_classes(model: nn.Module, label_dropout: float) -> None:
+    """Writes into `model`, where it has a place for that, whether it learns to do without a class; what it has learned before
+    (weights to begin with, an earlier session) stays."""
+    if hasattr(model, "learned_without_class") and as_trainable(model).num_classes is not None:
+        model.learned_without_class = label_dropout > 0 or bool(model.learned_without_class)  # type: ignore[assignment]
+
+
+def recall_classes(model: nn.Module, learned: bool | None) -> None:
+    """Writes into `model`, where it has a place for that, what a file says of it; None says nothing."""
+    if hasattr(model, "learned_without_class") and learned is not None:
+        model.learned_without_class = learned  # type: ignore[assignment]
+
+
 class _Completed:
     """A noise predictor with the answers of `as_trainable`."""
 

@@ -52,7 +52,7 @@ class TrainingOptions:
         max_seconds: seconds of training in all, after which the run stops with everything saved; None for no limit.
         nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates.
         max_skips: how many updates may be skipped.
-        compile: whether torch.compile compiles the network.
+        compile: whether torch.compile compiles the network for the time of the training.
         checkpoint_activations: whether activations are computed again in the backward pass, to save memory.
         parallel: how several processes share the work: "ddp" copies the weights, "fsdp" divides them.
         progress: whether to show a progress bar; None shows it on a terminal.

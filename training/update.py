@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor, nn
 
+from numerics import real_dtype
 from training.errors import UsageError
 from training.sharding import unshard
-from training.streams import real
 
 if TYPE_CHECKING:
     from training.training_options import TrainingOptions
@@ -33,7 +33,7 @@ class FiniteGuard:
     def __init__(self, device: torch.device, *, sticky: bool) -> None:
         self.sticky = sticky
         self.refused = torch.zeros((), device=device)
-        self.first = torch.zeros(3, dtype=real(device), device=device)  # step, t, loss
+        self.first = torch.zeros(3, dtype=real_dtype(device), device=device)  # step, t, loss
 
     @torch.no_grad()
     def check(self, step: int, loss: Tensor, norm: Tensor, t: Tensor, losses: Tensor) -> Tensor:

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from training.batches import Batch
+from training.compilation import CompiledCalls, refuse_what_cannot_be_compiled
 from training.distributed import Group
 from training.ema import EMA
 from training.errors import NonFiniteError
@@ -54,6 +55,7 @@ class Updater:
 
     Attributes:
         state: of the run, at step 0.
+        compiled: the network's compiled call, where that is asked for: to be used while the run goes on.
 
     Raises:
         UsageError: options that do not fit the model.
@@ -66,7 +68,8 @@ class Updater:
         if options.checkpoint_activations:
             recompute_activations(trainable)
         if options.compile:
-            trainable.network.compile()
+            refuse_what_cannot_be_compiled(trainable.network, objective)
+        self.compiled = CompiledCalls(trainable.network, wanted=options.compile)
         self.sde, self.objective, self.options, self.group, self.device = (
             trainable.sde,
             objective,

@@ -14,6 +14,7 @@ from torch import nn
 from training.checkpoint import CHECKPOINTS, FORMAT, Checkpoint, CheckpointFolder, load_plain
 from training.errors import CheckpointError, UsageError
 from training.state import load_named
+from training.trainable import recall_classes
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -121,6 +122,7 @@ def _from_pretrained(model: nn.Module, source: Path) -> Origin:
                 f"got {source}, whose {name} is {got.__name__}; expected this model's, {own.__name__}: choose the same"
             )
     load_named(model, pretrained.state_dict(), "this model")
+    recall_classes(model, pretrained.learned_without_class)
     card = pretrained.card
     step = card.get("step")
     return Origin(path=source, step=step if isinstance(step, int) else None, config=card.get("config") or {})
@@ -145,3 +147,4 @@ def _take(model: nn.Module, found: Checkpoint, weights: str, decay: float | None
             f"{found.path}: does not hold a model's weights ({type(error).__name__}: {error})"
         ) from error
     load_named(model, stored, "this model")
+    recall_classes(model, content.get("learned_without_class"))

@@ -43,7 +43,7 @@ _SHARED = {
     "on data of the same shape; not looked at where --resume finds a checkpoint",
     "dry_run": "go through every stage in seconds, in a folder that is then removed (in --workdir, where that is given), and "
     "print what the run would take: memory, disk, time",
-    "quiet": "no progress bars",
+    "quiet": "no progress bars and no words on the way: results, warnings and errors only",
     "traceback": "show where in the program a refused value was found",
 }
 

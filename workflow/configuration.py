@@ -8,6 +8,8 @@ named.
 
 from __future__ import annotations
 
+import ast
+import contextlib
 import re
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,6 +17,7 @@ from typing import Any
 
 from ml_collections import ConfigDict
 
+import models
 from models.pretrained import CARD
 from numerics import Catalogue, UserError, argument_help, nearest
 from training import TrainingOptions
@@ -55,6 +58,31 @@ def change(config: ConfigDict, system: System, values: Mapping[str, Any]) -> Non
             set_value(group, rest, value, catalogue)
         except UserError as error:
             raise UserError(f"config.{path}: {error}") from error
+    _condition(config, system, {resolved_path(config, path): value for path, value in values.items()})
+
+
+def _condition(config: ConfigDict, system: System, chosen: Mapping[str, Any]) -> None:
+    """Gives a network that needs one its own conditioning, where the values `chosen` name the network, or what its need follows
+    from, and no conditioning."""
+    told = {f"model.{name}" for name in ("name", *_NEEDS)} & chosen.keys()
+    if not told or "model.conditioning.name" in chosen or not _has(config, "model.conditioning"):
+        return
+    name, own = config.model.name, system.catalogues["model"].options(config.model.name)
+    given = {n: config.model[n] for n in _NEEDS if n in own and config.model.get(n) is not None}
+    given |= {n: chosen[f"model.{n}"] for n in _NEEDS if n in own and f"model.{n}" in chosen}
+    needed = models.needed_conditioning(name, **given)
+    if needed is not None:
+        catalogue = system.catalogues["model.conditioning"]
+        set_value(
+            config.model,
+            "conditioning",
+            catalogue.describe(needed),
+            Catalogue("", {}, parts={"conditioning": catalogue}),
+        )
+
+
+_NEEDS = ("embedding", "sigmas", "scale_by_sigma")
+"""The options of a network that say what it has to be told of the time."""
 
 
 def resolved_path(config: ConfigDict, path: str) -> str:
@@ -161,8 +189,21 @@ def of_flags(system: System, preset: str, arguments: list[str]) -> tuple[ConfigD
         else:
             rest.append(argument)
     change(config, system, names)
+    values = {**names, **{f"model.{n}": value for n in _NEEDS for value in _given(rest, f"model.{n}")}}
+    _condition(config, system, values)
     known = dict(leaves(config))
     return config, [_whole(config, known, argument) for argument in rest]
+
+
+def _given(arguments: list[str], path: str) -> list[Any]:
+    """The value that a flag gives to that path, if one does, last one last; a text where it is no Python literal."""
+    found: list[Any] = []
+    for match in filter(None, map(FLAG.match, arguments)):
+        if match[1] == path and match[2] is not None:
+            found.append(match[2])
+            with contextlib.suppress(ValueError, SyntaxError):
+                found[-1] = ast.literal_eval(match[2])
+    return found
 
 
 def _whole(config: ConfigDict, known: Mapping[str, Any], argument: str) -> str:

@@ -23,7 +23,7 @@ def read_metrics(folder: Path) -> list[dict[str, Any]]:
     """The lines of a run's metrics.jsonl, in order; torn ones are left out, and none are there without a file."""
     file = folder / METRICS
     rows = []
-    for line in file.read_text(errors="replace").splitlines() if file.is_file() else []:
+    for line in file.read_text(encoding="utf-8", errors="replace").splitlines() if file.is_file() else []:
         try:
             row = json.loads(line)
             rows += [row] if isinstance(row, dict) and isinstance(row.get("step"), int) else []

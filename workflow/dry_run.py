@@ -18,7 +18,7 @@ from pathlib import Path
 from samplers import Sampler
 from training import Plan, UsageError, process_group
 from training import plan as plan_training
-from workflow import report
+from workflow import progress, report
 from workflow.baselines import bits_per_dim_of_baselines
 from workflow.draw import Drawn, draw
 from workflow.fit import fit
@@ -43,7 +43,7 @@ class _Clock:
         begun = time.perf_counter()
         yield
         self.seconds[name] = time.perf_counter() - begun
-        print(f"{what}: {self.seconds[name]:.1f} s", flush=True)
+        progress.say(f"{what}: {self.seconds[name]:.1f} s")
 
 
 def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | None = None) -> None:
@@ -102,7 +102,10 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
 
 def shorten(setup: Setup) -> Setup:
     """The same run with few steps, samples and images; the network and the batches are as they were."""
-    options = replace(setup.options, steps=_STEPS, log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS)
+    # the checkpoint is gone on from with more steps, at which a schedule that ends would jump
+    options = replace(
+        setup.options, steps=_STEPS, schedule="constant", log_every=1, eval_every=_STEPS, checkpoint_every=_STEPS
+    )
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
     protocol = replace(

@@ -87,7 +87,7 @@ def fit(
         callbacks.insert(0, validation)
         started["validation"] = {"images": len(validation.split), "seen": setup.seen}
     callbacks.append(_Began(folder, setup, started))
-    if group.is_main and not quiet:
+    if group.is_main and not quiet and not progress.is_silent():
         cost = estimate(
             setup.model,
             setup.training_data,
@@ -97,12 +97,11 @@ def fit(
             processes=group.world,
         )
         processes = f", {group.world} processes" if group.world > 1 else ""
-        print(
+        progress.say(
             f"{setup.name}: {shorten(str(setup.sde), 150)}\n"
             f"{setup.dataset.name}, {len(setup.training_data):,} training samples of shape {setup.dataset.event_shape}; "
             f"{parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on {setup.device}{processes}\n"
-            f"{_cost(cost, folder)}" + "".join(f"\n{setup.dataset.name}: {note}" for note in notes),
-            flush=True,
+            f"{_cost(cost, folder)}" + "".join(f"\n{setup.dataset.name}: {note}" for note in notes)
         )
     trained = train(
         setup.model,
@@ -139,7 +138,7 @@ def _begin(setup: Setup, folder: RunFolder, source: Path | None, resume: bool, g
         return None
     if resume and folder.has_checkpoint:
         if group.is_main:
-            print(f"--init_from={source} is not looked at: {folder} has a checkpoint to go on from", flush=True)
+            progress.say(f"--init_from={source} is not looked at: {folder} has a checkpoint to go on from")
         return None
     origin = initialize_from(setup.model, source)
     if origin.config:

@@ -71,7 +71,8 @@ def draw_in_chunks(
                 device=run.device,
                 callback=all_of(_show_steps(bar, last - first), lambda _: chunks.poll()),  # a chunk may take hours
             )
-            chunks.save(k, x=made.x.cpu(), nfe=made.nfe)
+            low, high = run.model.data_range
+            chunks.save(k, x=made.x.cpu(), nfe=made.nfe, units=f"model units, data in [{low:g}, {high:g}]")
             bar.update(last - first)
     if not chunks.complete:
         return None, 0, chunks.folder

@@ -40,6 +40,8 @@ class Protocol:
         limit: score only the first so many samples; 0 for all.
         seed: seed of noise and probes.
         t_min: the time of the density; None for the SDE's, or what the dequantiser needs.
+        label: of a class-conditional model: own (each sample given its own class), the number of a class (all given that one)
+            or none (no class).
     """
 
     split: str = "test"
@@ -54,6 +56,7 @@ class Protocol:
     limit: int = 0
     seed: int = 0
     t_min: float | None = None
+    label: str = "none"
 
     def __post_init__(self) -> None:
         require_choice(self.solver, "solver", SOLVERS)
@@ -66,6 +69,10 @@ class Protocol:
         require_positive(self.tolerance, "tolerance")
         if self.t_min is not None:
             require_positive(self.t_min, "t_min")
+        text = str(self.label).lower()
+        if text not in ("own", "none") and not text.isdecimal():
+            raise UserError(f"got label={self.label!r}; expected own, none, or the number of a class")
+        object.__setattr__(self, "label", text)
 
     def for_samples(self, dim: int, levels: int | None) -> Protocol:
         """With what was left open decided, for samples of `dim` numbers; data without grey levels get no noise."""

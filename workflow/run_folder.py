@@ -14,6 +14,7 @@ results.json is changed entry by entry, and report.md section by section: a sect
 
 from __future__ import annotations
 
+import contextlib
 import json
 import math
 import os
@@ -109,7 +110,7 @@ class RunFolder:
 
     def _text(self) -> str:
         file = self.path / REPORT
-        return file.read_text().replace(_OLD_MARK, "\n") if file.is_file() else ""
+        return file.read_text(encoding="utf-8").replace(_OLD_MARK, "\n") if file.is_file() else ""
 
     def _title(self) -> list[str]:
         return re.split(r"(?m)^(?=## )", self._text())[0].rstrip("\n").split("\n")
@@ -136,6 +137,9 @@ def write_once(file: Path, text: str) -> None:
         os.link(temporary, file)  # fails where another process was first
     except FileExistsError:
         pass
+    except OSError:  # a file system without links
+        with contextlib.suppress(FileExistsError), file.open("x", encoding="utf-8") as written:
+            written.write(text)
     finally:
         temporary.unlink()
 
@@ -147,7 +151,7 @@ def read_json(file: Path) -> dict[str, Any]:
         UserError: it is not there, or holds something else.
     """
     try:
-        value = json.loads(file.read_text())
+        value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
         raise UserError(f"got {file}, which does not exist; expected what an experiment wrote") from error
     except (ValueError, RecursionError) as error:

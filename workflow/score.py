@@ -12,7 +12,9 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
+from data import Split
 from likelihood import BitsPerDim, Method, bits_per_dim, pilot_grid
 from numerics import SampleStreams, UserError
 from sde_lib.time_grids import StepDensity
@@ -82,6 +84,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
     sde, transform = run.sde, run.transform
     data = checked_split(run.dataset, protocol.split)
     protocol = protocol.for_samples(run.dataset.dim, transform.levels)
+    run, labels = _given(run, data, protocol.label)
     t_min, size = protocol.time(sde, transform), protocol.batch_size
     assert size is not None
     n = min(len(data), protocol.limit or len(data))
@@ -101,14 +104,13 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
     }
     chunks = Chunks(run.folder.path / "nll", protocol.split, stated, n, size)
     method = _method(run, protocol, t_min, chunks.folder / "grid.json") if not chunks.complete else None
-    watched = chunks.watched(run.score)
     name = f"scoring {protocol.split}"
     with progress.bar(total=n, initial=chunks.done, name=name, unit=run.setup.noun) as bar:
         for k, first, last in chunks.todo(alone):
             ids = data.ids[first:last]
             result = bits_per_dim(
                 sde,
-                watched,
+                chunks.watched(run.score if labels is None else run.model.condition(labels[first:last])),
                 data.x[first:last].to(run.device),
                 transform,
                 method=method,
@@ -125,10 +127,27 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         return None
     return Scored(
         result=BitsPerDim.concatenate([from_arrays(part) for part in chunks.load()]),
-        protocol=json.loads((chunks.folder / "index.json").read_text()),
+        protocol=json.loads((chunks.folder / "index.json").read_text(encoding="utf-8")),
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
     )
+
+
+def _given(run: TrainedRun, data: Split, label: str) -> tuple[TrainedRun, Tensor | None]:
+    """The run given the class `label`, and the samples' own classes `(N,)` where these are asked for.
+
+    Raises:
+        UserError: a class for a model without classes, or one that it does not have; own classes of data without labels.
+    """
+    if label == "none":
+        return run, None
+    if run.model.num_classes is None:
+        raise UserError(f"got label={label} for a model without classes; expected none")
+    if label != "own":
+        return run.given(int(label)), None
+    if data.labels is None:
+        raise UserError(f"got label=own for {run.dataset.name}, which has no labels; expected none or a class's number")
+    return run, data.labels
 
 
 def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Method:
@@ -139,7 +158,9 @@ def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Me
     if not file.exists():
         noise = protocol.noise(run.transform)
         x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
-        grid = pilot_grid(run.sde, run.score, x.to(torch.float32), flow=run.flow, t_min=t_min)
+        own = run.dataset.split("train").labels if protocol.label == "own" else None
+        score = run.score if own is None else run.model.condition(own[: len(x)])
+        grid = pilot_grid(run.sde, score, x.to(torch.float32), flow=run.flow, t_min=t_min)
         write_once(file, json.dumps({"knots": grid.knots, "density": grid.density}))
     return protocol.method(data_std=data_std, t_min=t_min, grid=_read_grid(file))
 

@@ -103,6 +103,8 @@ def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = 
         except CheckpointError as error:
             raise UserError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
     model = setup.model.eval().requires_grad_(False)
+    if model.learned_without_class is None and model.num_classes is not None:  # a run of an earlier version
+        model.learned_without_class = setup.options.label_dropout > 0
     return TrainedRun(folder=RunFolder(folder), setup=setup, step=step, fingerprint=fingerprint(model), score=model)
 
 

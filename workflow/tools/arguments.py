@@ -23,12 +23,21 @@ def parser(description: str) -> Parser:
     made = Parser(description=description)
     made.add_argument("--run", required=True, type=Path, help="the run folder, or a folder that export.py wrote")
     made.add_argument("--device", default="auto", help="auto, cpu, cuda, cuda:N or mps")
-    made.add_argument("--quiet", action="store_true", help="no progress bars")
+    add_quiet(made)
     return made
 
 
+def add_quiet(made: Parser) -> None:
+    """Adds --quiet."""
+    made.add_argument(
+        "--quiet",
+        action="store_true",
+        help="no progress bars and no words on the way: results, warnings and errors only",
+    )
+
+
 def parsed(made: Parser, arguments: list[str]) -> argparse.Namespace:
-    """The options, with the bars silenced where that is asked for.
+    """The options, with bars and words silenced where that is asked for.
 
     Raises:
         UserError: an option or a value that does not fit.
@@ -41,7 +50,9 @@ def parsed(made: Parser, arguments: list[str]) -> argparse.Namespace:
 def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     """Adds --sampler, --steps and --option."""
     made.add_argument("--sampler", default=default, help="the sampler: " + ", ".join(samplers.available()))
-    made.add_argument("--steps", default=None, type=int, help="the sampler's number of steps; None: its own default")
+    made.add_argument(
+        "--steps", default=None, type=whole_or_none, help="the sampler's number of steps; None: its own default"
+    )
     made.add_argument(
         "--option",
         action="append",
@@ -112,6 +123,19 @@ def add_fields(made: Parser, kind: type, *, leave: tuple[str, ...] = ()) -> None
     for p in inspect.signature(kind).parameters.values():
         if p.name not in leave:
             made.add_argument(f"--{p.name}", default=p.default, type=_reader(hints[p.name]), help=texts.get(p.name, ""))
+
+
+def whole_or_none(text: str) -> int | None:
+    """Reads an integer, or none in any case."""
+    return None if text.lower() == "none" else int(text)
+
+
+whole_or_none.__name__ = "int"  # what argparse calls it in a complaint
+
+
+def add_label(made: Parser, help_text: str = "class, of a class-conditional run; None: any") -> None:
+    """Adds --label."""
+    made.add_argument("--label", default=None, type=whole_or_none, help=help_text)
 
 
 def _reader(hint: Any) -> Callable[[str], Any]:

@@ -201,6 +201,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--truncation", default=0.25, type=float, help="noise on grid points at t_min, in bins")
     parser.add_argument("--batch_size", default=32, type=int, help="images at once")
     parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
+    shared.add_label(parser)
     options = shared.parsed(parser, arguments)
     for name in ("K", "steps", "draws", "truncation", "batch_size"):
         if getattr(options, name) <= 0:
@@ -208,6 +209,7 @@ def main(arguments: list[str]) -> int:
     if options.levels < 2:
         raise UserError(f"got --levels={options.levels}; expected an integer >= 2")
     run = load_run(options.run, options.device)
+    run = run if options.label is None else run.given(options.label)
     if run.transform.levels is None:
         raise DataError(f"got the run {options.run} on {run.dataset.name}, which has no grey levels; expected images")
     data = checked_split(run.dataset, options.split)

@@ -31,6 +31,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--measures", default="FD,SW", help="measures of `evaluation`, with commas")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise, which all share")
     parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
+    shared.add_label(parser)
     args = shared.parsed(parser, arguments)
     try:
         budgets = tuple(int(v) for v in args.nfe.split(","))
@@ -38,6 +39,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"got --nfe={args.nfe!r}; expected integers with commas") from error
     chosen = {name: samplers.create(name) for name in args.samplers.split(",")}
     run = load_run(args.run, args.device)
+    run = run if args.label is None else run.given(args.label)
     measures = tuple(args.measures.split(","))
     features = default_features(run.dataset)
     held_out = evaluate_samples(run.dataset.split("test").x, run.dataset, features=features, measures=measures)

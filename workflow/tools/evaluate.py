@@ -33,6 +33,7 @@ from evaluation import (
 from evaluation.pictures import save_grid
 from evaluation.report import LEAST
 from numerics import UserError
+from workflow import progress
 from workflow.pictures import draw_in_chunks, save_samples
 from workflow.splits import checked_split
 from workflow.tools import arguments as shared
@@ -50,9 +51,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--n", default=2000, type=int, help=f"samples, at least {LEAST}; for good numbers thousands")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
     parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
-    parser.add_argument(
-        "--label", default=None, type=int, help="class, of a class-conditional run; compared with its data"
-    )
+    shared.add_label(parser, "class, of a class-conditional run, compared with its data; None: any")
     parser.add_argument("--split", default="test", help="held-out data that the samples are shown beside")
     parser.add_argument(
         "--features",
@@ -79,7 +78,7 @@ def main(arguments: list[str]) -> int:
         run = dataclasses.replace(run.given(args.label), setup=one)
     x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:
-        print("other processes have still to write their samples; run this once they have")
+        progress.say("other processes have still to write their samples; run this once they have")
         return 0
     made = run.transform.to_data(x)
     report = evaluate_samples(made, run.dataset, features=features, split=args.split)

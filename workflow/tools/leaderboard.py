@@ -18,6 +18,7 @@ from typing import Any
 from numerics import UserError
 from workflow.command_line import Parser
 from workflow.run_folder import read_json
+from workflow.tools import arguments as shared
 
 _DISTANCES = ("FD[", "FID[")
 
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> int:
     """Prints the tables."""
     parser = Parser(description="Tables over finished runs.")
     parser.add_argument("runs", nargs="+", type=Path, help="run or pretrained folders; others are passed over")
-    args = parser.parse_args(arguments)
+    shared.add_quiet(parser)
+    args = shared.parsed(parser, arguments)
     tables: dict[tuple[str, str, str], list[Line]] = {}
     for folder in args.runs:
         try:

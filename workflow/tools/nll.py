@@ -1,6 +1,7 @@
 """The bits/dim of a split of any finished run, with its error budget.
 
     score-sde nll --run runs/vp --split test
+    score-sde nll --run runs/conditional --label own            each image given its own class
     torchrun --nproc-per-node 2 -- experiments/nll.py --run runs/vp     the same numbers, shared out
 
 Interrupted, the same command goes on where it stopped. Per-image values lie in RUN/nll/SPLIT-.../part_*.npz, the numbers and
@@ -9,6 +10,7 @@ the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` f
 
 from __future__ import annotations
 
+from workflow import progress
 from workflow.protocol import Protocol
 from workflow.score import score_split
 from workflow.tools import arguments as shared
@@ -25,7 +27,7 @@ def main(arguments: list[str]) -> int:
     run = load_run(folder, device)
     scored = score_split(run, protocol)
     if scored is None:
-        print(f"parts written to {run.folder.path / 'nll'}; other processes have still to write theirs")
+        progress.say(f"parts written to {run.folder.path / 'nll'}; other processes have still to write theirs")
         return 0
     run.folder.update_results({f"nll/{scored.parts.name}": scored.entry(folder)})
     print(scored.result)

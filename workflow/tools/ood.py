@@ -89,8 +89,10 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--steps", default=64, type=int, help="steps of the flow's solver")
     parser.add_argument("--batch_size", default=64, type=int, help="images at once")
     parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
+    shared.add_label(parser)
     options = shared.parsed(parser, arguments)
     run = load_run(options.run, options.device)
+    run = run if options.label is None else run.given(options.label)
     name = options.other
     scored = others(run, "noise" if name == "flipped" else name, options.limit, options.seed)
     x, _ = UniformDequantizer()(

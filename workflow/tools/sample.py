@@ -5,7 +5,8 @@
     torchrun --nproc-per-node 2 experiments/sample.py --run runs/vp --n 10000       the same samples, shared out
 
 Sample i is the same for any --n and any number of processes, and an interrupted command goes on where it stopped. The picture
-goes to RUN/samples/SAMPLER-....png, the values beside it in parts (.npz).
+goes to RUN/samples/SAMPLER-....png, the values beside it in parts (.npz). With `--save png` the folder
+RUN/samples/SAMPLER-...-png gets an 8-bit file for each sample, and SAMPLER-...-png.npz all of them: what tools for FID read.
 """
 
 from __future__ import annotations
@@ -19,6 +20,7 @@ from evaluation.pictures import save_gif
 from numerics import SampleStreams, UserError, require_count
 from samplers import Sampler
 from samplers.callbacks import Trajectory
+from workflow import eight_bit, progress
 from workflow.pictures import draw_in_chunks, save_samples
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
@@ -37,22 +39,33 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--gif", default=None, type=Path, help="file of an animation of the first 16 images on their way"
     )
-    parser.add_argument("--label", default=None, type=int, help="class, of a class-conditional run; None: any")
+    shared.add_label(parser)
+    parser.add_argument(
+        "--save",
+        default="none",
+        choices=("none", "png"),
+        help="png: also every sample as an 8-bit file of its own, in a folder beside the parts, and all of them as one npz",
+    )
     args = shared.parsed(parser, arguments)
     for name in ("n", "batch_size"):
         require_count(getattr(args, name), f"--{name}")
     sampler = shared.sampler_of(args)
     run = load_run(args.run, args.device)
+    if args.save == "png":
+        eight_bit.check(run.dataset)
     if args.label is not None:
         run = run.given(args.label)
     start = time.perf_counter()
     x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:
-        print(f"parts written to {parts}; other processes have still to write theirs")
+        progress.say(f"parts written to {parts}; other processes have still to write theirs")
         return 0
     seconds = time.perf_counter() - start
     picture = args.out or parts.with_suffix(".png")
     save_samples(picture, x[: _SHOWN_POINTS if run.dataset.levels is None else _SHOWN_IMAGES], run.setup)
+    if args.save == "png":
+        folder = eight_bit.save(x, run, parts)
+        print(f"{len(x)} files of 8 bits: {folder}; the same in one array: {folder.with_suffix('.npz')}")
     print(f"{args.n} samples by {sampler!r}: {nfe} evaluations, {seconds:.1f} s; {picture}, {parts}")
     if args.gif is not None:
         _animate(args.gif, run, sampler, args.seed, args.n)

@@ -1,0 +1,141 @@
+"""A class-conditional run, afterwards: scored and drawn with a class, and without one that it was never trained without."""
+
+from __future__ import annotations
+
+import json
+import warnings
+
+import numpy as np
+import pytest
+import torch
+from test_experiments import QUICK, called, refused
+from training_cases import options, points, tiny_model
+
+from experiments import bounds, compare, export, nll, sample, vp
+from likelihood import log_likelihood
+from models import ScoreModel
+from numerics import UserError
+from samplers import DDIM, PredictorCorrector
+from sde_lib import VPSDE
+from training import initialize_from, load_weights, train
+from workflow import Protocol, load_run
+
+NEVER = "trained with classes only"
+LABELS = torch.arange(64) % 3
+
+
+def trained(label_dropout, **more):
+    """A conditional model after two steps."""
+    model = tiny_model(num_classes=3)
+    result = train(model, points(labels=LABELS), None, options(steps=2, label_dropout=label_dropout), **more)
+    return model.eval(), result
+
+
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda m: DDIM(steps=2)(m.sde, m, (4, 2)),
+        lambda m: PredictorCorrector(steps=2)(m.sde, m, (4, 2)),
+        lambda m: DDIM(steps=2)(m.sde, m.condition(None), (4, 2)),
+        lambda m: log_likelihood(m.sde, m, torch.zeros(2, 2)),
+        lambda m: m.noise(torch.zeros(2, 2), torch.tensor(0.5)),
+        lambda m: m.denoised(torch.zeros(2, 2), torch.tensor(0.5)),
+        lambda m: m.under(VPSDE(beta_max=19.0))(torch.zeros(2, 2), torch.tensor(0.5)),
+    ],
+    ids=["ddim", "pc", "no class", "likelihood", "noise", "denoised", "another SDE"],
+)
+def test_a_model_that_never_did_without_a_class_says_so_wherever_it_is_used_without(use):
+    model, _ = trained(0.0)
+    with pytest.warns(UserWarning, match=NEVER) as said:
+        use(model)
+    assert "model.condition(labels)" in str(said[0].message) and "\n" not in str(said[0].message)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        DDIM(steps=2)(model.sde, model.condition(1), (4, 2))
+        learned, _ = trained(0.25)
+        use(learned)
+        use(tiny_model().eval())  # no classes
+        use(tiny_model(num_classes=3).eval())  # not trained: nothing is known
+
+
+def test_it_is_remembered_in_the_card_in_checkpoints_and_by_what_begins_with_its_weights(tmp_path):
+    for dropout in (0.0, 0.25):
+        place = tmp_path / str(dropout)
+        model, _ = trained(dropout, folder=place / "run")
+        assert model.learned_without_class is (dropout > 0)
+        model.save_pretrained(place / "pretrained")
+        assert json.loads((place / "pretrained" / "card.json").read_text())["learned_without_class"] is (dropout > 0)
+        assert ScoreModel.from_pretrained(place / "pretrained").learned_without_class is (dropout > 0)
+        loaded = tiny_model(num_classes=3)
+        load_weights(loaded, place / "run")
+        assert loaded.learned_without_class is (dropout > 0)
+        for source in ("run", "pretrained"):
+            begun = tiny_model(num_classes=3)
+            initialize_from(begun, place / source)
+            assert begun.learned_without_class is (dropout > 0)
+        again = tiny_model(num_classes=3)
+        train(again, points(labels=LABELS), None, options(steps=3), folder=place / "run", resume=True)
+        assert again.learned_without_class is (dropout > 0)  # what was learned stays
+    plain = tiny_model()
+    train(plain, points(), None, options(steps=1))
+    assert plain.learned_without_class is None
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "conditional"
+    changes = (
+        "--config.model.class_conditional=True",
+        "--config.training.label_dropout=0.0",
+        "--config.training.learning_rate=0.05",
+    )
+    done = called(vp.main, f"--workdir={folder}", *QUICK, *changes)
+    assert NEVER in done.stderr
+    return folder
+
+
+@pytest.mark.slow
+def test_nll_gives_each_image_its_own_class_or_all_of_them_one(run):
+    few = ("--run", run, "--limit", 20, "--solver", "accurate", "--tolerance", 0.02, "--draws", 1, "--probes", 1)
+
+    def per_image(label):
+        done = called(nll.main, *few, "--label", label)
+        assert (NEVER in done.stderr) is (label == "none")
+        (entry,) = (
+            e
+            for name, e in json.loads((run / "results.json").read_text()).items()
+            if name.startswith("nll/") and e["protocol"]["label"] == str(label)
+        )
+        parts = sorted((run / entry["parts"]).glob("part_*.npz"))
+        return np.concatenate([np.load(part)["estimates"].reshape(-1) for part in parts])
+
+    own, none, three = per_image("own"), per_image("none"), per_image(3)
+    labels = load_run(run).dataset.split("test").labels[:20].numpy()
+    assert 1 < (labels == 3).sum() < 19
+    assert np.allclose(own[labels == 3], three[labels == 3], atol=1e-4)
+    assert (np.abs(own - three)[labels != 3] > 1e-4).all()
+    assert (np.abs(own - none) > 1e-4).all()
+
+
+@pytest.mark.slow
+def test_a_class_that_is_not_there_is_refused(run, tmp_path):
+    refused(called(nll.main, "--run", run, "--label", "12", check=False), 2, "12", "classes 0 to 9")
+    refused(called(nll.main, "--run", run, "--label", "mine", check=False), 2, "label='mine'", "own, none")
+    refused(called(sample.main, "--run", run, "--label", "10", check=False), 2, "classes 0 to 9")
+    refused(called(bounds.main, "--run", run, "--label", "10", check=False), 2, "classes 0 to 9")
+    refused(called(compare.main, "--run", run, "--label", "-1", check=False), 2, "classes 0 to 9")
+
+
+@pytest.mark.slow
+def test_sampling_and_exports_say_it_too(run, tmp_path):
+    draw = ("--n", 2, "--steps", 2)
+    assert NEVER in called(sample.main, "--run", run, *draw).stderr
+    assert NEVER not in called(sample.main, "--run", run, *draw, "--label", 3).stderr
+    called(export.main, "--run", run, "--to", tmp_path / "model")
+    assert NEVER in called(sample.main, "--run", tmp_path / "model", *draw).stderr
+
+
+def test_labels_of_a_protocol():
+    assert Protocol(label="OWN").label == "own" and Protocol(label=3).label == "3"
+    with pytest.raises(UserError, match="own, none"):
+        Protocol(label="-1")
