@@ -28,8 +28,9 @@ from likelihood.error_budget import ErrorBudget
 from likelihood.integration import Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
-from numerics import Generator, Status, UserError, require_count
-from sde_lib import SDE, CountedScore, Score
+from numerics import Generator, Status, UserError, require_count, take
+from sde_lib import SDE, CountedScore, Score, prior_mismatch
+from sde_lib.terminal import VISIBLE
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -49,6 +50,8 @@ class BitsPerDim:
         companion_nfe: forward evaluations that the companion solutions took besides, for the solver's error.
         status: `(B,)`, the worst of an image's draws, see `numerics.Status`.
         failed_at: `(B,)`, the time at which its integration stopped; NaN where it did not fail.
+        prior_mismatch: `(B,)` bits/dim: on average, the most that the prior's standing for the law of x_T can cost
+            (`sde_lib.prior_mismatch`); NaN where another prior was given.
     """
 
     estimates: Tensor
@@ -62,6 +65,7 @@ class BitsPerDim:
     companion_nfe: int
     status: Tensor
     failed_at: Tensor
+    prior_mismatch: Tensor
 
     @property
     def converged(self) -> Tensor:
@@ -151,6 +155,12 @@ class BitsPerDim:
         )
         if b.solver > max(0.01, b.total):
             text += "; the solver's error is the largest: take more steps, or a smaller tolerance"
+        hidden = float(self.prior_mismatch.mean())
+        if hidden * math.log(2) > VISIBLE:
+            text += (
+                f"; the noise at T does not hide these data, which may cost {hidden:.2g} bits/dim: scale them to about unit "
+                "size, or take a larger beta_max or sigma_max"
+            )
         return text + "".join(f"; {line}" for line in self.failures)
 
     @property
@@ -178,6 +188,7 @@ class BitsPerDim:
             "dequantization_stderr": b.dequantization,
             "data_stderr": b.data,
             "solver_error": b.solver,
+            "prior_mismatch": float(self.prior_mismatch.mean()),
             "images": int(self.converged.sum()),
             "not_converged": int((~self.converged).sum()),
             "failures": self.failures,
@@ -203,6 +214,7 @@ class BitsPerDim:
             companion_nfe=sum(p.companion_nfe for p in parts),
             status=torch.cat([p.status for p in parts]),
             failed_at=torch.cat([p.failed_at for p in parts]),
+            prior_mismatch=torch.cat([p.prior_mismatch for p in parts]),
         )
 
 
@@ -257,11 +269,17 @@ def bits_per_dim(
     images = transform.grey_values(images)
     dequantizer.check(images, transform)
     t_min, D = method.time(sde), images[0].numel()
+    if not dtype.is_floating_point or torch.finfo(dtype).bits < 32:
+        raise UserError(
+            f"got dtype={dtype} for bits/dim; expected torch.float32 or torch.float64: no error bar covers less"
+        )
+    mismatches = torch.full((len(images),), math.nan, dtype=torch.float64, device=images.device)
     estimates, errors, statuses, failed = [], [], [], []
     nfe = nbe = 0
     first: Tensor | None = None
     for _ in range(draws):
         x, cost = dequantizer(images, transform, sde, t_min, generator=generator, dtype=dtype)
+        mismatches = prior_mismatch(sde, x) if first is None and prior is None else mismatches
         found = log_likelihood(sde, score, x, method=method, divergence=divergence, prior=prior, generator=generator)
         first = x if first is None else first
         estimates.append(in_bits(-(found.estimates + cost.unsqueeze(1)), D))
@@ -273,9 +291,9 @@ def bits_per_dim(
     solver_error = torch.stack(errors, dim=1).mean(dim=1)
     by_companions, counted = torch.full_like(solver_error, math.nan), CountedScore(score)
     if companions and method.finer() is not None:
-        by_companions[:companions] = in_bits(
-            companion_error(sde, counted, first[:companions], method=method, prior=prior), D
-        )
+        some = first[:companions]
+        few = take(counted, torch.arange(len(some), device=some.device))
+        by_companions[:companions] = in_bits(companion_error(sde, few, some, method=method, prior=prior), D)
     return BitsPerDim(
         estimates=torch.stack(estimates, dim=1),
         solver_error=solver_error,
@@ -287,6 +305,7 @@ def bits_per_dim(
         nbe=nbe,
         companion_nfe=counted.nfe,
         status=torch.stack(statuses, dim=1).amax(dim=1),
+        prior_mismatch=in_bits(mismatches, D),
         failed_at=torch.stack(failed, dim=1).nan_to_num(math.inf).amin(dim=1).nan_to_num(posinf=math.nan),
     )
 

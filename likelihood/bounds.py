@@ -35,8 +35,19 @@ from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
 from likelihood.step_draws import StepDraws, importance
-from numerics import Generator, UserError, expand_as, normal, require_count, require_float64, require_positive, uniform
-from sde_lib import SDE, Score, require_eval_mode
+from numerics import (
+    Generator,
+    UserError,
+    expand_as,
+    normal,
+    ordinary,
+    ordinary_mode,
+    require_count,
+    require_float64,
+    require_positive,
+    uniform,
+)
+from sde_lib import SDE, Score, ScoreIn, prior_mismatch, require_eval_mode
 
 CELLS = 256
 """Of the log-SNR, within each of which the continuous bound's density of draws is constant."""
@@ -250,6 +261,9 @@ def elbo(
         raise UserError(f"got t_min={t_min}; expected a time in (0, {sde.T})")
     decoder.check(x_0 if data is None else data, x_0)
     B, device = x_0.shape[0], x_0.device
+    if x_0.dtype != torch.promote_types(x_0.dtype, torch.float32):
+        score, x_0 = ScoreIn(score, x_0.dtype), x_0.to(torch.float32)
+    x_0 = ordinary(x_0)
 
     def eps_hat(x: Tensor, t: Tensor) -> Tensor:
         return -expand_as(sde.sigma(t), x) * score(x, t)
@@ -271,7 +285,7 @@ def elbo(
         error = (eps - eps_hat(sde.perturb(x_0, t, eps), t)).flatten(1).to(torch.float64)
         return error.square().sum(dim=1) - surplus(eps, t)
 
-    with torch.no_grad():
+    with ordinary_mode(device), torch.no_grad():
         nfe = draws
         t = torch.full((B,), t_min, dtype=torch.float64, device=device)
         alpha, sigma = float(sde.alpha(t_min)), float(sde.sigma(t_min))
@@ -284,7 +298,7 @@ def elbo(
                 nfe += 1
             cost = -decoder.log_prob(x_0 if data is None else data, x, denoised, alpha, sigma)
             costs.append(cost - decoder.length_weight * surplus(eps, t))
-        prior = _kl_to_prior(sde, x_0)
+        prior = prior_mismatch(sde, x_0)
 
         # the variance of the data: their own mean square where it is not known, with one more value of size 1
         square = x_0.flatten(1).to(torch.float64).square().sum(dim=1, keepdim=True)
@@ -326,11 +340,3 @@ def elbo(
         draws=draws,
         nfe=nfe,
     )
-
-
-def _kl_to_prior(sde: SDE, x_0: Tensor) -> Tensor:
-    """KL(N(alpha_T x_0, sigma_T^2 I) || N(0, prior_std^2 I)), `(B,)` nats."""
-    x_0 = x_0.flatten(1).to(torch.float64)
-    alpha, sigma, std = float(sde.alpha(sde.T)), float(sde.sigma(sde.T)), sde.prior_std
-    ratio = (sigma / std) ** 2
-    return 0.5 * ((alpha / std) ** 2 * x_0.square().sum(dim=1) + x_0.shape[1] * (ratio - 1 - math.log(ratio)))

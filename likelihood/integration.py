@@ -14,8 +14,8 @@ from torch import Tensor
 
 from likelihood.divergence import Divergence, Hutchinson
 from likelihood.method import Method
-from numerics import Generator, Status, UserError, batch_time, expand_as, require_float64
-from sde_lib import SDE, CountedScore, FlowField, Score
+from numerics import Generator, Status, UserError, batch_time, expand_as, ordinary, ordinary_mode, require_float64
+from sde_lib import SDE, CountedScore, FlowField, Score, networks_of, prior_mismatch
 from sde_lib.flow_map import check_batch
 
 Prior = Callable[[Tensor], Tensor]
@@ -44,6 +44,8 @@ class Likelihood:
         failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.
         nfe: forward evaluations of the score, calls whatever the batch; nbe: vector-Jacobian products, likewise.
         evaluations: `(B,)`, evaluations that each sample took part in.
+        prior_mismatch: `(B,)` nats, KL(N(alpha_T x, sigma_T^2 I) || prior), see `sde_lib.prior_mismatch`: on average, the most
+            that the prior's standing for the law of x_T can cost; NaN where another prior was given.
     """
 
     log_prob: Tensor
@@ -58,6 +60,7 @@ class Likelihood:
     nfe: int
     nbe: int
     evaluations: Tensor
+    prior_mismatch: Tensor
 
     @property
     def converged(self) -> Tensor:
@@ -138,10 +141,42 @@ def integrate(
 
     Args and errors as in `log_likelihood`.
     """
-    divergence = Hutchinson() if divergence is None else divergence
-    solver, flow = method.solver, method.flow
     require_float64(x, "a likelihood's state")
     check_data(x)
+    _require_fine(x, score)
+    if create_graph and torch.is_inference_mode_enabled():
+        raise UserError(
+            "got create_graph=True under torch.inference_mode(), which records nothing; expected a mode with gradients: "
+            "leave inference_mode"
+        )
+    with ordinary_mode(x.device):
+        return _integrate(
+            sde,
+            score,
+            ordinary(x),
+            method=method,
+            down=down,
+            divergence=Hutchinson() if divergence is None else divergence,
+            prior=prior,
+            generator=generator,
+            create_graph=create_graph,
+        )
+
+
+def _integrate(
+    sde: SDE,
+    score: Score,
+    x: Tensor,
+    *,
+    method: Method,
+    down: bool,
+    divergence: Divergence,
+    prior: Prior | None,
+    generator: Generator,
+    create_graph: bool,
+) -> tuple[Tensor, Likelihood]:
+    """`integrate`, in a mode in which things can be differentiated."""
+    solver, flow = method.solver, method.flow
     times, nodes = method.clock(sde, down=down)
     counted, counts = CountedScore(score), [0]
     fresh = (not solver.adaptive) if divergence.redraw is None else divergence.redraw
@@ -200,7 +235,25 @@ def integrate(
         nfe=counted.nfe,
         nbe=counts[0],
         evaluations=found.evaluations,
+        prior_mismatch=torch.full_like(log_prior.detach(), math.nan)
+        if prior is not None
+        else prior_mismatch(sde, (end if down else x).detach()),
     )
+
+
+def _require_fine(x: Tensor, score: Score) -> None:
+    """Refuses data, and networks, of less than float32: no error bar covers what their rounding does to a density.
+
+    (Measured on a Fashion-MNIST network in bfloat16: 0.05 bits/dim on average, 0.15 at worst.)
+    """
+    coarse = next((w.dtype for n in networks_of(score) for w in n.parameters() if torch.finfo(w.dtype).bits < 32), None)
+    if torch.finfo(x.dtype).bits < 32:
+        raise UserError(f"got x of {x.dtype} for a log-density; expected float32 or float64: x.to(torch.float32)")
+    if coarse is not None:
+        raise UserError(
+            f"got a network whose weights are {coarse} for a log-density; expected float32 or float64: score it as "
+            "model.to(torch.float32), and sample as it is"
+        )
 
 
 def _prior(prior: Prior, z: Tensor) -> Tensor:

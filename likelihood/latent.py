@@ -18,7 +18,7 @@ from torch import Tensor
 from likelihood.divergence import Divergence
 from likelihood.integration import Likelihood, check_data, integrate
 from likelihood.method import Method
-from numerics import Generator, UserError, expand_as, require_positive
+from numerics import Generator, UserError, expand_as, require_positive, take
 from sde_lib import SDE, Score, Transported, transport
 from sde_lib.flow_map import check_batch
 
@@ -149,11 +149,12 @@ def interpolate(
     weights = torch.as_tensor(weights, dtype=torch.float64, device=x_a.device)
     if weights.ndim != 1 or len(weights) < 1:
         raise UserError(f"got weights of shape {tuple(weights.shape)}; expected (K,) with K >= 1")
-    ends = round_trip(sde, score, torch.cat([x_a, x_b]), method=method)
+    own = torch.arange(len(x_a), device=x_a.device)
+    ends = round_trip(sde, take(score, own.repeat(2)), torch.cat([x_a, x_b]), method=method)
     z_a, z_b = ends.latent.chunk(2)
     latent = torch.stack([slerp(z_a, z_b, float(w)) for w in weights])
     finite = torch.nan_to_num(latent.flatten(0, 1))
-    found = decode(sde, score, finite, method=method)
+    found = decode(sde, take(score, own.repeat(len(weights))), finite, method=method)
     both = ends.converged.reshape(2, -1).all(dim=0)
     return Interpolation(
         x=found.x.reshape(latent.shape),

@@ -5,6 +5,7 @@ from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
+from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
 from numerics.solvers import SOLVERS
@@ -20,6 +21,8 @@ __all__ = [
     "nearest",
     "require_choice",
     "require_count",
+    "ordinary",
+    "ordinary_mode",
     "require_float64",
     "require_positive",
     "require_range",

@@ -16,6 +16,7 @@ more evaluation of the score.
 
 from __future__ import annotations
 
+import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
 from dataclasses import MISSING, Field, dataclass, fields, replace
@@ -24,13 +25,13 @@ from typing import Any, ClassVar, Self, final
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, require_count
+from numerics import Generator, UserError, ordinary, require_count
 from samplers.corrections import Correction
 from samplers.finite import StepWatch
 from samplers.result import Callback, SampleResult, StepInfo
 from samplers.run import Run, numbers
 from samplers.step import StatefulStep, Step
-from sde_lib import SDE, Score, ScoreIn
+from sde_lib import SDE, Score, ScoreIn, mismatch_warning
 from sde_lib.time_grids import Custom, TimeGrid, Uniform
 
 
@@ -81,7 +82,6 @@ class Sampler(ABC):
         return f"{type(self).__name__}({', '.join(shown)})"
 
     @final
-    @torch.no_grad()
     def __call__(
         self,
         sde: SDE,
@@ -113,13 +113,34 @@ class Sampler(ABC):
             UserError: for a shape, an x_T, or a grid that does not fit; for an option that this method does not have.
             SamplingError: where values stop being finite, with the step and t.
         """
+        with torch.inference_mode(False):
+            return self._called(sde, score, shape, x_T, generator, device, dtype, keep_path, callback)
+
+    @torch.no_grad()
+    def _called(
+        self,
+        sde: SDE,
+        score: Score,
+        shape: Sequence[int],
+        x_T: Tensor | None,
+        generator: Generator,
+        device: torch.device | str | None,
+        dtype: torch.dtype | None,
+        keep_path: bool,
+        callback: Callback | None,
+    ) -> SampleResult:
         times = self._times(sde)
         self._check(score, keep_path)
         asked, x = self._start(sde, float(times[0]), shape, x_T, generator, device, dtype)
         if asked != x.dtype:
             score = ScoreIn(score, asked)
         run = Run(sde, score, self.corrections, generator, x, keep_path=keep_path, callback=callback)
-        return self._sample(run, x, times)
+        found = self._sample(run, x, times)
+        if x_T is None and run.counted.shown is not None:
+            warning = mismatch_warning(sde, float(run.counted.shown), "a score of data")
+            if warning is not None:
+                warnings.warn(f"{warning}: the samples begin from another law than theirs", stacklevel=2)
+        return found
 
     @abstractmethod
     def _times(self, sde: SDE) -> Tensor:
@@ -203,7 +224,7 @@ class Sampler(ABC):
             raise UserError(f"got x_T of {x_T.dtype}; expected a floating dtype: convert it with x_T.to(torch.float32)")
         asked = x_T.dtype if dtype is None else dtype
         state = torch.promote_types(torch.promote_types(x_T.dtype, asked), torch.float32)
-        return asked, x_T.detach().to(device or x_T.device, state)
+        return asked, ordinary(x_T.detach()).to(device or x_T.device, state)
 
     def _walk(self, run: Run, x: Tensor, nodes: Tensor, step: Step | StatefulStep[Any]) -> SampleResult:
         """The loop: from `x` at `nodes[0]` over all `nodes` `(N+1,)`, then denoising."""

@@ -10,11 +10,12 @@ coefficients are plain numbers: one or two operations on tensors, and none that 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import cast
 
 import torch
 from torch import Tensor
 
-from numerics import Generator, normal
+from numerics import Generator, expand_as, normal
 from samplers.corrections import CorrectedScore, Correction
 from samplers.result import Callback
 from sde_lib import SDE, CountedScore, Score, check_score
@@ -48,7 +49,7 @@ class Run:
         self.sde, self.generator, self.corrections = sde, generator, tuple(corrections)
         self.keep_path, self.callback = keep_path, callback
         self.original = score
-        self.counted = CountedScore(score)
+        self.counted = _FirstLook(sde, score)
         self.batched: Score = CorrectedScore.around(sde, self.counted, self.corrections)
         self._pair: CountedScore | None = None
         self._batch, self._device = like.shape[0], like.device
@@ -98,6 +99,26 @@ class Run:
         check_score(value, x)
         if self.callback is not None:
             self._last = (x, t, value)
+        return value
+
+
+class _FirstLook(CountedScore):
+    """A counted score that notes, at its first call, how much of the data it sees in the noise.
+
+    Attributes:
+        shown: `()`, the mean over entries of (alpha D / prior_std)^2 / 2, D the denoised mean: nats a dimension, as
+            `sde_lib.prior_mismatch` has them; None before.
+    """
+
+    def __init__(self, sde: SDE, score: Score) -> None:
+        super().__init__(score)
+        self.sde, self.shown = sde, cast("Tensor | None", None)
+
+    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
+        value = super().__call__(x, t)
+        if self.shown is None and value.shape == x.shape:
+            signal = x + expand_as(self.sde.sigma(t).square(), x) * value
+            self.shown = signal.square().mean() / (2 * self.sde.prior_std**2)
         return value
 
 

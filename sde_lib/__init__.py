@@ -11,8 +11,9 @@ from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, Whit
 from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
+from sde_lib.terminal import mismatch_warning, prior_mismatch
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
-from sde_lib.train_mode import require_eval_mode
+from sde_lib.train_mode import networks_of, require_eval_mode
 from sde_lib.ve import VESDE
 from sde_lib.vp import VPSDE
 
@@ -48,11 +49,14 @@ __all__ = [
     "available",
     "check_score",
     "cosine_betas",
+    "mismatch_warning",
+    "prior_mismatch",
     "create",
     "denoised",
     "describe",
     "geometric_sigmas",
     "linear_betas",
+    "networks_of",
     "noise",
     "options",
     "require_eval_mode",

@@ -12,7 +12,7 @@ from dataclasses import dataclass, fields
 import torch
 from torch import Tensor
 
-from numerics import Solver, Status, UserError, batch_time, expand_as, require_float64
+from numerics import Solver, Status, UserError, batch_time, expand_as, ordinary, ordinary_mode, require_float64
 from sde_lib.probability_flow import FlowField, FlowTimes
 from sde_lib.score import CountedScore, Score
 from sde_lib.time_grids import TimeGrid
@@ -79,7 +79,7 @@ def transport(
     require_float64(x, "an ODE's state")
     flow, sde = times.flow, times.sde
     counted = CountedScore(score)
-    w = x.detach().to(torch.float64)
+    w = ordinary(x.detach()).to(torch.float64)
     w = w / expand_as(flow.scale(sde, batch_time(times.start, w)), w)
 
     def inform(u: Tensor, state: tuple[Tensor, ...]) -> None:
@@ -87,7 +87,7 @@ def transport(
         now = (expand_as(flow.scale(sde, t), state[0]) * state[0]).to(x.dtype)
         on_step(t, now, counted.nfe)  # type: ignore[misc]
 
-    with torch.no_grad():
+    with ordinary_mode(x.device), torch.no_grad():
         found = solver(
             FlowField(times, counted, x.dtype),
             (w,),

@@ -58,7 +58,11 @@ class SubVPSDE(SDE):
         return -B - 2 * (-torch.expm1(-B)).log()
 
     def time_of_log_snr(self, l: Time) -> Tensor:
-        return self.beta.time_of_integral(2 * torch.asinh(torch.exp(-as_time(l) / 2) / 2)).clamp(max=self.T)
+        # kappa = exp(-l/2) = 2 sinh(B/2), which overflows where the noise is large and B is -l in all but its last digits
+        v = -as_time(l) / 2
+        small = torch.asinh(torch.exp(v.clamp(max=0)) / 2)
+        large = v + torch.log(0.5 + (0.25 + torch.exp(-2 * v.clamp(min=0))).sqrt())
+        return self.beta.time_of_integral(2 * torch.where(v > 0, large, small)).clamp(max=self.T)
 
     @property
     def prior_std(self) -> float:

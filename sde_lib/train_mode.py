@@ -41,6 +41,11 @@ def require_eval_mode(score: Callable[..., Any]) -> None:
                 )
 
 
+def networks_of(score: Callable[..., Any]) -> Iterator[nn.Module]:
+    """The networks that a score is, or holds, as far as they can be seen; see `require_eval_mode`."""
+    return _networks(score, set(), _DEEP)
+
+
 def _at_work(part: nn.Module) -> str:
     """What makes this module answer differently in train mode, as it is now; "" for nothing."""
     if not part.training:

@@ -165,6 +165,7 @@ class TestImportanceWeighting:
             companion_nfe=0,
             status=torch.zeros(2, dtype=torch.int64),
             failed_at=torch.full((2,), math.nan),
+            prior_mismatch=torch.zeros(2),
         )
         assert found.importance_weighted().tolist() == pytest.approx([3.0, 2.0 + 1 / 4])
         for wrong in (0, 3):

@@ -12,6 +12,7 @@ from __future__ import annotations
 import contextlib
 import signal
 import time
+import warnings
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +23,7 @@ from torch import nn
 
 from data import Split
 from data.transforms import Transform
+from sde_lib import mismatch_warning, prior_mismatch
 from training.batches import Batches
 from training.callbacks import Callback
 from training.checkpoint import CHECKPOINTS, CheckpointFolder
@@ -90,6 +92,8 @@ def train(
         checkpoints = CheckpointFolder(folder / CHECKPOINTS, keep=options.keep, keep_every=options.keep_every)
     place = folder if folder is not None or checkpoints is None else checkpoints.folder
     device = next(model.parameters(), torch.zeros(())).device
+    if group.is_main:
+        _say_what_shows(model, split, transform)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_global_rng())
         batches = Batches(
@@ -137,6 +141,15 @@ def train(
         stack.enter_context(updater.compiled.used())
         stack.callback(model.train, model.training)
         return run.go(batches)
+
+
+def _say_what_shows(model: torch.nn.Module, split: Split, transform: Transform | None) -> None:
+    """Warns where the noise at T does not hide the data: samples then begin where nothing was learned."""
+    sde, x = as_trainable(model).sde, split.x[:1000]
+    x_0 = x.to(torch.float32) if transform is None else transform.centres(x)
+    warning = mismatch_warning(sde, float(prior_mismatch(sde, x_0).mean()) / x_0[0].numel())
+    if warning is not None:
+        warnings.warn(warning, stacklevel=3)
 
 
 @dataclass(kw_only=True, eq=False)

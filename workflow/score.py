@@ -193,6 +193,7 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
     # parts of version 0.1 have one error for both, which the companions' had replaced where there were any
     values.setdefault("companion_error", torch.full_like(values["solver_error"], torch.nan))
+    values.setdefault("prior_mismatch", torch.full_like(values["solver_error"], torch.nan))  # earlier parts have none
     for name, count in zip(_COUNTS, part["counts"], strict=True):
         values[name] = bool(count) if kinds[name] == "bool" else int(count)
     return BitsPerDim(**values)

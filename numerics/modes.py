@@ -1,0 +1,25 @@
+"""The same numbers in every autograd mode."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+
+import torch
+from torch import Tensor
+
+
+@contextlib.contextmanager
+def ordinary_mode(device: torch.device) -> Iterator[None]:
+    """Leaves `torch.inference_mode()`, in which nothing can be differentiated, and autocast, which changes a score's digits.
+
+    Args:
+        device: where the tensors are.
+    """
+    with torch.inference_mode(False), torch.autocast(device.type, enabled=False):
+        yield
+
+
+def ordinary(x: Tensor) -> Tensor:
+    """`x`, as a copy where it was made under `torch.inference_mode()` and so cannot be differentiated by."""
+    return x.clone() if x.is_inference() else x
