@@ -79,7 +79,7 @@ class StepDraws:
         counted = terms * self.factors
         n = counted.shape[1]
         K = max(1, n // 2)
-        pairs, last = counted[:, : 2 * (K - 1)].reshape(-1, K - 1, 2), counted[:, 2 * (K - 1) :]
+        pairs, last = counted[:, : 2 * (K - 1)].reshape(len(counted), K - 1, 2), counted[:, 2 * (K - 1) :]
         means = torch.cat([pairs.mean(dim=2), last.mean(dim=1, keepdim=True)], dim=1)
         if n < LEAST_DRAWS:
             unknown = torch.full_like(means[:, 0], math.nan)

@@ -237,6 +237,7 @@ def test_unlike_columns_score_their_own_density() -> None:
     torch.testing.assert_close(back.std(dim=0), torch.tensor([1000.0, 1.0]), rtol=0.1, atol=0)
 
 
+@pytest.mark.slow
 def test_unlike_columns_score_their_own_density_from_the_command_line(tmp_path) -> None:
     np.save(tmp_path / "table.npy", unlike().numpy())
     flags = {

@@ -219,6 +219,7 @@ class TestScripts:
                     assert bound[reading]["text"] in text
             assert bound["mean"] == bound["grey values"]["mean"]
 
+    @pytest.mark.slow
     def test_resume_goes_on_and_changes_nothing(self, run):
         name, folder, _ = run
         before = json.loads((folder / "results.json").read_text())
@@ -229,6 +230,7 @@ class TestScripts:
             assert after.get(key, {}).get("mean") == before.get(key, {}).get("mean")
         assert (folder / "report.md").read_text().count("One network, two models") == (name == "ddpm")
 
+    @pytest.mark.slow
     def test_the_tools_take_it_as_any_run(self, run):
         name, folder, _ = run
         done = script("sample", "--run", folder, "--sampler", "pc", "--steps", 2, "--n", 3)

@@ -1,6 +1,7 @@
 """Whole settings by name: every preset of every script makes its objects and runs from the script, on small files of the kind
 that it reads; and the published networks train two steps."""
 
+import itertools
 import json
 import math
 import warnings
@@ -117,12 +118,14 @@ def files(tmp_path_factory):
     return root
 
 
-@pytest.mark.parametrize("script", SCRIPTS)
+QUICKLY = (("digits", "vp"), ("fashion_mnist", "ve"))
+
+
 @pytest.mark.parametrize(
-    "name",
+    ("name", "script"),
     [
-        name if name in ("digits", "fashion_mnist") else pytest.param(name, marks=pytest.mark.slow)
-        for name in presets.PRESETS
+        pair if pair in QUICKLY else pytest.param(*pair, marks=pytest.mark.slow)
+        for pair in itertools.product(presets.PRESETS, SCRIPTS)
     ],
 )
 def test_every_preset_runs_from_its_script(name, script, files, tmp_path):
@@ -166,14 +169,14 @@ def test_options_of_the_data_reach_them(files, tmp_path):
     [
         ((40, 1), np.float32, "channels=8"),
         ((40, 3), np.float32, "channels=8"),
-        ((40, 2, 16), np.float32, "channels=8"),
-        ((40, 5, 8, 8), np.float32, "channels=8"),
+        pytest.param((40, 2, 16), np.float32, "channels=8", marks=pytest.mark.slow),
+        pytest.param((40, 5, 8, 8), np.float32, "channels=8", marks=pytest.mark.slow),
         ((40, 1, 8, 8), np.float64, "channels=8"),
         ((40, 2, 8, 8), np.uint8, "channels=8"),
         ((40, 3, 8, 6), np.uint8, "channels=8"),
-        ((40, 1, 8, 16), np.uint8, "channels=8"),
+        pytest.param((40, 1, 8, 16), np.uint8, "channels=8", marks=pytest.mark.slow),
         ((40, 1, 8, 8), np.uint16, "channels=8"),
-        ((40, 2, 2, 2, 3), np.float32, "channels=8"),
+        pytest.param((40, 2, 2, 2, 3), np.float32, "channels=8", marks=pytest.mark.slow),
     ],
 )
 def test_a_users_own_array_trains_and_is_drawn(shape, dtype, model, tmp_path):

@@ -315,6 +315,7 @@ class TestBeginningFromWeights:
         with pytest.raises(CheckpointError, match="parametrization"):
             initialize_from(other, tmp_path)
 
+    @pytest.mark.slow
     def test_fine_tunes_on_other_data_of_the_same_shape(self, run, tmp_path):
         """With a learning rate of next to nothing the weights of the end are those of the beginning."""
         np.save(tmp_path / "other.npy", np.random.RandomState(0).randint(0, 255, (64, 8, 8), np.uint8))

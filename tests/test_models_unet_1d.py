@@ -84,6 +84,7 @@ def waves(n: int, length: int = 16) -> torch.Tensor:
     return torch.stack(x, dim=1).unsqueeze(1)
 
 
+@pytest.mark.slow
 def test_it_learns_a_gaussian_process() -> None:
     """The negative log-density comes near to the entropy, L/2 log(2 pi e) + (L - 1) log 0.6: to a fifth of what places that
     are taken for independent lack."""

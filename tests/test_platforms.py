@@ -196,6 +196,7 @@ def test_a_path_is_never_cut_or_joined_at_a_slash():
         "trained_run.py": "a fingerprint",
         "tarball.py": "names in a tar archive",
         "third_party.py": "names of repositories",
+        "numpy_files.py": "names in an npz archive",
         "reporting.py": "names of quantities",
         "streams.py": "keys of random streams",
     }
