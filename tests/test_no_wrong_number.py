@@ -243,7 +243,9 @@ class TestCorners:
             assert bool(values.isfinite().all())
         assert bool((sde.log_snr(t).diff() < 0).all())
 
-    @pytest.mark.parametrize("sde", [*CORNERS.values(), *FROM_LESS.values(), *SDES.values()], ids=str)
+    @pytest.mark.parametrize(
+        "sde", [*CORNERS.values(), *FROM_LESS.values(), *SDES.values()], ids=[*CORNERS, *FROM_LESS, *SDES]
+    )
     def test_times_come_back_from_their_log_snr(self, sde):
         t = torch.rand(500, generator=torch.Generator().manual_seed(0), dtype=torch.float64) * sde.T
         torch.testing.assert_close(sde.time_of_log_snr(sde.log_snr(t)), t, rtol=1e-9, atol=1e-12 * sde.T)
