@@ -139,7 +139,7 @@ class Sampler(ABC):
         if x_T is None and run.counted.shown is not None:
             warning = mismatch_warning(sde, float(run.counted.shown), "a score of data")
             if warning is not None:
-                warnings.warn(f"{warning}: the samples begin from another law than theirs", stacklevel=2)
+                warnings.warn(f"{warning}: the samples begin from another law than theirs", stacklevel=4)
         return found
 
     @abstractmethod

@@ -80,6 +80,7 @@ QUICK = [
 ]
 
 
+@pytest.mark.slow
 def test_a_run_says_which_files_are_in_both(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     for i in range(20):
         picture = Image.fromarray(images(1)[0, 0].repeat(2, 2).numpy())

@@ -297,6 +297,7 @@ QUICK = [
     ],
     ids=["16 bits", "RGBA", "oblong"],
 )
+@pytest.mark.slow
 def test_pictures_train_and_are_scored_from_the_command_line(make, flags: list[str], shape, tmp_path: Path) -> None:
     for i in range(24):
         save(tmp_path / "in" / f"{i}.png", make())

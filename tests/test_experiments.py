@@ -142,6 +142,7 @@ class TestTools:
         done = script("sample", "--run", run, "--sampler", sampler, "--n", 3, "--out", tmp_path / "x.png", *options)
         assert "3 samples" in done.stdout and (tmp_path / "x.png").exists()
 
+    @pytest.mark.slow
     def test_nll_counts_every_image_and_goes_on_where_it_stopped(self, run):
         arguments = ["--run", run, "--limit", 7, "--steps", 3, "--batch_size", 3, "--draws", 1]
         first = script("nll", *arguments).stdout.splitlines()[-1]
@@ -370,7 +371,7 @@ def test_ctrl_c_stops_sampling_within_a_step(run):
 @pytest.mark.parametrize(
     ("stage", "number"),
     [
-        ("likelihood", signal.SIGTERM),
+        pytest.param("likelihood", signal.SIGTERM, marks=pytest.mark.slow),
         ("sampling", signal.SIGINT),
         pytest.param("likelihood", signal.SIGINT, marks=pytest.mark.slow),
         pytest.param("sampling", signal.SIGTERM, marks=pytest.mark.slow),

@@ -102,6 +102,7 @@ class Lent:
         return contextlib.nullcontext(self.model)
 
 
+@pytest.mark.slow
 class TestReport:
     def test_says_what_was_done_and_found(self, run):
         text = (run / "report.md").read_text()
