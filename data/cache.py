@@ -209,7 +209,7 @@ def _manifest(folder: Path) -> dict[str, Any]:
             f"got {path}, which holds a {type(manifest).__name__}; expected an object; delete {folder} and write it again"
         )
     wrong = [key for key, kind in types.items() if type(manifest.get(key)) is not kind]
-    levels = manifest.get("levels")
+    levels = manifest.get("levels", "")  # none is said as null
     if levels is not None and type(levels) is not int:
         wrong.append("levels")
     if type(manifest.setdefault("continuous", False)) is not bool:  # folders of earlier versions do not say
