@@ -40,10 +40,12 @@ class System(ABC):
     Attributes:
         name: what a command line and config.json call it.
         about: the text of its `--help`.
+        switches: flags of its own without a value, and the paths of the values that they set to True.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    switches: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def get_config(self) -> ConfigDict:

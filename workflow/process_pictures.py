@@ -1,0 +1,240 @@
+r"""Pictures of a process on points in the plane: both ways with some particles' paths, and the means of its reverse steps.
+
+The law of the data is known (`Dataset.log_prob`), so the exact score of every noised marginal is known too, by quadrature:
+the density on a fine grid is a mixture of narrow Gaussians, one a cell, whose noised marginals are closed forms
+(`sde_lib.analytic`). Beside the network's stands that law's own mean of a reverse step,
+
+    E[x_s | x_t] = (x_t + v score(x_t, t)) / a,    x_t = a x_s + sqrt(v) z,   a = alpha_t / alpha_s
+
+which is Tweedie's formula for the transition from s to t.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from data import Dataset
+from data.transforms import Transform
+from numerics import SampleStreams, expand_as
+from samplers import Ancestral, DDPMIndices, PredictorCorrector
+from sde_lib import SDE, Score
+from sde_lib.analytic import GaussianMixture
+from workflow import progress
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.trained_run import TrainedRun
+
+_FRAMES, _POINTS, _FOLLOWED = 48, 1000, 12
+_TIMES = (0.05, 0.15, 0.4, 0.8)
+"""Of T, at which means of reverse steps are compared."""
+
+
+def law_on_grid(dataset: Dataset, transform: Transform, *, cells: int = 250) -> GaussianMixture | None:
+    """The data's law in model units as a mixture of one narrow Gaussian a cell of a grid; None where its density is not known.
+
+    The cells cover the training data and a tenth of their width around them. Each has the density's mass at its middle and the
+    standard deviation h / sqrt(12) of a uniform law on its side h; cells of less than 1e-9 of the largest mass are left out.
+    """
+    if dataset.log_prob is None or dataset.event_shape != (2,):
+        return None
+    x = transform(dataset.split("train").x).double()
+    low, high = x.amin(dim=0), x.amax(dim=0)
+    low, high = low - 0.1 * (high - low), high + 0.1 * (high - low)
+    h = (high - low) / cells
+    axes = [low[k] + h[k] * (torch.arange(cells, dtype=torch.float64) + 0.5) for k in range(2)]
+    middles = torch.cartesian_prod(*axes)
+    log_mass = dataset.log_prob(transform.inverse(middles)).double()
+    kept = log_mass > log_mass.max() + math.log(1e-9)
+    mass = (log_mass[kept] - log_mass.max()).exp()
+    return GaussianMixture(middles[kept], (h / math.sqrt(12)).expand(int(kept.sum()), 2), mass)
+
+
+def in_parts(score: Score, size: int = 50) -> Score:
+    """The same score for a large batch, in parts: a mixture of many components takes memory for each."""
+
+    def whole(x: Tensor, t: Tensor) -> Tensor:
+        return torch.cat([score(a, b) for a, b in zip(x.split(size), t.split(size), strict=True)])
+
+    return whole
+
+
+def reverse_mean(sde: SDE, score: Score, x: Tensor, t: float, s: float) -> Tensor:
+    """The mean of p(x_s | x_t) at `x` `(B, *)`, (x + v score) / a."""
+    at, to = (torch.full((len(x),), v, dtype=torch.float64, device=x.device) for v in (t, s))
+    v = sde.transition_std(to, at).square()
+    return (x + expand_as(v, x) * score(x, at)) / expand_as(sde.alpha(at) / sde.alpha(to), x)
+
+
+def report_process(run: TrainedRun, folder: RunFolder, *, steps: int) -> None:
+    """Draws `process.gif` and `reverse_means.png`, and says how far the network's means are off.
+
+    Args:
+        steps: rows of the run's table.
+    """
+    forward, times = forward_path(run)
+    backward = reverse_path(run, steps)
+    save_process(folder.path / "process.gif", forward, backward, times)
+    lines = [
+        f"The data on their way to noise, and noise on its way back by ancestral sampling; the paths of {_FOLLOWED} particles:",
+        "",
+        "![process](process.gif)",
+    ]
+    law = law_on_grid(run.dataset, run.transform)
+    if law is not None:
+        found = compare_means(run, law, rows=steps)
+        save_means(folder.path / "reverse_means.png", found)
+        errors = {f"{f['t']:g}": f["rms"] for f in found}
+        lines += [
+            "",
+            "The step of a particle's mean from t down by a tenth of T, by the network and by the data's own law; the "
+            "root mean square",
+            "difference in units of the step's standard deviation: "
+            + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items())
+            + ".",
+            "",
+            "![means](reverse_means.png)",
+        ]
+        folder.update_results({"reverse_means": errors})
+    folder.add_section("The process both ways", lines)
+
+
+def forward_path(run: TrainedRun) -> tuple[Tensor, Tensor]:
+    """`(K, n, 2)` states of the SDE itself at the times `(K,)` from t_min to T: a path, not separate draws."""
+    sde = run.sde
+    times = torch.linspace(sde.t_min, sde.T, _FRAMES, dtype=torch.float64)
+    generator = torch.Generator().manual_seed(run.setup.options.seed)
+    x_0 = run.transform(run.dataset.split("test").x[:_POINTS]).double()
+    x = sde.perturb(x_0, times[0], torch.randn(x_0.shape, generator=generator, dtype=torch.float64))
+    path = [x]
+    for s, t in zip(times[:-1], times[1:], strict=True):
+        z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
+        x = sde.alpha(t) / sde.alpha(s) * x + sde.transition_std(s, t) * z
+        path.append(x)
+    return torch.stack(path), times
+
+
+def reverse_path(run: TrainedRun, rows: int) -> Tensor:
+    """`(K, n, 2)` states of ancestral sampling, from T down to t_min, at as many moments as the way up has."""
+    sampler = PredictorCorrector(
+        predictor=Ancestral(), corrector=None, steps=rows - 1, grid=DDPMIndices(train_steps=rows), denoise=False
+    )
+    kept: list[Tensor] = []
+    moments = {round(1 + i * (rows - 2) / (_FRAMES - 2)) for i in range(_FRAMES - 1)}
+
+    def keep(info: Any) -> None:
+        if info.step in moments:
+            kept.append(info.x.double().cpu())
+
+    streams = SampleStreams(run.setup.options.seed, range(_POINTS))
+    shape = (_POINTS, *run.dataset.event_shape)
+    x_T = run.sde.prior_sample(shape, generator=streams, device=run.device)
+    with torch.no_grad():
+        sampler(run.sde, run.score, shape, x_T=x_T, generator=streams, callback=keep)
+    return torch.stack([x_T.double().cpu(), *kept])
+
+
+def save_process(file: Path, forward: Tensor, backward: Tensor, times: Tensor, *, seconds: float = 6.0) -> None:
+    """Writes both ways side by side as a moving picture.
+
+    Args:
+        forward, backward: `(K, n, 2)` and `(K', n, 2)`, the second from noise to data.
+        times: `(K,)` of the first; the second is shown at the same moments downwards.
+    """
+    import numpy as np
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+    from PIL import Image
+
+    frames, K = [], min(len(forward), len(backward))
+    reach = 1.15 * float(torch.quantile(torch.cat([forward[0], forward[-1]]).abs().flatten(), 0.998))
+    with progress.bar(total=K, name="drawing the process", unit="frame") as bar:
+        for k in range(K):
+            figure = Figure(figsize=(7, 3.7), layout="constrained")
+            canvas = FigureCanvasAgg(figure)
+            for axes, path, title in zip(
+                figure.subplots(1, 2),
+                (forward, backward),
+                (f"data to noise, t = {float(times[k]):.2f}", f"noise to data, t = {float(times[K - 1 - k]):.2f}"),
+                strict=True,
+            ):
+                now = path[k]
+                axes.scatter(*now.T.numpy(), s=2, linewidths=0, color="0.6")
+                for j in range(min(_FOLLOWED, path.shape[1])):
+                    way = path[: k + 1, j].numpy()
+                    axes.plot(way[:, 0], way[:, 1], color=f"C{j % 10}", linewidth=0.9, alpha=0.8)
+                    axes.plot(way[-1:, 0], way[-1:, 1], "o", color=f"C{j % 10}", markersize=4)
+                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+                axes.set_title(title, fontsize=10)
+                axes.tick_params(labelsize=7)
+            canvas.draw()
+            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
+            frames.append(Image.fromarray(pixels.copy()).quantize(64))
+            bar.update(1)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    each = max(20, round(800 * seconds / K))
+    durations = [each] * (K - 1) + [round(200 * seconds)]
+    frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
+
+
+def compare_means(run: TrainedRun, law: GaussianMixture, *, rows: int, points: int = 300) -> list[dict[str, Any]]:
+    """At each of some times: points of the marginal, the two means of a step of a tenth of T (or to t_min), and how far they
+    differ.
+
+    Args:
+        rows: of the run's table; times are rounded to them.
+    """
+    sde, exact, found = run.sde, in_parts(law.score(run.sde)), []
+    streams = SampleStreams(run.setup.options.seed, range(points))
+    for fraction in _TIMES:
+        t = round(fraction * rows) / rows * sde.T
+        s = max(sde.t_min, t - round(0.1 * rows) / rows * sde.T)
+        x = law.marginal_sample(sde, points, t, generator=streams)
+        with torch.no_grad():
+            learned = reverse_mean(sde, run.score, x.to(run.device, torch.float32), t, s).double().cpu()
+        known = reverse_mean(sde, exact, x, t, s)
+        std = float(sde.transition_std(torch.tensor(s), torch.tensor(t)) * sde.sigma(s) / sde.sigma(t))
+        rms = float((learned - known).square().sum(dim=1).mean().sqrt()) / std
+        found.append({"t": t, "s": s, "x": x, "learned": learned, "exact": known, "rms": rms})
+    return found
+
+
+def save_means(file: Path, found: list[dict[str, Any]]) -> None:
+    """Draws what `compare_means` found: arrows from x_t to the mean of x_s, the network's, the law's, and the first less the
+    second."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9.5, 3.1 * len(found)), layout="constrained")
+    FigureCanvasAgg(figure)
+    for row, one in zip(figure.subplots(len(found), 3, squeeze=False), found, strict=True):
+        x = one["x"].numpy()
+        moves = (
+            (one["learned"] - one["x"], "the network"),
+            (one["exact"] - one["x"], "the data's law"),
+            (one["learned"] - one["exact"], f"difference, {one['rms']:.3f} sd"),
+        )
+        for axes, (move, title) in zip(row, moves, strict=True):
+            color = move.norm(dim=1).numpy()
+            largest = float(moves[1][0].norm(dim=1).max())
+            axes.quiver(
+                x[:, 0],
+                x[:, 1],
+                *move.T.numpy(),
+                color,
+                angles="xy",
+                scale_units="xy",
+                scale=1,
+                width=0.005,
+                clim=(0, largest),
+            )
+            axes.set(aspect="equal")
+            axes.set_title(f"{title}; t = {one['t']:.2f} to {one['s']:.2f}", fontsize=9)
+            axes.tick_params(labelsize=7)
+    file.parent.mkdir(parents=True, exist_ok=True)
+    figure.savefig(file, dpi=100)
