@@ -1,158 +1,228 @@
-r"""Classifier guidance: a score, and the gradient of a classifier that knows the noise.
+r"""The bound of a chain of Gaussian steps whose variances are fixed or learned, term by term.
 
-    s(x, t) = score(x, t) + scale grad_x log p(y | x_t = x)
+For times t_0 < t_1 < ... < t_N = T of a linear SDE, with s = t_{i-1}, t = t_i and snr = (alpha / sigma)^2,
 
-(Dhariwal and Nichol 2021, arXiv:2105.05233, section 4; Song et al. 2021, arXiv:2011.13456, equation (14), has scale 1.) At
-scale 1 and with an exact classifier this is Bayes' rule: the score of x_t given y. With the score of a class, scale 0 is that
-class. In terms of the predicted noise it is eps - scale sigma grad log p, which DDIM and every other sampler here make of it.
+    (1)  q(x_s | x_t, x_0) = N(mu_q, beta~ I),    v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2,   beta~ = v sigma_s^2 /
+    sigma_t^2 (2)  p(x_s | x_t) = N(mu_q with x_0-hat for x_0, exp(w log v + (1 - w) log beta~))
+    (3)  KL(q || p) = 1/2 sum over entries of  e + exp(-e) - 1 + exp(-e) (snr_s - snr_t) (x_0 - x_0-hat)^2,   e = w log(v /
+    beta~)
 
-The classifier is one of *noisy* samples. One that was trained on clean data says nothing about x_t, so two things are looked
-at. When the guidance is made: can the classifier be called as `classifier(x, t)`? At the first call, when the shape of the
-samples is known: do its answers on two made-up samples differ between t_min and T at all? One that ignores t is refused; the
-look costs two forward passes of two samples, once.
+(Ho et al. 2020, arXiv:2006.11239, equations (5) to (8); Nichol and Dhariwal 2021, arXiv:2102.09672, equation (15), for w). The
+place w is 0 ("posterior"), 1 ("transition"), or the network's own, for each entry ("learned"). Since (snr_s - snr_t) and
+log(v / beta~) = 2 log(sigma_t / sigma_s) are known without a difference of near numbers, (3) keeps its digits at every step.
 
-Gradients are per sample: that of the sum over the batch of log p(y_i | x_i). The mean would divide every sample's guidance by
-the batch's size.
+The times need not be all of those that were trained: a chain over some of them is another model, with its own v and beta~ and
+the same w (section 4 of the second paper), and its bound is (3) over its own steps.
 
-Whose density it is when it is scored, and what `nfe` counts, is said in `guidance.classifier_free`: the law that the guided
-flow takes the prior to, and calls of the guided score, each of which is one evaluation of the score and one of the classifier
-with its gradient.
+The decoder p(x_0 | x_{t_0}) is N(x_0-hat, r), r the variance kappa_0^2 of x_0-hat's noise, kappa = sigma / alpha; "learned"
+puts r between kappa_0^2 and the first step's beta~ in the same way, where the true beta~ would be 0 (as the paper clips it).
+For grey values it is the mass of that normal law in the value's bin, the outermost bins open.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any, Literal
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-from guidance.labels import class_labels, require_below
-from numerics import UserError, batch_time, ordinary, ordinary_mode, require_range, take
-from sde_lib import SDE, Score, denoised, noise
+from data.transforms import Transform
+from likelihood.bounds import Bound, log_mass_of_bins
+from likelihood.dequantization import check_grey_values
+from likelihood.integration import check_data
+from likelihood.step_draws import StepDraws, importance
+from numerics import (
+    Generator,
+    UserError,
+    expand_as,
+    normal,
+    ordinary,
+    ordinary_mode,
+    require_choice,
+    require_count,
+    require_float64,
+    uniform,
+)
+from sde_lib import SDE, Score, prior_mismatch, require_eval_mode
 
-Classifier = Callable[[Tensor, Tensor], Tensor]
-"""`classifier(x, t)`, x `(B, *)` and t `(B,)` -> logits `(B, K)`."""
-
-
-class ClassifierGuidance:
-    """The guided score of `classifier_guidance`; see the head of this module.
-
-    Args: as in `classifier_guidance`.
-
-    Raises:
-        UserError: as there.
-    """
-
-    def __init__(self, sde: SDE, score: Score, classifier: Classifier, labels: Tensor, scale: float) -> None:
-        self.sde, self.score, self.classifier = sde, score, classifier
-        self.labels, self.scale = labels, float(scale)
-        self._looked = [False]  # shared with those that take() makes
-
-    def __call__(self, x: Tensor, t: Tensor) -> Tensor:
-        """The guided score at `x` `(B, *)` and `t` `()` or `(B,)`, `(B, *)`."""
-        t = batch_time(t, x)
-        value = self.score(x, t)
-        return value if self.scale == 0 else value + self.scale * self.gradient(x, t)
-
-    def gradient(self, x: Tensor, t: Tensor) -> Tensor:
-        """grad_x log p(y | x_t = x), `(B, *)`, sample by sample, in the dtype of x and in every autograd mode."""
-        if not self._looked[0]:
-            self._look(x)
-            self._looked[0] = True
-        labels = self.labels.to(x.device).expand(len(x)) if self.labels.ndim == 0 else self.labels.to(x.device)
-        if len(labels) != len(x):
-            raise UserError(f"got {len(labels)} labels for {len(x)} samples; expected one for each, or one integer")
-        wanted = torch.is_grad_enabled()  # the trace of a likelihood differentiates the score
-        with ordinary_mode(x.device), torch.enable_grad():
-            x, t = ordinary(x), ordinary(t)
-            if not (wanted and x.requires_grad):
-                x = x.detach().requires_grad_()
-            log_prob = self._logits(x, t).log_softmax(dim=1)
-            chosen = log_prob.gather(1, labels.unsqueeze(1)).sum()
-            if not chosen.requires_grad:
-                raise UserError(
-                    "got a classifier whose logits autograd cannot follow back to x; expected differentiable operations: "
-                    "remove detach(), argmax and no_grad() from it"
-                )
-            (slope,) = torch.autograd.grad(chosen, x, create_graph=wanted, materialize_grads=True)
-        return slope
-
-    def _logits(self, x: Tensor, t: Tensor) -> Tensor:
-        """The classifier's answer, `(B, K)`, to x in the dtype of its weights, in float32 at least."""
-        weight = next(self.classifier.parameters(), None) if isinstance(self.classifier, nn.Module) else None
-        logits = self.classifier(x if weight is None else x.to(weight.dtype), t)
-        if logits.ndim != 2 or len(logits) != len(x):
-            raise UserError(f"got logits of shape {tuple(logits.shape)} for {len(x)} samples; expected ({len(x)}, K)")
-        return logits.to(torch.promote_types(logits.dtype, torch.float32))
-
-    def _look(self, x: Tensor) -> None:
-        """Refuses a classifier that has not the labels, or that says the same at the smallest and the largest noise."""
-        made_up = torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
-        with ordinary_mode(x.device), torch.no_grad():
-            first, last = (
-                self._logits(made_up, batch_time(torch.tensor(t, dtype=torch.float64), made_up))
-                for t in (self.sde.t_min, self.sde.T)
-            )
-        require_below(self.labels, first.shape[1])
-        if torch.equal(first, last):
-            raise UserError(
-                f"got a classifier whose logits are the same at t = {self.sde.t_min:g} and t = {self.sde.T:g}; expected one "
-                "that is told the noise level and was trained on noisy samples, such as models.NoiseClassifier"
-            )
-
-    def noise(self, x: Tensor, t: Tensor) -> Tensor:
-        """The predicted noise -sigma s, `(B, *)`."""
-        return noise(self.sde, self, x, t)
-
-    def denoised(self, x: Tensor, t: Tensor) -> Tensor:
-        """The denoised mean (x + sigma^2 s) / alpha, `(B, *)`."""
-        return denoised(self.sde, self, x, t)
-
-    def take(self, index: Tensor) -> ClassifierGuidance:
-        """The score of the samples at `index` `(b,)`."""
-        labels = self.labels if self.labels.ndim == 0 else self.labels[index.to(self.labels.device)]
-        fewer = ClassifierGuidance(self.sde, take(self.score, index), self.classifier, labels, self.scale)
-        fewer._looked = self._looked
-        return fewer
+VARIANCES = ("posterior", "transition", "learned")
 
 
-def classifier_guidance(
-    sde: SDE, score: Score, classifier: Classifier, labels: Tensor | Sequence[int] | int, scale: float
-) -> ClassifierGuidance:
-    """The score `score(x, t) + scale grad_x log p(y | x_t = x)`.
+@dataclass(frozen=True, kw_only=True)
+class GaussianChain:
+    """A chain of Gaussian reverse steps over times of an SDE; the module has its law.
 
     Args:
-        sde: that of the score, in whose time the classifier is asked.
-        score: any; of a model without classes, or given a class already.
-        classifier: `classifier(x, t)` -> logits `(B, K)`, of noisy samples. A module is given x in the dtype of its weights.
-        labels: y, `(B,)` integers, one for each sample, or one integer for all.
-        scale: 0 leaves the score as it is, 1 is Bayes' rule, more exaggerates.
+        sde: whose kernel the score knows.
+        times: t_0 < ... < t_N, `(N+1,)`; the first is the decoder's, the last is T.
+        variance: "posterior", "transition", or "learned", which needs a score with `score_and_variance(x, t)`.
 
     Raises:
-        UserError: labels that are no integers >= 0, a scale that is not finite, a classifier that cannot be called with
-            x and t; from the first call, labels that the classifier does not have, or one that ignores the noise level.
+        UserError: times that do not rise from above 0 to T, or another variance.
     """
-    require_range(scale, "scale", -math.inf)
-    if not _takes_two(classifier):
-        raise UserError(
-            f"got the classifier {type(classifier).__name__}, which cannot be called as classifier(x, t); expected one that is "
-            "told the noise level and was trained on noisy samples, such as models.NoiseClassifier"
+
+    sde: SDE
+    times: Tensor
+    variance: Literal["posterior", "transition", "learned"] = "posterior"
+
+    def __post_init__(self) -> None:
+        require_choice(self.variance, "variance", VARIANCES)
+        times = torch.as_tensor(self.times, dtype=torch.float64)
+        rising = times.ndim == 1 and len(times) >= 2 and bool((times.diff() > 0).all())
+        if not rising or not float(times[0]) > 0 or not math.isclose(float(times[-1]), self.sde.T, rel_tol=1e-9):
+            raise UserError(
+                f"got times of shape {tuple(times.shape)} for a chain; expected (N+1,), rising from above 0 to T = "
+                f"{self.sde.T:g}"
+            )
+        object.__setattr__(self, "times", times)
+
+    @property
+    def steps(self) -> int:
+        """N, without the decoder."""
+        return len(self.times) - 1
+
+    def divergence(self, score: Score, x_0: Tensor, i: Tensor, generator: Generator = None) -> Tensor:
+        """One draw of the noise for (3) of step `i` `(B,)`, 1 to N: `(B,)` nats, float64.
+
+        Args:
+            x_0: clean data `(B, *)`, float32 or float64.
+        """
+        level = self.sde.log_snr(self.times.to(x_0.device))
+        t, gap = self.times.to(x_0.device)[i], level[i - 1] - level[i]
+        eps_hat, place, eps = self._predicted(score, x_0, t, generator)
+        squares = (eps - eps_hat).to(torch.float64).square()
+        squares = squares * expand_as(torch.expm1(gap), squares)
+        at = self.sde.sigma(self.times.to(x_0.device)).log()
+        excess = place * expand_as(2 * (at[i] - at[i - 1]), squares)
+        entries = excess + torch.expm1(-excess) + torch.exp(-excess) * squares
+        return 0.5 * entries.flatten(1).sum(dim=1)
+
+    def reconstruction(
+        self,
+        score: Score,
+        x_0: Tensor,
+        *,
+        data: Tensor | None = None,
+        transform: Transform | None = None,
+        generator: Generator = None,
+    ) -> Tensor:
+        """One draw of the noise for -log p(x_0 | x_{t_0}): `(B,)` nats, float64; a density, or with `data` a probability.
+
+        Args:
+            x_0: clean data `(B, *)`.
+            data: their grey values `(B, *)`; transform: to model units.
+        """
+        t = self.times[:1].to(x_0.device).expand(x_0.shape[0])
+        eps_hat, place, eps = self._predicted(score, x_0, t, generator)
+        first, second = self.times[0], self.times[1]
+        kappa = float(torch.exp(-self.sde.log_snr(first) / 2))
+        ratio = float(self.sde.transition_std(first, second) * self.sde.sigma(first) / self.sde.sigma(second)) / kappa
+        learned = self.variance == "learned"
+        std = kappa * torch.exp((1 - place) * math.log(ratio)) if learned else torch.full_like(place, kappa)
+        std = std.expand(x_0.shape)
+        off = kappa * (eps_hat - eps).to(torch.float64)  # x_0 - x_0-hat
+        if data is None:
+            log_prob = -0.5 * (off / std).square() - std.log() - 0.5 * math.log(2 * math.pi)
+        else:
+            assert transform is not None
+            mean = transform(data.to(torch.float64) + 0.5) - off
+            log_prob = log_mass_of_bins(transform, data, mean, std)
+        return -log_prob.flatten(1).sum(dim=1)
+
+    def bound(
+        self,
+        score: Score,
+        x_0: Tensor,
+        *,
+        data: Tensor | None = None,
+        transform: Transform | None = None,
+        draws: int = 64,
+        reconstructions: int = 4,
+        data_std: float = 1.0,
+        generator: Generator = None,
+    ) -> Bound:
+        """The chain's bound on -log p(x_0); its steps are drawn by importance (`likelihood.step_draws`).
+
+        Args:
+            score: of the SDE.
+            x_0: clean data in model units `(B, *)`; with `data` the middles of their bins.
+            data: grey values `(B, *)` to be scored by their bins' mass; transform: to model units.
+            draws: of step and noise, for each image; eight or more for an error bar.
+            reconstructions: draws of the noise at t_0.
+            data_std: the data's standard deviation, which chooses the steps that are looked at more often; any gives the same
+                expectation.
+
+        Raises:
+            UserError: fewer than one draw, an x_0 that is not floating and finite, grey values out of range or without a
+                transform, or "learned" for a score that has no variance.
+        """
+        require_eval_mode(score)
+        require_float64(x_0, "a bound's data")
+        require_count(draws, "draws")
+        require_count(reconstructions, "reconstructions")
+        check_data(x_0)
+        if data is not None:
+            if transform is None:
+                raise UserError(
+                    "got grey values without a transform; expected the data's: give transform=dataset.transform()"
+                )
+            check_grey_values(data, transform)
+        x_0 = ordinary(x_0.to(torch.promote_types(x_0.dtype, torch.float32)))
+        B, device = x_0.shape[0], x_0.device
+        with ordinary_mode(device), torch.no_grad():
+            first = torch.stack(
+                [
+                    self.reconstruction(score, x_0, data=data, transform=transform, generator=generator)
+                    for _ in range(reconstructions)
+                ],
+                dim=1,
+            )
+            level = self.sde.log_snr(self.times.to(device))
+            gaps = level[:-1] - level[1:]
+            shares = data_std**2 / (data_std**2 + torch.exp(-level[1:]))
+            u = uniform((B, draws), generator, device=device, dtype=torch.float64)
+            q = importance(gaps, torch.expm1(gaps) / 2, shares.expand(B, -1))
+            drawn = StepDraws.of(q, u)
+            terms = [self.divergence(score, x_0, drawn.cells[:, j] + 1, generator) for j in range(draws)]
+            diffusion, stderr, degrees = drawn.total(torch.stack(terms, dim=1))
+            prior = prior_mismatch(self.sde, x_0)
+        few = torch.full_like(prior, math.nan)
+        return Bound(
+            reconstruction=first.mean(dim=1),
+            prior=prior,
+            diffusion=diffusion,
+            reconstruction_stderr=first.std(dim=1) / math.sqrt(reconstructions) if reconstructions > 1 else few,
+            diffusion_stderr=stderr,
+            degrees_of_freedom=degrees,
+            draws=draws,
+            nfe=draws + reconstructions,
         )
-    known = getattr(classifier, "num_classes", None)
-    return ClassifierGuidance(sde, score, classifier, class_labels(labels, known), scale)
 
+    def _predicted(self, score: Score, x_0: Tensor, t: Tensor, generator: Generator) -> tuple[Tensor, Tensor, Tensor]:
+        """eps-hat `(B, *)`, the place w (float64, `(B, *)` or one number each), and the eps `(B, *)` that was drawn, at `t`."""
+        eps = normal(x_0.shape, generator, device=x_0.device, dtype=x_0.dtype)
+        x = self.sde.perturb(x_0, t, eps)
+        if self.variance == "learned":
+            value, place = self._pair(score)(x, t)
+            place = place.to(torch.float64)
+        else:
+            value = score(x, t)
+            place = torch.full(
+                (len(x), *(1,) * (x.ndim - 1)),
+                float(self.variance == "transition"),
+                dtype=torch.float64,
+                device=x.device,
+            )
+        return -expand_as(self.sde.sigma(t), x) * value, place, eps
 
-def _takes_two(classifier: Classifier) -> bool:
-    """Can it be called with two positional arguments, as far as Python can tell?"""
-    called = classifier.forward if isinstance(classifier, nn.Module) else classifier
-    try:
-        signature = inspect.signature(called)
-    except (TypeError, ValueError):  # a built-in function has none
-        return True
-    try:
-        signature.bind(None, None)
-    except TypeError:
-        return False
-    return True
+    def _pair(self, score: Any) -> Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]:
+        asked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = getattr(score, "score_and_variance", None)
+        if asked is None:
+            raise UserError(
+                "got variance='learned' and a score without score_and_variance(x, t); expected a model trained with a learned "
+                "variance: use variance='posterior' or 'transition'"
+            )
+        return asked
