@@ -225,8 +225,9 @@ def test_a_chain_over_some_rows_has_its_own_variances():
 
 
 def test_the_bars_over_the_levels_are_calibrated():
-    """Closed form for every level, 25 times: rms(error / bar) is 1 within 7 % in 16 dimensions, where a draw is nearly normal, and
-    the totals within 4 of their bars. (In 2 dimensions, where a term is an exponential law's, 12 draws give 1.26.)"""
+    """Closed form for every level, 25 times: rms(error / bar) is 1 within 7 % in 16 dimensions, where a draw is nearly
+    normal, and the totals within 4 of their bars. (In 2 dimensions, where a term is an exponential law's, 12 draws give
+    1.26.)"""
     D, draws, ratios, totals = 16, 12, [], []
     law = Gaussian(torch.full((D,), 0.3), torch.full((D,), 0.49))
     alpha2 = SDE.alpha(ROWS).square()

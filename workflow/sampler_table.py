@@ -215,17 +215,18 @@ def save_heat_map(
     FigureCanvasAgg(figure)
     axes = figure.subplots()
     norm = LogNorm(low, max(high, 1.01 * low))
-    shown = axes.imshow(grid, cmap="viridis_r", norm=norm, aspect="auto")
+    image = axes.imshow(grid, cmap="viridis_r", norm=norm, aspect="auto")
     for (row, column), value in values.items():
         i, j = rows.index(row), columns.index(column)
         dark = np.isfinite(grid[i, j]) and float(norm(grid[i, j])) > 0.5
-        text = f"{value:.2f}\n± {errors[row, column]:.2f}" if math.isfinite(value) else "none"
+        shown = ".2f" if abs(value) < 1e4 else ".1e"
+        text = f"{value:{shown}}\n± {errors[row, column]:{shown}}" if math.isfinite(value) else "none"
         axes.text(j, i, text, ha="center", va="center", fontsize=7, color="white" if dark else "black")
     axes.set_xticks(range(len(columns)), [f"{c:,}" for c in columns])
     axes.set_yticks(range(len(rows)), rows)
     axes.set_xlabel(head, fontsize=9)
     axes.set_title(title, fontsize=10)
     axes.tick_params(labelsize=8)
-    figure.colorbar(shown, ax=axes).ax.tick_params(labelsize=7, which="both")
+    figure.colorbar(image, ax=axes).ax.tick_params(labelsize=7, which="both")
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=110)

@@ -143,7 +143,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
         checked_split(dataset, protocol.split)
     system.check(c)
     place = chosen_device(config["device"] if device is None else device)
-    return Setup(
+    made = Setup(
         config=config,
         system=system,
         device=place,
@@ -162,6 +162,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
         validation=c["training"]["validation"],
         baselines=bool(config["baselines"]),
     )
+    return system.settled(made)
 
 
 _PROTOCOL: Catalogue[Protocol] = Catalogue("likelihood", {"protocol": Protocol})

@@ -87,6 +87,10 @@ class System(ABC):
             UserError: a value that does not fit.
         """
 
+    def settled(self, setup: Setup) -> Setup:
+        """The set-up, with what follows from its data."""
+        return setup
+
     def rehearsal(self, setup: Setup) -> Setup:
         """The set-up of a dry run, from one whose training, sampling and scoring are already short."""
         return setup

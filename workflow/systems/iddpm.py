@@ -12,6 +12,10 @@ The run draws by ancestral sampling with the learned variance, and scores by the
 steps drawn by importance) and by the flow. A DDPM is trained beside it by the same means, in RUN/ddpm; both are then drawn
 from and bounded in 10, 25, 50, 100 and 1,000 evaluations. A chain over some of the rows keeps w and has its own beta and
 beta~ (section 4).
+
+At the cosine table's end alpha is 5e-5, and the denoised mean (x - sigma eps) / alpha multiplies the network's error by
+20,000. So for images the mean is clipped to the data's range wherever a chain is drawn from or bounded, as in the published
+code: the images lie in that range, so the clipped chain is the better model, and its bound is a bound.
 """
 
 from __future__ import annotations
@@ -24,6 +28,8 @@ import torch
 from ml_collections import ConfigDict
 
 from numerics import Catalogue, SampleStreams, UserError, require_count
+from samplers import ClipDenoised, Correction
+from samplers.corrections import CorrectedScore
 from sde_lib import TableVPSDE
 from training import VLB, DiscreteTime, Hybrid, LossHistory, Objective, cosine_betas
 from workflow.chain_bound import READINGS, ChainBound, clean
@@ -95,11 +101,11 @@ class IDDPM(DDPM):
         config = self.chain_config(section(CHAINS, "cosine"))
         config.model.learned_variance = True
         config.training.objective = section(OBJECTIVES, "hybrid")
-        config.training.steps = 1000
+        config.training.steps = 900
         config.sampling.sampler = section(SAMPLERS, "ancestral", steps=99, variance="learned", spacing="linspace")
         config.bound = ConfigDict({"draws": 64})
         # few steps beside DDPM: how many samples and images, and numbers of evaluations; None trains no DDPM
-        config.few_steps = ConfigDict({"evaluations": EVALUATIONS, "samples": 150, "images": 100, "beside": "ddpm"})
+        config.few_steps = ConfigDict({"evaluations": EVALUATIONS, "samples": 128, "images": 64, "beside": "ddpm"})
         config.likelihood.steps = 32
         return config
 
@@ -135,6 +141,11 @@ class IDDPM(DDPM):
                 "got config.model.learned_variance=False for iddpm, which learns variances; expected True: the system "
                 "ddpm learns none"
             )
+
+    def settled(self, setup: Setup) -> Setup:
+        """The denoised mean is clipped, unless other corrections are asked for."""
+        own = setup.sampler
+        return setup if own.corrections else replace(setup, sampler=replace(own, corrections=clip(setup)))
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few draws, evaluations, samples and images."""
@@ -205,7 +216,12 @@ class IDDPM(DDPM):
             for n in asked["evaluations"]:
                 # with all rows the fixed variances of one network are near each other: one of them is enough
                 if n <= 100 or (name, variance) in (("iddpm", "learned"), ("ddpm", "posterior")):
-                    walk = Algorithm2(steps=n - 1, variance=variance, spacing="linspace")  # type: ignore[arg-type]
+                    walk = Algorithm2(
+                        steps=n - 1,
+                        variance=variance,  # type: ignore[arg-type]
+                        spacing="linspace",
+                        corrections=clip(run.setup),
+                    )
                     chain = runs[name].setup.system.chain(runs[name].setup.config)  # type: ignore[attr-defined]
                     samplers[f"{name}, {variance}", n] = (runs[name], walk.on(chain))
         drawn = fill(judge, samplers, title="ancestral sampling in few steps", head="evaluations")
@@ -255,16 +271,23 @@ class IDDPM(DDPM):
         print("\n" + "\n".join([*drawn.lines(), *shown]))
 
 
+def clip(setup: Setup) -> tuple[Correction, ...]:
+    """To the range of images; nothing for points, which have none."""
+    low, high = setup.model.data_range
+    return () if setup.dataset.levels is None else (ClipDenoised(low=low, high=high),)
+
+
 def bound_of(
     run: TrainedRun, chain: Any, x: torch.Tensor, ids: torch.Tensor, reading: str, draws: int, batch_size: int = 100
 ) -> ChainBound:
-    """The bound of stored data `(n, *)` by a chain, image by image; noise is keyed by the image's number."""
+    """The bound of stored data `(n, *)` by a chain with clipped means, image by image; noise is keyed by the image's number."""
+    score = CorrectedScore.around(run.sde, run.score, clip(run.setup))
     parts = []
     for first in range(0, len(x), batch_size):
         streams = SampleStreams(run.setup.options.seed, ids[first : first + batch_size])
         x_0, grey, log_det = clean(run, x[first : first + batch_size].to(run.device), reading, streams)
         found = chain.bound(
-            run.score,
+            score,
             x_0,
             data=grey,
             transform=None if grey is None else run.transform,
