@@ -49,7 +49,7 @@ class EDM(ScoreSDE):
         "switches the design choices one by one."
     )
     kind = VESDE
-    changes: ClassVar[Mapping[str, Any]] = {"sigma_min": 0.002, "sigma_max": 80.0}
+    changes: ClassVar[Mapping[str, Any]] = {"sigma_min": 0.002, "sigma_max": 80.0, "t_end": 0.0}
     switches: ClassVar[Mapping[str, str]] = {"ablation": "ablation.run"}
 
     def get_config(self) -> ConfigDict:
