@@ -37,9 +37,7 @@ class TestImprovedDDPM:
         config = config_for("iddpm")
         sde, i = systems.create("iddpm").sde(config), torch.arange(1, 1000, dtype=torch.float64)
         f = lambda u: torch.cos((u + 0.008) / 1.008 * math.pi / 2).square()
-        torch.testing.assert_close(
-            sde.alpha(i / 1000).square(), f(i / 1000) / f(0 * i[:1]), rtol=1e-9, atol=0
-        )
+        torch.testing.assert_close(sde.alpha(i / 1000).square(), f(i / 1000) / f(0 * i[:1]), rtol=1e-9, atol=0)
         assert float(1 - (sde.alpha(1.0) / sde.alpha(0.999)) ** 2) == pytest.approx(0.999)
         assert sde.t_min == sde.t_end == 1e-3
 
@@ -360,9 +358,9 @@ class TestProcessPictures:
             sde=sde, transform=transform, dataset=dataset, score=process_pictures.in_parts(law.score(sde)),
             setup=SimpleNamespace(options=SimpleNamespace(seed=0)), device=torch.device("cpu"),
         )  # fmt: skip
-        forward, times = process_pictures.forward_path(run)
-        K, n = process_pictures._FRAMES, process_pictures._POINTS
-        assert forward.shape == (K, n, 2) and times.shape == (K,)
+        times = process_pictures.moments(sde, 200)
+        forward, n = process_pictures.forward_path(run, times), process_pictures._POINTS
+        assert forward.shape == (len(times), n, 2) and float(times[0]) == sde.t_min and float(times[-1]) == sde.T
         of_data = float(transform(dataset.split("test").x).var())
         assert abs(float(forward[-1].var()) - 1) < 0.1 and abs(float(forward[0].var()) - of_data) < 0.1
         moved = forward.diff(dim=0).square().mean(dim=(1, 2)).sqrt()

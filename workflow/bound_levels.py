@@ -133,7 +133,9 @@ def save_levels(file: Path, found: Mapping[str, BoundLevels], times: Tensor) -> 
         ):
             if float(value) > 0:
                 terms.errorbar([x], [float(value)], [float(error)], marker=mark, color=color, capsize=3, markersize=5)
-                terms.annotate(label, (x, float(value)), xytext=(6, 4), textcoords="offset points", fontsize=8)
+                terms.annotate(
+                    label, (x, float(value)), xytext=(-6, 8), ha="center", textcoords="offset points", fontsize=8
+                )
         running = mean.flip(0).cumsum(0).flip(0)
         spread = bar.square().flip(0).cumsum(0).flip(0).sqrt()
         order = [0.0, *t]  # L_0 is added at the data

@@ -30,12 +30,12 @@ if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
     from workflow.trained_run import TrainedRun
 
-_FRAMES, _POINTS, _FOLLOWED = 48, 1000, 12
+_FRAMES, _POINTS, _FOLLOWED, _TRAIL = 48, 1000, 10, 8
 _TIMES = (0.05, 0.15, 0.4, 0.8)
 """Of T, at which means of reverse steps are compared."""
 
 
-def law_on_grid(dataset: Dataset, transform: Transform, *, cells: int = 250) -> GaussianMixture | None:
+def law_on_grid(dataset: Dataset, transform: Transform, *, cells: int = 200) -> GaussianMixture | None:
     """The data's law in model units as a mixture of one narrow Gaussian a cell of a grid; None where its density is not known.
 
     The cells cover the training data and a tenth of their width around them. Each has the density's mass at its middle and the
@@ -77,8 +77,8 @@ def report_process(run: TrainedRun, folder: RunFolder, *, steps: int) -> None:
     Args:
         steps: rows of the run's table.
     """
-    forward, times = forward_path(run)
-    backward = reverse_path(run, steps)
+    times = moments(run.sde, steps)
+    forward, backward = forward_path(run, times), reverse_path(run, times, steps)
     save_process(folder.path / "process.gif", forward, backward, times)
     lines = [
         f"The data on their way to noise, and noise on its way back by ancestral sampling; the paths of {_FOLLOWED} particles:",
@@ -104,10 +104,15 @@ def report_process(run: TrainedRun, folder: RunFolder, *, steps: int) -> None:
     folder.add_section("The process both ways", lines)
 
 
-def forward_path(run: TrainedRun) -> tuple[Tensor, Tensor]:
-    """`(K, n, 2)` states of the SDE itself at the times `(K,)` from t_min to T: a path, not separate draws."""
+def moments(sde: SDE, rows: int) -> Tensor:
+    """Times of frames `(K,)`, rising from t_min to T, rows of the table; more of them near the data, where shapes are."""
+    u = torch.linspace(0, 1, _FRAMES, dtype=torch.float64)
+    return (u.pow(1.5) * (rows - 1) + 1).round().unique() * (sde.T / rows)
+
+
+def forward_path(run: TrainedRun, times: Tensor) -> Tensor:
+    """`(K, n, 2)` states of the SDE itself at the `times` `(K,)`: a path, not separate draws."""
     sde = run.sde
-    times = torch.linspace(sde.t_min, sde.T, _FRAMES, dtype=torch.float64)
     generator = torch.Generator().manual_seed(run.setup.options.seed)
     x_0 = run.transform(run.dataset.split("test").x[:_POINTS]).double()
     x = sde.perturb(x_0, times[0], torch.randn(x_0.shape, generator=generator, dtype=torch.float64))
@@ -116,19 +121,19 @@ def forward_path(run: TrainedRun) -> tuple[Tensor, Tensor]:
         z = torch.randn(x.shape, generator=generator, dtype=torch.float64)
         x = sde.alpha(t) / sde.alpha(s) * x + sde.transition_std(s, t) * z
         path.append(x)
-    return torch.stack(path), times
+    return torch.stack(path)
 
 
-def reverse_path(run: TrainedRun, rows: int) -> Tensor:
-    """`(K, n, 2)` states of ancestral sampling, from T down to t_min, at as many moments as the way up has."""
+def reverse_path(run: TrainedRun, times: Tensor, rows: int) -> Tensor:
+    """`(K, n, 2)` states of ancestral sampling at the `times` `(K,)`, from the last to the first."""
     sampler = PredictorCorrector(
         predictor=Ancestral(), corrector=None, steps=rows - 1, grid=DDPMIndices(train_steps=rows), denoise=False
     )
     kept: list[Tensor] = []
-    moments = {round(1 + i * (rows - 2) / (_FRAMES - 2)) for i in range(_FRAMES - 1)}
+    wanted = set((rows - times * (rows / run.sde.T)).round().long().tolist())
 
     def keep(info: Any) -> None:
-        if info.step in moments:
+        if info.step in wanted:
             kept.append(info.x.double().cpu())
 
     streams = SampleStreams(run.setup.options.seed, range(_POINTS))
@@ -140,51 +145,51 @@ def reverse_path(run: TrainedRun, rows: int) -> Tensor:
 
 
 def save_process(file: Path, forward: Tensor, backward: Tensor, times: Tensor, *, seconds: float = 6.0) -> None:
-    """Writes both ways side by side as a moving picture.
+    """Writes both ways side by side as a moving picture; of a followed particle's way the last frames are shown.
 
     Args:
-        forward, backward: `(K, n, 2)` and `(K', n, 2)`, the second from noise to data.
-        times: `(K,)` of the first; the second is shown at the same moments downwards.
+        forward, backward: `(K, n, 2)`, the second from noise to data.
+        times: `(K,)`, rising; the second is at them downwards.
     """
     import numpy as np
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
     from PIL import Image
 
-    frames, K = [], min(len(forward), len(backward))
+    K, followed = len(times), min(_FOLLOWED, forward.shape[1])
     reach = 1.15 * float(torch.quantile(torch.cat([forward[0], forward[-1]]).abs().flatten(), 0.998))
+    figure = Figure(figsize=(7, 3.7))
+    figure.subplots_adjust(left=0.05, right=0.98, bottom=0.07, top=0.92, wspace=0.12)
+    canvas = FigureCanvasAgg(figure)
+    sides = []
+    for axes in figure.subplots(1, 2):
+        axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+        axes.tick_params(labelsize=7)
+        cloud = axes.scatter([], [], s=3, linewidths=0, color="0.45")
+        ways = [axes.plot([], [], color=f"C{j}", linewidth=0.9, alpha=0.7)[0] for j in range(followed)]
+        heads = axes.scatter([], [], s=18, c=[f"C{j}" for j in range(followed)][:0], zorder=3)
+        sides.append((axes, cloud, ways, heads))
+    frames = []
     with progress.bar(total=K, name="drawing the process", unit="frame") as bar:
         for k in range(K):
-            figure = Figure(figsize=(7, 3.7), layout="constrained")
-            canvas = FigureCanvasAgg(figure)
-            for axes, path, title in zip(
-                figure.subplots(1, 2),
-                (forward, backward),
-                (f"data to noise, t = {float(times[k]):.2f}", f"noise to data, t = {float(times[K - 1 - k]):.2f}"),
-                strict=True,
-            ):
-                now = path[k]
-                axes.scatter(*now.T.numpy(), s=2, linewidths=0, color="0.6")
-                for j in range(min(_FOLLOWED, path.shape[1])):
-                    way = path[: k + 1, j].numpy()
-                    axes.plot(way[:, 0], way[:, 1], color=f"C{j % 10}", linewidth=0.9, alpha=0.8)
-                    axes.plot(way[-1:, 0], way[-1:, 1], "o", color=f"C{j % 10}", markersize=4)
-                axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")
+            titles = (f"data to noise, t = {float(times[k]):.2f}", f"noise to data, t = {float(times[K - 1 - k]):.2f}")
+            for (axes, cloud, ways, heads), path, title in zip(sides, (forward, backward), titles, strict=True):
+                cloud.set_offsets(path[k].numpy())
+                for j, way in enumerate(ways):
+                    way.set_data(*path[max(0, k - _TRAIL) : k + 1, j].T.numpy())
+                heads.set_offsets(path[k, :followed].numpy())
+                heads.set_color([f"C{j}" for j in range(followed)])
                 axes.set_title(title, fontsize=10)
-                axes.tick_params(labelsize=7)
             canvas.draw()
-            pixels = np.asarray(canvas.buffer_rgba())[..., :3]
-            frames.append(Image.fromarray(pixels.copy()).quantize(64))
+            frames.append(Image.fromarray(np.asarray(canvas.buffer_rgba())[..., :3].copy()).quantize(48))
             bar.update(1)
     file.parent.mkdir(parents=True, exist_ok=True)
-    each = max(20, round(800 * seconds / K))
-    durations = [each] * (K - 1) + [round(200 * seconds)]
+    durations = [max(20, round(800 * seconds / K))] * (K - 1) + [round(200 * seconds)]
     frames[0].save(file, format="GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0)
 
 
 def compare_means(run: TrainedRun, law: GaussianMixture, *, rows: int, points: int = 300) -> list[dict[str, Any]]:
-    """At each of some times: points of the marginal, the two means of a step of a tenth of T (or to t_min), and how far they
-    differ.
+    """At each of some times: points of the marginal, the two means of a step to t / 2, and how far they differ.
 
     Args:
         rows: of the run's table; times are rounded to them.
@@ -193,7 +198,7 @@ def compare_means(run: TrainedRun, law: GaussianMixture, *, rows: int, points: i
     streams = SampleStreams(run.setup.options.seed, range(points))
     for fraction in _TIMES:
         t = round(fraction * rows) / rows * sde.T
-        s = max(sde.t_min, t - round(0.1 * rows) / rows * sde.T)
+        s = max(sde.t_min, round(fraction * rows / 2) / rows * sde.T)
         x = law.marginal_sample(sde, points, t, generator=streams)
         with torch.no_grad():
             learned = reverse_mean(sde, run.score, x.to(run.device, torch.float32), t, s).double().cpu()
