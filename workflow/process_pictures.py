@@ -92,7 +92,7 @@ def report_process(run: TrainedRun, folder: RunFolder, *, steps: int) -> None:
         errors = {f"{f['t']:g}": f["rms"] for f in found}
         lines += [
             "",
-            "The step of a particle's mean from t down by a tenth of T, by the network and by the data's own law; the "
+            "The step of a particle's mean from t to t / 2, by the network and by the data's own law; the "
             "root mean square",
             "difference in units of the step's standard deviation: "
             + ", ".join(f"{error:.3f} at t = {t}" for t, error in errors.items())

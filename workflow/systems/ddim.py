@@ -22,6 +22,7 @@ from likelihood.latent import slerp
 from numerics import Adams, SampleStreams, UserError, require_count, require_range
 from samplers import DDIM, DDPMIndices, ProbabilityFlow, Sampler
 from sde_lib import WhitenedFlow
+from sde_lib.time_grids import Logistic
 from workflow.sections import section
 from workflow.system import Config
 from workflow.systems.ddpm import CHAINS, DDPM, OBJECTIVES, SAMPLERS, Algorithm2
@@ -138,6 +139,7 @@ class DDIMSystem(DDPM):
             flow = ProbabilityFlow(
                 solver=Adams(steps=n - 1, points=3, start="rising"),
                 flow=WhitenedFlow(data_std=run.flow.data_std),
+                grid=Logistic(),
                 denoise=False,
             )
             entries.append({"evaluations": n, "loop": _round_trip(run, x, loop), "flow": _round_trip(run, x, flow)})
