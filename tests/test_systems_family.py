@@ -1,5 +1,6 @@
 """DDPM's additions, improved DDPM, DDIM and EDM: each against its paper's lines and an oracle, and each slip of public code."""
 
+import json
 import math
 from dataclasses import replace
 from types import SimpleNamespace
@@ -7,7 +8,7 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from test_experiments import refused
+from test_experiments import refused, script
 
 import data
 from evaluation import Estimate
@@ -419,3 +420,46 @@ def test_what_does_not_fit_is_refused_in_one_line(tmp_path, capsys, name, flag, 
         command_line.run(SCRIPTS[name].main, [f"--workdir={tmp_path / 'new'}", flag])
     refused(SimpleNamespace(returncode=left.value.code, stderr=capsys.readouterr().err), 2, *words)
     assert not (tmp_path / "new").exists()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "entry", "pictures"),
+    [
+        ("ddpm", "bound_levels", ("bound_levels.png",)),
+        ("iddpm", "few_steps", ("few_steps_samples.png", "few_steps_bound.png")),
+        ("ddim", "ddim_sweep", ("ddim_sweep.png", "interpolation.png")),
+        ("edm", "churn_sweep", ("churn_sweep.png",)),
+    ],
+)
+def test_a_dry_run_goes_through_and_leaves_what_is_promised(tmp_path, name, entry, pictures):
+    folder = tmp_path / name
+    script(
+        name,
+        f"--workdir={folder}",
+        "--dry_run",
+        "--quiet",
+        "--config.model.channels=8",
+        "--config.training.batch_size=16",
+    )
+    results, report = json.loads((folder / "results.json").read_text()), (folder / "report.md").read_text()
+    assert entry in results and results["bits_per_dim"]["kind"] == "exact" and results["sampling"]["nfe"] >= 4
+    for picture in pictures:
+        assert (folder / picture).stat().st_size > 1000 and f"({picture})" in report
+    if name == "iddpm":
+        assert results["vlb"]["kind"] == "bound" and results["vlb"]["variance"] == "learned"
+        assert {c["row"] for c in results["few_steps"]["samples"]["cells"]} >= {"iddpm, learned", "ddpm, posterior"}
+        assert (folder / "ddpm" / "config.json").is_file()  # a run folder of its own
+
+
+@pytest.mark.slow
+def test_points_in_the_plane_get_the_process(tmp_path):
+    folder = tmp_path / "roll"
+    script(
+        "ddpm", f"--workdir={folder}", "--dry_run", "--quiet", "--config.data.name=swiss_roll", "--config.model.width=16",
+        "--config.sde.steps=60", "--config.sde.beta_last=0.2", "--config.sampling.sampler.steps=59",
+    )  # fmt: skip
+    report = (folder / "report.md").read_text()
+    for picture in ("process.gif", "reverse_means.png", "bound_levels.png"):
+        assert (folder / picture).stat().st_size > 1000 and f"({picture})" in report
+    assert len(json.loads((folder / "results.json").read_text())["reverse_means"]) == 4

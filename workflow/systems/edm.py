@@ -98,9 +98,14 @@ class EDM(ScoreSDE):
         return replace(setup, config={**setup.config, "sweep": sweep, "ablation": ablation})
 
     def effort(self, setup: Setup, images: int) -> float:
-        """Evaluations of images in the sweep."""
-        sweep = setup.config["sweep"]
-        return float(len(sweep["churn"]) * sum(2 * n + 1 for n in sweep["steps"]) * sweep["samples"])
+        """Evaluations of images in the sweep, and in the ablation, where a step of training is three of each image."""
+        sweep, ablation, options = setup.config["sweep"], setup.config["ablation"], setup.options
+        work = len(sweep["churn"]) * sum(2 * n + 1 for n in sweep["steps"]) * sweep["samples"]
+        if ablation["run"]:
+            trained = 3 * options.steps * options.batch_size
+            looked_at = 35 * ablation["samples"] + 10 * (setup.protocol.steps or 1) * ablation["images"]
+            work += len(ABLATION) * (trained + looked_at)
+        return float(work)
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """The sweep over churn, and the ablation where it was asked for."""

@@ -153,13 +153,13 @@ class IDDPM(DDPM):
         return replace(setup, config={**setup.config, "bound": {"draws": 8}, "few_steps": few})
 
     def effort(self, setup: Setup, images: int) -> float:
-        """Evaluations of images: of the bound, of samples and of their bounds."""
+        """Evaluations of images: of the bound, of samples and of their bounds, and three of each in a step of DDPM's training."""
         asked = setup.config["few_steps"]
         rows = 2 if asked["beside"] == "ddpm" else 1
-        sampled = rows * sum(asked["evaluations"]) * asked["samples"]
-        return float(
-            (2 * images + 4 * len(asked["evaluations"]) * asked["images"]) * setup.config["bound"]["draws"] + sampled
-        )
+        trained = (rows - 1) * 3 * setup.options.steps * setup.options.batch_size
+        drawn = rows * sum(asked["evaluations"]) * asked["samples"]
+        bounds = 2 * images + (1 + 2 * rows) * len(asked["evaluations"]) * asked["images"]
+        return float(trained + drawn + bounds * setup.config["bound"]["draws"])
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """The chain's bound with the learned variance, and both systems in few steps."""
