@@ -59,7 +59,7 @@ def in_parts(score: Score, size: int = 50) -> Score:
     """The same score for a large batch, in parts: a mixture of many components takes memory for each."""
 
     def whole(x: Tensor, t: Tensor) -> Tensor:
-        return torch.cat([score(a, b) for a, b in zip(x.split(size), t.split(size), strict=True)])
+        return torch.cat([score(a, b) for a, b in zip(torch.split(x, size), torch.split(t, size), strict=True)])
 
     return whole
 
@@ -107,7 +107,8 @@ def report_process(run: TrainedRun, folder: RunFolder, *, steps: int) -> None:
 def moments(sde: SDE, rows: int) -> Tensor:
     """Times of frames `(K,)`, rising from t_min to T, rows of the table; more of them near the data, where shapes are."""
     u = torch.linspace(0, 1, _FRAMES, dtype=torch.float64)
-    return (u.pow(1.5) * (rows - 1) + 1).round().unique() * (sde.T / rows)
+    found = sorted({round(1 + float(v) ** 1.5 * (rows - 1)) for v in u})
+    return torch.tensor(found, dtype=torch.float64) * (sde.T / rows)
 
 
 def forward_path(run: TrainedRun, times: Tensor) -> Tensor:
@@ -160,7 +161,7 @@ def save_process(file: Path, forward: Tensor, backward: Tensor, times: Tensor, *
     reach = 1.15 * float(torch.quantile(torch.cat([forward[0], forward[-1]]).abs().flatten(), 0.998))
     figure = Figure(figsize=(7, 3.7))
     figure.subplots_adjust(left=0.05, right=0.98, bottom=0.07, top=0.92, wspace=0.12)
-    canvas = FigureCanvasAgg(figure)
+    canvas: Any = FigureCanvasAgg(figure)
     sides = []
     for axes in figure.subplots(1, 2):
         axes.set(xlim=(-reach, reach), ylim=(-reach, reach), aspect="equal")

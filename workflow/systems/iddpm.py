@@ -153,7 +153,8 @@ class IDDPM(DDPM):
         return replace(setup, config={**setup.config, "bound": {"draws": 8}, "few_steps": few})
 
     def effort(self, setup: Setup, images: int) -> float:
-        """Evaluations of images: of the bound, of samples and of their bounds, and three of each in a step of DDPM's training."""
+        """Evaluations of images: of the bound, of samples and of their bounds, and three of each in a step of DDPM's
+        training."""
         asked = setup.config["few_steps"]
         rows = 2 if asked["beside"] == "ddpm" else 1
         trained = (rows - 1) * 3 * setup.options.steps * setup.options.batch_size
