@@ -122,8 +122,13 @@ class Bins(Decoder):
         centres = alpha * self.transform(levels + 0.5)
         pixels = max(1, _TABLE // len(centres))  # at once: 65,536 levels of a whole batch would fill the memory
         chosen = [
-            (-0.5 * ((at.unsqueeze(1) - centres) / sigma).square()).log_softmax(dim=1).gather(1, k.unsqueeze(1)).squeeze(1)
-            for at, k in zip(x.to(torch.float64).flatten().split(pixels), data.long().flatten().split(pixels), strict=True)
+            (-0.5 * ((at.unsqueeze(1) - centres) / sigma).square())
+            .log_softmax(dim=1)
+            .gather(1, k.unsqueeze(1))
+            .squeeze(1)
+            for at, k in zip(
+                x.to(torch.float64).flatten().split(pixels), data.long().flatten().split(pixels), strict=True
+            )
         ]
         return torch.cat(chosen).view(len(x), -1).sum(dim=1)
 
