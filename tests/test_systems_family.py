@@ -53,13 +53,16 @@ class TestImprovedDDPM:
 
     def test_network_and_sampler_have_the_variance(self):
         made = resolve(config_for("iddpm", changes={"model.channels": 8}))
-        assert made.model.learned_variance and made.sampler.predictor.variance == "learned"
-        assert made.sampler.corrections == (ClipDenoised(low=-1.0, high=1.0),) and made.sampler.evaluations == 100
+        assert made.model.learned_variance and made.samplers["ancestral"].predictor.variance == "learned"
+        assert (
+            made.samplers["ancestral"].corrections == (ClipDenoised(low=-1.0, high=1.0),)
+            and made.samplers["ancestral"].evaluations == 100
+        )
         x = torch.randn(3, 1, 8, 8)
         score, place = made.model.score_and_variance(x, torch.full((3,), 0.5))
         assert score.shape == place.shape == x.shape and bool((place == 0.5).all())  # the last layer starts at 0
         moons = resolve(config_for("iddpm", changes={"data.name": "moons", "model.width": 16}))
-        assert moons.sampler.corrections == () and moons.model.learned_variance
+        assert moons.samplers["ancestral"].corrections == () and moons.model.learned_variance
 
     def test_a_clipped_mean_keeps_the_variance_and_bounds_the_last_term(self):
         """alpha(T) = 5e-5: an eps-hat that is off by 0.1 costs 5 nats in the last step, and next to nothing where the mean is
@@ -292,7 +295,7 @@ class TestEDM:
     def test_every_design_of_the_ablation_makes_its_objects(self):
         for design in ABLATION:
             made = resolve(config_for(design.system, changes={**design.changes, "model.channels": 8}))
-            assert made.sampler == HeunEDM(steps=17), design.name
+            assert made.samplers["heun"] == HeunEDM(steps=17), design.name
         assert len({d.folder for d in ABLATION}) == len({d.name for d in ABLATION}) == len(ABLATION)
 
     def test_the_switch_is_short_for_a_value(self, capsys):

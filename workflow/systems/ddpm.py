@@ -28,7 +28,7 @@ from numerics import Catalogue, UserError, require_choice, require_count
 from samplers import Ancestral, Correction, DDPMIndices, PredictorCorrector, Sampler
 from sde_lib import TableVPSDE
 from training import DSM, WEIGHTINGS, DDPMSimple, DiscreteTime, Objective, linear_betas, with_terminal_snr
-from workflow import chain_bound
+from workflow import chain_bound, presets
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import Config, System
@@ -154,6 +154,11 @@ class DDPM(System):
         # bound alone
         config.training.dequantize = True
         return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:

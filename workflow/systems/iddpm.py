@@ -144,8 +144,10 @@ class IDDPM(DDPM):
 
     def settled(self, setup: Setup) -> Setup:
         """The denoised mean is clipped, unless other corrections are asked for."""
-        own = setup.sampler
-        return setup if own.corrections else replace(setup, sampler=replace(own, corrections=clip(setup)))
+        own = setup.samplers.get("ancestral")
+        if own is None or own.corrections:
+            return setup
+        return replace(setup, samplers={**setup.samplers, "ancestral": replace(own, corrections=clip(setup))})
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few draws, evaluations, samples and images."""
@@ -274,7 +276,7 @@ class IDDPM(DDPM):
 
 def clip(setup: Setup) -> tuple[Correction, ...]:
     """To the range of images; nothing for points, which have none."""
-    low, high = setup.model.data_range
+    low, high = setup.score_model.data_range
     return () if setup.dataset.levels is None else (ClipDenoised(low=low, high=high),)
 
 
