@@ -138,7 +138,8 @@ class DDPM(System):
         config = self.chain_config(section(CHAINS, "ddpm"))
         config.training.objective = section(OBJECTIVES, "ddpm_simple")
         config.sampling.sampler = section(SAMPLERS, "ancestral")
-        # draws of step and noise for each image's bound; of image and noise for each level's term, of how many images
+        # draws of step and noise for each image's bound; of image and noise for each level's term (0: no such picture), of so
+        # many images
         config.bound = ConfigDict({"draws": 64, "level_draws": 16, "level_images": 64})
         return config
 
@@ -188,7 +189,8 @@ class DDPM(System):
     def check(self, config: Config) -> None:
         """The bound's draws, and a variance that this system does not learn."""
         require_count(config["bound"]["draws"], "config.bound.draws", 2)
-        require_count(config["bound"]["level_draws"], "config.bound.level_draws", 4)
+        if config["bound"]["level_draws"] != 0:
+            require_count(config["bound"]["level_draws"], "config.bound.level_draws", 4)
         require_count(config["bound"]["level_images"], "config.bound.level_images", 1)
         self.check_variance(config)
 
@@ -203,7 +205,11 @@ class DDPM(System):
     def rehearsal(self, setup: Setup) -> Setup:
         """With four draws for the bound, and of each level's term."""
         bound = setup.config["bound"]
-        few = {"draws": min(4, bound["draws"]), "level_draws": 4, "level_images": min(8, bound["level_images"])}
+        few = {
+            "draws": min(4, bound["draws"]),
+            "level_draws": min(4, bound["level_draws"]),
+            "level_images": min(8, bound["level_images"]),
+        }
         return replace(setup, config={**setup.config, "bound": few})
 
     def effort(self, setup: Setup, images: int) -> float:
@@ -217,14 +223,15 @@ class DDPM(System):
 
         chain, bound = self.chain(run.setup.config), run.setup.config["bound"]
         chain_bound.report_bound(run, folder, steps=chain.steps - 1, draws=bound["draws"])
-        chain_levels.report_levels(
-            run,
-            folder,
-            {name: name for name in ("posterior", "transition")},
-            rows=chain.steps,
-            draws=bound["level_draws"],
-            images=bound["level_images"],
-        )
+        if bound["level_draws"]:
+            chain_levels.report_levels(
+                run,
+                folder,
+                {name: name for name in ("posterior", "transition")},
+                rows=chain.steps,
+                draws=bound["level_draws"],
+                images=bound["level_images"],
+            )
         if run.dataset.event_shape == (2,):
             process_pictures.report_process(run, folder, steps=chain.steps)
 
