@@ -5,9 +5,9 @@ For data of the law sum_k w_k N(m_k, C_k) and y = A x + n z the posterior is a m
     (1)  w_k' proportional to w_k N(y; A m_k, S_k),      S_k = A C_k A^T + n^2
          m_k' = m_k + G_k (y - A m_k),      C_k' = C_k - G_k A C_k,      G_k = C_k A^T S_k^-1
 
-and with K = 1 the conditional Gaussian (Rasmussen and Williams 2006, "Gaussian processes for machine learning", (A.6)). Samples of
-x at the time t have then the law of `CorrelatedMixture`'s marginal, whose moments they are compared with; no step bias, prior or
-denoising is mixed in.
+and with K = 1 the conditional Gaussian (Rasmussen and Williams 2006, "Gaussian processes for machine learning", (A.6)).
+Samples of x at the time t have then the law of `CorrelatedMixture`'s marginal, whose moments they are compared with; no step
+bias, prior or denoising is mixed in.
 """
 
 from __future__ import annotations

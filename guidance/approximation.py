@@ -5,12 +5,12 @@ Given a measurement y = A x_0 + n z of the clean data, the posterior's score at 
     (1)  grad log p(x_t | y) = score(x_t, t) + grad log p(y | x_t),      p(y | x_t) = integral of p(y | x_0) p(x_0 | x_t) dx_0
 
 A score says of p(x_0 | x_t) its mean D = (x_t + sigma^2 score) / alpha (Tweedie) and, through the derivative J = dD/dx_t, its
-covariance C = (sigma^2 / alpha) J. Every method replaces p(x_0 | x_t) by a Gaussian around D, with one covariance or another, and
+covariance C = (sigma^2 / alpha) J. Every method replaces p(x_0 | x_t) by a Gaussian around D, with a covariance C',
 
     (2)  grad log p(y | x_t) = J^T u,     u = A^T w,     (n^2 + A C' A^T) w = y - A D
 
-when the dependence of C' on x_t is left out. A method is a C', and u is what it says; J^T u is one vector-Jacobian product of the
-score's network.
+when the dependence of C' on x_t is left out. A method is a C', and u is what it says; J^T u is one vector-Jacobian product of
+the score's network.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class Denoised:
     def __init__(self, sde: SDE, x: Tensor, t: Tensor, value: Tensor, differentiable: bool) -> None:
         if not check_score(value, x).requires_grad:
             raise UserError(
-                "got a score that autograd cannot follow; expected one that depends on x by operations of torch: without one use "
-                "the samplers Replacement, RePaint or DDNM, which need no derivative"
+                "got a score that autograd cannot follow; expected one that depends on x by operations of torch: "
+                "without one use the samplers Replacement, RePaint or DDNM, which need no derivative"
             )
         self.sde, self.x, self.t, self.differentiable = sde, x, t, differentiable
         alpha, variance = expand_as(sde.alpha(t), x), expand_as(sde.sigma(t).square(), x)

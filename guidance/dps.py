@@ -6,8 +6,8 @@ With C' = 0 in (2) of `guidance.approximation`, log p(y | x_t) is the measuremen
 
 (Chung et al. 2022, arXiv:2209.14687, equation (14)). The published *algorithm* does something else: it subtracts
 zeta grad |y - A D| after each ancestral step, the norm where the square belongs, so that zeta is a length and depends on the
-grid; and public copies take that norm over the whole batch, so that a sample depends on its batch mates. Here a norm is always a
-sample's own. The step (x_t + v score) / a of `samplers.Ancestral` turns an additional score of
+grid; and public copies take that norm over the whole batch, so that a sample depends on its batch mates. Here a norm is
+always a sample's own. The step (x_t + v score) / a of `samplers.Ancestral` turns an additional score of
 
     -zeta (a / v) grad |y - A D|,      a = alpha_t / alpha_s,  v = sigma_t^2 - a^2 sigma_s^2
 
@@ -32,14 +32,15 @@ from sde_lib import Measurement
 class DPS(Approximation):
     """The measurement's log-likelihood at the denoised mean; the operator need not be linear.
 
-    It takes the mean for certain, so that the pull towards y is much too strong while x_t is noise: modes and means are wrong by
-    much (see docs/guidance.md), and with little noise samplers need small steps. Cost: an evaluation and one product.
+    It takes the mean for certain, so that the pull towards y is much too strong while x_t is noise: modes and means are wrong
+    by much (see docs/guidance.md), and with little noise samplers need small steps. Cost: an evaluation and one product.
 
     Args:
         strength: of the term, > 0; 1 is the formula's.
 
     Raises:
-        UserError: for another strength; in `posterior`, for a noise of 0; when called, for an operator that autograd cannot follow.
+        UserError: for another strength; in `posterior`, for a noise of 0; when called, for an operator that autograd cannot
+            follow.
     """
 
     strength: float = 1.0
@@ -93,7 +94,9 @@ class PublishedDPS(Approximation):
         require_positive(self.zeta, "zeta")
         times = torch.as_tensor(self.times, dtype=torch.float64)
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
-            raise UserError(f"got times of shape {tuple(times.shape)}; expected (N+1,) that fall: the grid of the sampler")
+            raise UserError(
+                f"got times of shape {tuple(times.shape)}; expected (N+1,) that fall: the grid of the sampler"
+            )
         object.__setattr__(self, "_times", times)
 
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:

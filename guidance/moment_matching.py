@@ -23,8 +23,8 @@ from sde_lib import Measurement
 class MomentMatching(Approximation):
     """The mean and covariance of p(x_0 | x_t), by conjugate gradients.
 
-    Exact on Gaussians. Where p(x_0 | x_t) has several modes a Gaussian is none of them: a mode that y rules out keeps some weight.
-    Cost: an evaluation and iterations + 1 products.
+    Exact on Gaussians. Where p(x_0 | x_t) has several modes a Gaussian is none of them: a mode that y rules out keeps some
+    weight. Cost: an evaluation and iterations + 1 products.
 
     Args:
         iterations: of conjugate gradients. 1 is too few where the data's entries depend on each other (docs/guidance.md has the

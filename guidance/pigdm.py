@@ -3,8 +3,8 @@ r"""Pseudoinverse guidance: p(x_0 | x_t) as a Gaussian of one width for all data
     C' = r^2 I,     r^2 = d^2 kappa^2 / (d^2 + kappa^2),     kappa = sigma / alpha
 
 which is the posterior's covariance for N(0, d^2 I) data (Song, Vahdat, Mardani, Kautz 2023, "Pseudoinverse-guided diffusion
-models for inverse problems", ICLR, equations (7) and (8); r_t^2 = sigma^2 / (1 + sigma^2) there is d = 1). The noise n is part of
-(2), where the limit n = 0 gives the pseudoinverse that the method is named after; public code leaves it out.
+models for inverse problems", ICLR, equations (7) and (8); r_t^2 = sigma^2 / (1 + sigma^2) there is d = 1). The noise n is
+part of (2), where the limit n = 0 gives the pseudoinverse that the method is named after; public code leaves it out.
 """
 
 from __future__ import annotations

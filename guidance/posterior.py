@@ -57,7 +57,8 @@ def posterior(
         sde: the SDE of the score.
         score: of the data, `score(x, t)`, which autograd can follow.
         measurement: y, one for each sample or one for all.
-        method: `MomentMatching()`, `TMPD()`, `PiGDM()`, `DPS()` or `PublishedDPS(...)`; docs/guidance.md has their errors and cost.
+        method: `MomentMatching()`, `TMPD()`, `PiGDM()`, `DPS()` or `PublishedDPS(...)`; docs/guidance.md has their errors and
+            cost.
 
     Raises:
         UserError: for a method that cannot take the measurement: an operator without an adjoint, or a noise of 0.

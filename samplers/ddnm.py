@@ -18,13 +18,14 @@ from sde_lib import SDE
 class DDNM(MeasuredSampler):
     r"""The denoising diffusion null-space model, with the measurement's noise.
 
-    The step of `DDIM` from t to s, with D corrected in the measured coordinates c = V^T D by y' = U^T y / s_i, whose noise is n / s_i:
+    The step of `DDIM` from t to s, with D corrected in the measured coordinates c = V^T D by y' = U^T y / s_i, whose noise is
+    n / s_i:
 
         D' = D + V lambda (y' - c),     x_s = alpha_s D' + sqrt(sigma_s^2 - w^2) eps + V w' V^T z + w (I - V V^T) z
         lambda = min(1, w / (alpha_s n / s_i)),      w'^2 = w^2 - (lambda alpha_s n / s_i)^2
 
-    (Wang, Yu, Zhang 2022, arXiv:2212.00490, section 3.3 and appendix I.) So the noise that y brings along takes the place of fresh
-    noise and is never more than that. Without noise lambda = 1, and D' is A^+ y + (I - A^+ A) D. The correction costs no
+    (Wang, Yu, Zhang 2022, arXiv:2212.00490, section 3.3 and appendix I.) So the noise that y brings along takes the place of
+    fresh noise and is never more than that. Without noise lambda = 1, and D' is A^+ y + (I - A^+ A) D. The correction costs no
     derivative: one evaluation a step. It takes y for true of D at every time, and so leaves too little variance.
 
     Args:
@@ -33,7 +34,8 @@ class DDNM(MeasuredSampler):
         steps, grid, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an operator without an SVD, or an eta outside [0, 1]; when sampling, for a batch that the measurement is not of.
+        UserError: for an operator without an SVD, or an eta outside [0, 1]; when sampling, for a batch that the measurement
+            is not of.
     """
 
     steps: int = 100

@@ -84,8 +84,8 @@ class Clamp:
 
         alpha y' + sqrt(sigma^2 - (alpha n / s)^2) z        while alpha n / s <= sigma
 
-    which has the law of alpha c_0 + sigma z, the noise of the measurement being a part of it. From the time on at which that noise
-    is all the noise there is, nothing is put in: the coordinate is at that level by itself, and the score denoises it.
+    which has the law of alpha c_0 + sigma z, the noise of the measurement being a part of it. From the time on at which that
+    noise is all the noise there is, nothing is put in: the coordinate is at that level by itself, and the score denoises it.
 
     Args:
         measurement, svd: whose.
@@ -99,8 +99,8 @@ class Clamp:
         self.alpha, self.sigma = numbers(sde.alpha(times)), numbers(sde.sigma(times))
 
     def __call__(self, i: int, x: Tensor, run: Run, held: Tensor | None = None) -> Tensor:
-        """The state `x` `(B, *)` at t_i with the measurement put in, and, where nothing is put in any more, with the coordinates of
-        `held` `(B, *)`, if that is given."""
+        """The state `x` `(B, *)` at t_i with the measurement put in, and, where nothing is put in any more, with the
+        coordinates of `held` `(B, *)`, if that is given."""
         own = self.svd.right(x)
         left = self.sigma[i] ** 2 - (self.alpha[i] * self.spread).square()
         put = self.alpha[i] * self.known + left.clamp(min=0).sqrt() * self.svd.right(run.noise(x))

@@ -25,9 +25,9 @@ class RePaint(MeasuredSampler):
         x_t = (alpha_t / alpha_s) x_s + sqrt(sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2) z
 
     (Lugmayr et al. 2022, arXiv:2201.09865, algorithm 1 and section 4.2; the difference of *variances*, not of standard
-    deviations). Each round brings what is not measured closer to what is. Where y has noise, there is a time from which on it is not put
-in any more; a measured coordinate then begins each round from where it began the first, for fresh noise on the way back would wash y
-out. The times and the path of the result are the blocks' ends.
+    deviations). Each round brings what is not measured closer to what is. Where y has noise, there is a time from which on it
+    is not put in any more; a measured coordinate then begins each round from where it began the first, for fresh noise on the
+    way back would wash y out. The times and the path of the result are the blocks' ends.
 
     Args:
         measurement: of an operator with an SVD.

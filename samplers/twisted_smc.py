@@ -8,27 +8,38 @@ with psi_t an approximation of p(y | x_t), and carry the weights
 
     (1)  w <- w p(x_s | x_t) psi_s(x_s) / (q(x_s | x_t) psi_t(x_t))
 
-so that, whatever psi is on the way, the weighted particles at t_end have the law p(x) psi_end(x) as K grows (Wu, Trippe, Naesseth,
-Blei, Cunningham 2023, arXiv:2306.17775, algorithm 1; m, a and v are those of `Ancestral`). Where the weights have become uneven,
-particles are drawn anew by them (systematic resampling; Douc, Cappe, Moulines 2005). Here
+so that, whatever psi is on the way, the weighted particles at t_end have the law p(x) psi_end(x) as K grows (Wu, Trippe,
+Naesseth, Blei, Cunningham 2023, arXiv:2306.17775, algorithm 1; m, a and v are those of `Ancestral`). Where the weights have
+become uneven, particles are drawn anew by them (systematic resampling; Douc, Cappe, Moulines 2005). Here
 
     (2)  psi_t(x) = N(y; A D(x, t), n^2 + r^2 A A^T),      r^2 = d^2 kappa^2 / (d^2 + kappa^2)
 
-with the denoised mean D and the width of `guidance.PiGDM`; at t_end, where kappa is small, it is p(y | x_end) up to order kappa^4.
-The steps' variance is that of the forward process's posterior and r^2 times the square of D's factor in m, so that the chain is
-exact for N(m, d^2 I) data; for other data its bias falls with the steps, as that of `Ancestral` does.
+with the denoised mean D and the width of `guidance.PiGDM`; at t_end, where kappa is small, it is p(y | x_end) up to order
+kappa^4. The steps' variance is that of the forward process's posterior and r^2 times the square of D's factor in m, so that
+the chain is exact for N(m, d^2 I) data; for other data its bias falls with the steps, as that of `Ancestral` does.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, normal, real_dtype, require_count, require_positive, require_range, take, uniform
+from numerics import (
+    Generator,
+    UserError,
+    normal,
+    real_dtype,
+    require_count,
+    require_positive,
+    require_range,
+    take,
+    uniform,
+)
 from samplers.finite import StepWatch
 from samplers.measured import MeasuredSampler
 from samplers.result import SampleResult, StepInfo
@@ -43,10 +54,10 @@ from sde_lib.time_grids import LogSNR, TimeGrid
 class TwistedSMC(MeasuredSampler):
     r"""Samples of the posterior from guided, weighted particles: exact as `particles` and `steps` grow.
 
-    Each sample has particles of its own, of which one is drawn by its weight at the end: so samples are independent of each other,
-    and the law of each is wrong by about 1 / particles. A run holds B * particles states and calls the score on all of them, with
-    one vector-Jacobian product a step; cut large batches. The operator may be any: with singular values (2) is used as it is,
-    with an adjoint A A^T is replaced by its mean, and otherwise by 0, where autograd has to follow the operator.
+    Each sample has particles of its own, of which one is drawn by its weight at the end: so samples are independent of each
+    other, and the law of each is wrong by about 1 / particles. A run holds B * particles states and calls the score on all of
+    them, with one vector-Jacobian product a step; cut large batches. The operator may be any: with singular values (2) is
+    used as it is, with an adjoint A A^T is replaced by its mean, and otherwise by 0, where autograd has to follow the operator.
 
     Args:
         measurement: with noise.
@@ -57,8 +68,8 @@ class TwistedSMC(MeasuredSampler):
             `denoise` is a by-product.
 
     Raises:
-        UserError: for a measurement without noise, or a number out of its range; when sampling, for an x_T or keep_path, a batch
-            that the measurement is not of, or a score or an operator that autograd cannot follow.
+        UserError: for a measurement without noise, or a number out of its range; when sampling, for an x_T or keep_path, a
+            batch that the measurement is not of, or a score or an operator that autograd cannot follow.
     """
 
     steps: int = 200
@@ -92,7 +103,9 @@ class TwistedSMC(MeasuredSampler):
             UserError: where not one step fits.
         """
         if evaluations < 2:
-            raise UserError(f"got a budget of {evaluations} evaluations for TwistedSMC; expected at least 2, which is one step")
+            raise UserError(
+                f"got a budget of {evaluations} evaluations for TwistedSMC; expected at least 2, which is one step"
+            )
         return replace(self, steps=evaluations - 1)
 
     def method(self, sde: SDE, times: Tensor) -> Step | StatefulStep[Any]:
@@ -149,22 +162,13 @@ class TwistedSMC(MeasuredSampler):
             now, log_w = self._resampled(run, new, log_w, B)
             watch.see(i, now.x)
             if run.callback is not None:
-                first = slice(None, None, K)
-                seen, at = now.x[first], t[i + 1]
-                run.callback(
-                    StepInfo(
-                        step=i + 1,
-                        steps=steps,
-                        t=at,
-                        x=seen,
-                        nfe=run.nfe,
-                        estimate=lambda s=now.score[first], x=seen, t=at: tweedie(run.sde, s, x, run.times(t)),
-                    )
-                )
+                one = _Particles(*(part[::K] for part in now))  # the first particle of each sample
+                estimate = partial(tweedie, run.sde, one.score, one.x, run.times(t[i + 1]))
+                run.callback(StepInfo(step=i + 1, steps=steps, t=t[i + 1], x=one.x, nfe=run.nfe, estimate=estimate))
         watch.check(now.x)
         share = log_w.reshape(B, K).softmax(dim=1)
-        one = _places(share, uniform((B, 1), run.generator, device=x.device, dtype=share.dtype)).squeeze(1)
-        chosen = one + K * torch.arange(B, device=x.device)
+        place = _places(share, uniform((B, 1), run.generator, device=x.device, dtype=share.dtype)).squeeze(1)
+        chosen = place + K * torch.arange(B, device=x.device)
         x = now.x[chosen]
         if self.denoise:
             x = tweedie(run.sde, now.score[chosen], x, run.times(t[-1]))
@@ -219,7 +223,8 @@ class _Target:
             log_psi = self._log_psi(at, r2)
             if not log_psi.requires_grad:
                 raise UserError(
-                    "got an operator that autograd cannot follow; expected operations of torch, or LinearMap(forward, transpose)"
+                    "got an operator that autograd cannot follow; expected operations of torch, or LinearMap(forward, "
+                    "transpose)"
                 )
             (of_D,) = torch.autograd.grad(log_psi.sum(), at)
             (slope,) = torch.autograd.grad(D, x, of_D.to(D.dtype))

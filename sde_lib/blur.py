@@ -32,7 +32,8 @@ class Blur(Operator):
     def __post_init__(self) -> None:
         if self.kernel.ndim < 1 or not self.kernel.is_floating_point() or any(n % 2 == 0 for n in self.kernel.shape):
             raise UserError(
-                f"got a kernel of shape {tuple(self.kernel.shape)} and {self.kernel.dtype}; expected real numbers of odd sizes, "
+                f"got a kernel of shape {tuple(self.kernel.shape)} and {self.kernel.dtype}; expected real numbers of "
+                f"odd sizes, "
                 "so that it has a middle"
             )
 
@@ -54,18 +55,21 @@ class Blur(Operator):
         sizes = like.shape[like.ndim - self.kernel.ndim :]
         if like.ndim <= self.kernel.ndim or any(n < k for n, k in zip(sizes, self.kernel.shape, strict=True)):
             raise UserError(
-                f"got x of shape {tuple(like.shape)} for a kernel of shape {tuple(self.kernel.shape)}; expected at least as many "
-                "entries along each of the last axes"
+                f"got x of shape {tuple(like.shape)} for a kernel of shape {tuple(self.kernel.shape)}; expected at "
+                "least as many entries along each of the last axes"
             )
         placed = like.new_zeros(sizes)
         placed[tuple(slice(0, k) for k in self.kernel.shape)] = self.kernel.to(like)
-        return torch.fft.fftn(placed.roll([-(k // 2) for k in self.kernel.shape], self._axes))
+        found: Tensor = torch.fft.fftn(placed.roll([-(k // 2) for k in self.kernel.shape], self._axes))
+        return found
 
     def _forward(self, x: Tensor) -> Tensor:
-        return torch.fft.fftn(x, dim=self._axes, norm="ortho")
+        found: Tensor = torch.fft.fftn(x, dim=self._axes, norm="ortho")
+        return found
 
     def _back(self, c: Tensor) -> Tensor:
-        return torch.fft.ifftn(c, dim=self._axes, norm="ortho").real
+        found: Tensor = torch.fft.ifftn(c, dim=self._axes, norm="ortho").real
+        return found
 
     def __call__(self, x: Tensor) -> Tensor:
         return self._back(self._transfer(x) * self._forward(x))

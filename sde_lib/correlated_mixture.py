@@ -95,6 +95,4 @@ class CorrelatedMixture(Oracle):
 
     def _score(self, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         z, variances, log_joint = self._components(x, alpha, sigma)
-        return -torch.einsum(
-            "bk,bke,kde->bd", log_joint.softmax(dim=1), z / variances, self._vectors.to(x.device)
-        )
+        return -torch.einsum("bk,bke,kde->bd", log_joint.softmax(dim=1), z / variances, self._vectors.to(x.device))

@@ -52,14 +52,20 @@ class Measurement:
     def __post_init__(self) -> None:
         if not isinstance(self.y, Tensor) or self.y.ndim < 2 or not self.y.is_floating_point() or len(self.y) < 1:
             got = f"{tuple(self.y.shape)} and {self.y.dtype}" if isinstance(self.y, Tensor) else type(self.y).__name__
-            raise UserError(f"got y of {got}; expected real numbers (B, ...), one measurement a sample, or (1, ...) for all")
+            raise UserError(
+                f"got y of {got}; expected real numbers (B, ...), one measurement a sample, or (1, ...) for all"
+            )
         if not callable(self.operator):
-            raise UserError(f"got operator={self.operator!r}; expected one such as Mask(mask), or LinearMap(forward, transpose)")
+            raise UserError(
+                f"got operator={self.operator!r}; expected one such as Mask(mask), or LinearMap(forward, transpose)"
+            )
         adjoint = getattr(self.operator, "adjoint", None)
         observed = getattr(self.operator, "observed", None)
         y = self.y if observed is None else observed(self.y)
         if not bool(y.isfinite().all()):
-            raise UserError("got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)")
+            raise UserError(
+                "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
+            )
         settled: dict[str, object] = {"y": y, "linear": adjoint is not None, "event_shape": None}
         settled["std"] = _noise(self.std, y)
         settled["noiseless"] = bool((torch.as_tensor(settled["std"]) == 0).any())
@@ -143,12 +149,13 @@ def _noise(std: float | Tensor, y: Tensor) -> float | Tensor:
     """The noise as a number, or a tensor on the device of `y`, checked."""
     value = torch.as_tensor(std, dtype=y.dtype)
     try:
-        fits = torch.broadcast_shapes(value.shape, y.shape[1:]) == y.shape[1:]
+        fits = value.expand(y.shape[1:]).shape == y.shape[1:]
     except RuntimeError:
         fits = False
     if not fits or not bool((value.isfinite() & (value >= 0)).all()):
         raise UserError(
-            f"got std={std if value.ndim == 0 else tuple(value.shape)} for measurements of shape {tuple(y.shape[1:])}; expected "
+            f"got std={std if value.ndim == 0 else tuple(value.shape)} for measurements of shape {tuple(y.shape[1:])}; "
+            f"expected "
             "a finite number >= 0, or one for each entry of a measurement"
         )
     return float(value) if value.ndim == 0 else value.to(y.device)
@@ -164,8 +171,8 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
             back = adjoint(v)
         except RuntimeError as error:
             raise UserError(
-                f"got y of shape {tuple(y.shape)}, which the operator's adjoint cannot take ({error}); expected y of the operator's "
-                "shape"
+                f"got y of shape {tuple(y.shape)}, which the operator's adjoint cannot take ({error}); expected y of "
+                "the operator's shape"
             ) from error
         u = torch.randn(back.shape, generator=generator, dtype=y.dtype).to(y.device)
         seen = operator(u)

@@ -159,7 +159,9 @@ class Mask(Operator):
     def __post_init__(self) -> None:
         seen = self.mask.bool()
         if bool((seen.to(self.mask.dtype) != self.mask).any()) or not bool(seen.any()):
-            raise UserError("got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen")
+            raise UserError(
+                "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"
+            )
         object.__setattr__(self, "mask", seen)
 
     def __call__(self, x: Tensor) -> Tensor:
@@ -215,13 +217,14 @@ class Downsample(Operator):
                 f"batch, the last {self.axes} of sizes that {self.factor} divides: crop or pad the data"
             )
         for axis in range(-self.axes, 0):
-            x = x.unflatten(axis, (x.shape[axis] // self.factor, self.factor)).mean(dim=axis)
+            at = x.ndim + axis
+            x = x.reshape(*x.shape[:at], x.shape[at] // self.factor, self.factor, *x.shape[at + 1 :]).mean(dim=at + 1)
         return x
 
     def adjoint(self, y: Tensor) -> Tensor:
         for axis in range(-self.axes, 0):
             y = y.repeat_interleave(self.factor, dim=axis)
-        return y / self.factor**self.axes
+        return y / float(self.factor**self.axes)
 
     def svd(self, noise: Tensor) -> SVD | None:
         return orthogonal_rows(self, noise, self.factor ** (-self.axes / 2))
