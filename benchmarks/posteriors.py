@@ -5,11 +5,11 @@
     python benchmarks/posteriors.py --only methods --samples 1000 --steps 100 --json posteriors.json
 
 "gaussian" is the promise of `guidance.MomentMatching`: on Gaussian data its score is the posterior's, so what is left is the
-sampler's error and that of finitely many samples. "methods" puts every method beside the exact posterior's own score in the same
-sampler, which is the floor: on a Gaussian in eight dimensions and on a mixture of which the measurement all but rules out a mode. The
-mean's error is the largest of an entry, in posterior standard deviations; the covariance's is a relative Frobenius norm; the weights'
-are those of the modes. Samples are not denoised. "mates" is the largest change of a sample, per entry, when it is drawn without its
-batch mates.
+sampler's error and that of finitely many samples. "methods" puts every method beside the exact posterior's own score in the
+same sampler, which is the floor: on a Gaussian in eight dimensions and on a mixture of which the measurement all but rules
+out a mode. The mean's error is the largest of an entry, in posterior standard deviations; the covariance's is a relative
+Frobenius norm; the weights' are those of the modes. Samples are not denoised. "mates" is the largest change of a sample, per
+entry, when it is drawn without its batch mates.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below

@@ -38,7 +38,8 @@ class RePaint(MeasuredSampler):
         grid, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for numbers below 1, or an operator without an SVD; when sampling, for a batch that the measurement is not of.
+        UserError: for numbers below 1, or an operator without an SVD; when sampling, for a batch that the measurement is not
+            of.
     """
 
     steps: int = 250
