@@ -216,6 +216,7 @@ class Products:
 def batch_mates(make, sde, score, exact, measurement):
     """The largest change of an entry of one of three samples when drawn alone."""
     walk, guided, _ = make(sde, score, exact, measurement)
+    walk = walk if hasattr(walk, "predictor") and not hasattr(walk, "measurement") else walk.within(60)
     together = walk(sde, guided, (3, *exact_shape(measurement)), generator=SampleStreams(0), dtype=torch.float64).x
     worst = 0.0
     for i in range(3):
