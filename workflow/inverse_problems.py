@@ -261,7 +261,7 @@ def report_inverse(
         0
     ]
     own = own.to(device)
-    data_std = run.model.data_std
+    data_std = run.model.data_std or 1.0
     rows = []
     problems = {name: problem for name, problem in PROBLEMS.items() if problem.fits(tuple(shape))}
     with progress.bar(total=len(problems) * len(methods), name="inverse problems", unit="method") as bar:
