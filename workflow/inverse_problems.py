@@ -42,8 +42,6 @@ from numerics import SampleStreams, UserError, normal
 from samplers import DDNM, Ancestral, DPMSolver, LogSNR, PredictorCorrector, RePaint, Replacement, Sampler, TwistedSMC
 from sde_lib import SDE, Operator, Score
 from workflow import progress
-from workflow.pictures import draw_samples
-from workflow.report import table
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -249,6 +247,8 @@ def report_inverse(
     Raises:
         UserError: data that are no images.
     """
+    from workflow.pictures import draw_samples  # it imports the systems
+
     shape = run.dataset.event_shape
     if len(shape) != 3:
         raise UserError(f"got data of shape {tuple(shape)}; expected images (C, H, W), which these problems are of")
@@ -338,6 +338,8 @@ def _save(file: Path, x: Tensor, run: TrainedRun, columns: int) -> None:
 def _write(
     folder: RunFolder, rows: Sequence[Row], methods: Sequence[str], images: int, samples: int, steps: int, std: float
 ) -> None:
+    from workflow.report import table  # it imports the systems
+
     entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
     folder.update_results({"inverse": entry})
     lines = [
