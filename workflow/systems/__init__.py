@@ -8,6 +8,7 @@ from workflow.systems.ddim import DDIMSystem
 from workflow.systems.ddpm import DDPM
 from workflow.systems.edm import EDM
 from workflow.systems.iddpm import IDDPM
+from workflow.systems.inverse import Inverse
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.ve import VE
@@ -26,6 +27,7 @@ SYSTEMS: Catalogue[System] = Catalogue(
             IDDPM,
             DDIMSystem,
             EDM,
+            Inverse,
         )
     },
 )
