@@ -30,6 +30,7 @@ from workflow.trained_run import load_run
 _STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; samples at each evaluation
 _SAMPLES, _SAMPLER_STEPS = 64, 4
 _IMAGES, _SOLVER_STEPS = 100, 4  # one of the run's chunks at most
+_LIKELY_STEPS = 48
 
 
 @dataclass
@@ -166,9 +167,8 @@ def expected_seconds(
     images = _images(setup) / small.protocol.limit
     nfe = scored.result.nfe
     if setup.protocol.solver == "fast":
-        nfe += (setup.protocol.steps or 0) - (
-            small.protocol.steps or 0
-        )  # the first ones are as many for any number of steps
+        # the first ones are as many for any number of steps; where pilot runs are to choose it, it is a guess
+        nfe += (setup.protocol.steps or _LIKELY_STEPS) - (small.protocol.steps or 0)
     expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:
