@@ -2,9 +2,9 @@
 
     python benchmarks/steps_for_tolerance.py --run pretrained/vp_digits pretrained/vp_fashion_mnist --images 16
 
-For each network and each tolerance: the steps that `likelihood.choose_steps` takes from 16 training images, and the mean |error| on
-test images against the adaptive solver at 1e-6, both with the same trace: exact up to 64 dimensions, else one set of 2x2 coloured probes
-along the path. Images that were solved again are counted; "without" is the error had none been.
+For each network and each tolerance: the steps that `likelihood.choose_steps` takes from 16 training images, and the mean
+|error| on test images against the adaptive solver at 1e-6, both with the same trace: exact up to `--exact` dimensions, else one
+set of 2x2 coloured probes along the path. Images that were solved again are counted; "without" is the error had none been.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -23,8 +23,6 @@ from pathlib import Path
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
 
-import torch
-
 from likelihood import Coloured, Exact, Uniform, accurate, choose_steps, log_likelihood
 from numerics import SampleStreams
 from workflow import load_run
@@ -35,6 +33,7 @@ def main():
     parser.add_argument("--run", required=True, nargs="+", type=Path, help="run folders")
     parser.add_argument("--images", default=16, type=int, help="test images of each")
     parser.add_argument("--tolerance", default=[1e-2, 1e-3, 1e-4], nargs="+", type=float, help="bits/dim")
+    parser.add_argument("--exact", default=64, type=int, help="dimensions up to which the trace is exact")
     parser.add_argument("--json", type=Path, help="where the rows go, too")
     args = parser.parse_args()
     rows = []
@@ -47,7 +46,7 @@ def main():
 
         x = noisy(run.dataset.split("test").x[: args.images], 1)
         pilot = noisy(run.dataset.split("train").x[:16], 2)
-        trace = Exact() if D <= 64 else Coloured(spacing=2, fresh=False)
+        trace = Exact() if args.exact >= D else Coloured(spacing=2, fresh=False)
 
         def bits(method, run=run, x=x, trace=trace, D=D):
             found = log_likelihood(run.sde, run.model, x, method=method, divergence=trace, generator=SampleStreams(11))

@@ -1,11 +1,12 @@
 """How often a survey's stated errors hold, from stored values of a network's images.
 
-    python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values values.npz     # scores them, once
-    python benchmarks/survey_coverage.py --values values.npz --surveys 5000
+    python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values v.npz     # scores them, once
+    python benchmarks/survey_coverage.py --values v.npz --surveys 5000
 
-The values of the images (two draws of noise and probes each) and all candidates' predictions are stored; surveys with new samples, pilots and
-designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images:
-the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
+The values of the images (two draws of noise and probes each) and all candidates' predictions are stored; surveys with new
+samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that
+is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which
+their predictors tell.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -99,7 +100,8 @@ def main():
         print(f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} %")
     errors = torch.tensor(errors)
     print(
-        f"stated ± {float(errors.mean()):.5f} (to {float(errors.max()):.5f}) for {args.precision:g}, R2 {result.estimate.r2:.3f}, "
+        f"stated ± {float(errors.mean()):.5f} (to {float(errors.max()):.5f}) for {args.precision:g}, "
+        f"R2 {result.estimate.r2:.3f}, "
         f"{sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes of {table._passes * args.size:,} for all "
         f"({time.perf_counter() - begun:.0f} s)"
     )

@@ -41,7 +41,7 @@ class Likelihood:
             log-density. NaN from a solver that makes none, and where fresh probes would drown it: then
             `likelihood.companion_error` makes one.
             A method with a `Refinement` has one there too.
-        state_error: `(B,)`, the solver's own estimate of its state's error, root mean square per entry; NaN where it makes none.
+        state_error: `(B,)`, the solver's own estimate of its state's error, root mean square per entry; NaN without one.
         refined: `(B,)`, how often a sample's steps were doubled (`Refinement`).
         status: `(B,)`, see `numerics.Status`.
         failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.

@@ -74,8 +74,8 @@ class Method:
             )
         if self.refinement is not None and (self.solver.adaptive or getattr(self.grid, "steps", None) is not None):
             raise UserError(
-                f"got a refinement with {type(self.solver).__name__} on {type(self.grid).__name__}; expected a solver of fixed steps "
-                "on a grid that is a rule, or no refinement"
+                f"got a refinement with {type(self.solver).__name__} on {type(self.grid).__name__}; expected a solver of fixed "
+                "steps on a grid that is a rule, or no refinement"
             )
         object.__setattr__(self, "solver", fit_steps(self.solver, self._grid))
         if self.t_min is not None:
@@ -121,7 +121,7 @@ class Method:
         return t_min
 
     def finer(self) -> Method | None:
-        """The same method with half as many steps again, and no refinement; None for an adaptive solver, or a grid of own times."""
+        """The same method with half as many steps again, not refined; None for an adaptive solver, or a grid of own times."""
         if self.solver.adaptive or getattr(self.grid, "steps", None) is not None:
             return None
         steps = self.solver.steps

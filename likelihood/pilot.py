@@ -117,10 +117,9 @@ def _grid_of(sde: SDE, flow: Flow, paths: Tensor, cells: int) -> StepDensity:
 
 
 def fallback_grid(sde: SDE, t_min: float, cells: int = 200) -> StepDensity:
-    """A grid that no pilot run has placed: the steps' density a bell around log-SNR 6, four units wide, that never falls below a
-    tenth of its height.
+    """A grid that no pilot run has placed: the steps' density is a bell around log-SNR 6, four units wide, and a tenth more.
 
-    (A logistic law with these values was the best of those tried on a Fashion-MNIST network before grids were placed by pilots.)
+    (A logistic law with these values was the best of those tried on a Fashion-MNIST network, before pilots placed the grids.)
     """
     first, last = (float(sde.log_snr(t)) for t in (sde.T, t_min))
     edges = torch.linspace(first, last, cells + 1, dtype=torch.float64)

@@ -85,11 +85,8 @@ def log_likelihood(
     again = method
     for _ in range(method.refinement.times):
         found = _stated(found, method.refinement, x[0].numel())
-        coarse = (
-            (found.converged & (found.state_error * method.refinement.ratio > method.refinement.above))
-            .nonzero()
-            .squeeze(1)
-        )
+        too_large = method.refinement.ratio * found.state_error > method.refinement.above
+        coarse = (found.converged & too_large).nonzero().squeeze(1)
         if len(coarse) == 0:
             break
         again = again.with_steps(2 * again.solver.steps)

@@ -5,9 +5,10 @@ coefficients of the sample and X the mean of x over all N, the regression estima
 
     m = X^T b
 
-errs by what predictions miss, not by how different images are (Cochran 1977, "Sampling Techniques", chapter 7; Sarndal, Swensson
-and Wretman 1992, "Model Assisted Survey Sampling", chapter 6). With h_i the leverages and g_i = n X^T (sum x x^T)^-1 x_i, leaving
-one image out changes m by -g_i e_i / (n (1 - h_i)), e_i the residuals, so that the jackknife's variance is
+errs by what predictions miss, not by how different images are (Cochran 1977, "Sampling Techniques", chapter 7; Sarndal,
+Swensson and Wretman 1992, "Model Assisted Survey Sampling", chapter 6). With h_i the leverages and
+g_i = n X^T (sum x x^T)^-1 x_i, leaving one image out changes m by -g_i e_i / (n (1 - h_i)), e_i the residuals, so that the
+jackknife's variance is
 
     V = (n - 1) / n^3 sum of (g_i e_i / (1 - h_i))^2
 
@@ -79,7 +80,8 @@ class Fit:
     def of(cls, x: Tensor, index: Tensor, y: Tensor) -> Fit:
         """Of values `y` `(n,)` at the rows `index` `(n,)` of predictors `x` `(N, P)`, which may have no columns."""
         chosen = x[index]
-        centre, spread = chosen.mean(dim=0), chosen.std(dim=0)
+        centre = chosen.mean(dim=0)
+        spread = (chosen - centre).square().mean(dim=0).sqrt()
         scaled = (x - centre) / torch.where(spread > 0, spread, 1.0)
         full = torch.cat([torch.ones(len(x), 1, dtype=torch.float64), scaled], dim=1)
         rows = full[index]

@@ -4,14 +4,15 @@ A user has a tolerance in bits/dim, and not a number of steps. So a pilot run cl
 images, all with one and the same trace (exact in a few dimensions, else one probe along the whole path), so that nothing but
 the steps differs. It stops at the first N_k with
 
-    gap(N_{k-1}, N_k) <= tolerance / 4,     gap(N_{k-2}, N_k) <= tolerance / 2,     gap(N, M) = mean |bits_N - bits_M| + its standard error
+    gap(N_{k-1}, N_k) <= tolerance / 4,     gap(N_{k-2}, N_k) <= tolerance / 2,
+    gap(N, M) = mean |bits_N - bits_M| + its standard error
 
 which stands for the truth, and takes the fewest steps from which on all gaps to it are at most `SHARE` of the tolerance. Two
 neighbours that agree by chance do not end the climb: three rungs have to. A rough network is climbed higher and no differently.
 
 Not every image is as hard as the mean: one in ten or so passes close to a place where its flow parts. The pilot sees how large
-the error is for a unit of the solver's own estimate of the state's error, and the method that it makes solves images again whose
-estimate is far above the others' (`Refinement`).
+the error is for a unit of the solver's own estimate of the state's error, and the method that it makes solves images again
+whose estimate is far above the others' (`Refinement`).
 """
 
 from __future__ import annotations

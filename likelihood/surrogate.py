@@ -2,11 +2,12 @@ r"""What predicts an image's bits/dim, without its exact value.
 
 A denoising error at one noise level is one forward pass, and a term of the variational bound,
 
-    d_j = (|eps - eps-hat(alpha_j x + sigma_j eps)|^2 - w_j^2 (|eps|^2 - D)) / D,     w_j = alpha_j^2 s^2 / (alpha_j^2 s^2 + sigma_j^2)
+    d_j = (|eps - eps-hat(alpha_j x + sigma_j eps)|^2 - w_j^2 (|eps|^2 - D)) / D,
+    w_j = alpha_j^2 s^2 / (alpha_j^2 s^2 + sigma_j^2)
 
-with what the noise's own length adds taken out (`likelihood.bounds`); s is the data's standard deviation. The candidates' levels
-are the middles of equal shares of the bound's integral for data N(0, s^2 I). The length of the image compressed by zlib takes no
-pass at all. None of these is the likelihood; a regression on them says how much of it they know.
+with what the noise's own length adds taken out (`likelihood.bounds`); s is the data's standard deviation. The candidates'
+levels are the middles of equal shares of the bound's integral for data N(0, s^2 I). The length of the image compressed by zlib
+takes no pass at all. None of these is the likelihood; a regression on them says how much of it they know.
 """
 
 from __future__ import annotations

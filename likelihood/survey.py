@@ -1,10 +1,10 @@
 """A set's mean bits/dim to a wished precision, from few exact values and many inexpensive predictions.
 
 Every image gets predictors (`likelihood.surrogate`), a random sample its exact value, and the mean is the regression estimate
-(`likelihood.regression_estimate`) from a sample whose size a pilot has fixed (`likelihood.survey_design`). Images whose predictors are far
-from all others' are suspect: what predicts the others need not predict them, and a few of them in or out of the sample would decide
-the mean. They are scored all. Which these are is known before any of them has a value, so that what is drawn of the rest is
-a random sample of it.
+(`likelihood.regression_estimate`) from a sample whose size a pilot has fixed (`likelihood.survey_design`). Images whose
+predictors are far from all others' are suspect: what predicts the others need not predict them, and a few of them in or out of
+the sample would decide the mean. They are scored all. Which these are follows from predictors alone, so that what is drawn of
+the rest is a random sample of it.
 """
 
 from __future__ import annotations
@@ -92,8 +92,8 @@ class Survey:
             furthest = float((known - e.mean).abs().max())
             share = k / len(self.scored)
             lines.append(
-                f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off by {furthest:.2g} bits/dim, "
-                f"the furthest value, the mean would move by {share * furthest:.2g}"
+                f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off "
+                f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
             )
         return lines
 
@@ -176,8 +176,8 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     )
     if made.reached_by_all > precision:
         raise UserError(
-            f"got precision={precision:g} for {N:,} images; expected {made.reached_by_all:.2g} or more, what scoring all of them "
-            "reaches: their values' own noise leaves that. Take more draws of it, or more probes"
+            f"got precision={precision:g} for {N:,} images; expected {made.reached_by_all:.2g} or more, what scoring all of "
+            "them reaches: their values' own noise leaves that. Take more draws of it, or more probes"
         )
     return made
 

@@ -5,8 +5,9 @@ predictions miss. For a precision p,
 
     n = S^2 / (p^2 + (S^2 - tau^2) / N)
 
-is fixed once, from a pilot's S^2, made larger by its own standard error: a survey that stopped where its error looks small would stop
-where it is understated. Predictors that take network passes are added one by one as long as the whole becomes cheaper,
+is fixed once, from a pilot's S^2, made larger by its own standard error: a survey that stopped where its error looks small
+would stop where it is understated. Predictors that take network passes are added one by one as long as the whole becomes
+cheaper,
 
     passes = L N + c n,      c those of an exact value, L levels
 """
@@ -153,8 +154,8 @@ class Design:
     def __str__(self) -> str:
         if self.everything:
             return (
-                f"all {self.size:,} images, {self.all_passes:,.0f} network passes, ± {self.reached_by_all:.2g} bits/dim: a sample "
-                f"that reaches ± {self.precision:g} would take no fewer"
+                f"all {self.size:,} images, {self.all_passes:,.0f} network passes, ± {self.reached_by_all:.2g} bits/dim: a "
+                f"sample that reaches ± {self.precision:g} would take no fewer"
             )
         used = f"{len(self.which)} forward passes an image" if self.which else "no forward pass"
         return (
@@ -201,7 +202,8 @@ def design(
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
         larger = 1 + math.sqrt(max(kurtosis - 1, 2.0) / degrees)
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
-        images = max(sample_size(residual, noise, size, precision), min(size, least_images(P)))
+        # the pilot's images have their values already
+        images = min(size, max(sample_size(residual, noise, size, precision), least_images(P), n))
         made = Design(
             size=size,
             precision=precision,

@@ -44,8 +44,8 @@ class Protocol:
         t_min: the time of the density; None for the SDE's, or what the dequantiser needs.
         label: of a class-conditional model: own (each sample given its own class), the number of a class (all given that one)
             or none (no class).
-        precision: bits/dim, the wished standard error of the split's mean, from a survey that scores as many images as that takes;
-            None scores all.
+        precision: bits/dim, the wished standard error of the split's mean, from a survey that scores as many images as that
+            takes; None scores all.
     """
 
     split: str = "test"

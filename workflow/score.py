@@ -228,7 +228,7 @@ def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) 
 
 
 def _pilot(run: TrainedRun, protocol: Protocol, t_min: float) -> tuple[Tensor, Score]:
-    """Training data for pilot runs, with noise `(n, *)`, and their score: given their own classes where the protocol does so."""
+    """Training data for pilot runs, with noise `(n, *)`, and their score, given their own classes where that is asked for."""
     noise = protocol.noise(run.transform)
     x, _ = noise(run.pilot(16), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
     own = run.dataset.split("train").labels if protocol.label == "own" else None

@@ -84,8 +84,8 @@ def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
     """The mean of a split to `protocol.precision`.
 
     Raises:
-        UserError: a protocol without a precision, an unknown split, a precision that even all images would not reach, or a part that
-            cannot be read.
+        UserError: a protocol without a precision, an unknown split, a precision that even all images would not reach, or a part
+            that cannot be read.
     """
     begun = time.perf_counter()
     images, task = _images(run, protocol)

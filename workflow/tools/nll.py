@@ -2,7 +2,7 @@
 
     score-sde nll --run runs/vp --split test
     score-sde nll --run runs/conditional --label own            each image given its own class
-    score-sde nll --run runs/vp --precision 0.005                the mean to a precision, most images not scored; --plan: what it takes
+    score-sde nll --run runs/vp --precision 0.005           the mean to a precision, few images scored; --plan: what it takes
     torchrun --nproc-per-node 2 -- experiments/nll.py --run runs/vp     the same numbers, shared out
 
 Interrupted, the same command goes on where it stopped. Per-image values lie in RUN/nll/SPLIT-.../part_*.npz, the numbers and
