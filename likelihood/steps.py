@@ -18,7 +18,9 @@ whose estimate is far above the others' (`Refinement`).
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -169,15 +171,13 @@ def choose_steps(
         return float(off.mean()) + (spread if spread == spread else 0.0)
 
     rungs: list[int] = []
-    settled = False
     # one rung above the limit, against which the limit itself is seen
     for steps in LADDER[: sum(rung <= most for rung in LADDER) + 1]:
         climb(steps)
         rungs.append(steps)
         if len(rungs) >= 3:
             truth, near, far = rungs[-1], rungs[-2], rungs[-3]
-            settled = gap(near, truth) <= tolerance / 4 and gap(far, truth) <= tolerance / 2
-            if settled:
+            if gap(near, truth) <= tolerance / 4 and gap(far, truth) <= tolerance / 2:
                 break
     truth = rungs[-1]
     within = [gap(rung, truth) <= SHARE * tolerance for rung in rungs[:-1]]
@@ -214,17 +214,18 @@ def _refinement(values: Tensor, truth: Tensor, errors: Tensor, tolerance: float)
     return Refinement(ratio=ratio, above=_FAR * tolerance * math.log(2)) if ratio > 0 else None
 
 
-def choice_of(table: dict[str, object]) -> Choice:
+def choice_of(table: Mapping[str, Any]) -> Choice:
     """The choice that `Choice.asdict` wrote down.
 
     Raises:
         UserError: where something is missing.
     """
     try:
-        values = dict(table)
-        knots, density = (tuple(values.pop(name)) for name in ("knots", "density"))  # type: ignore[arg-type]
-        again = values.pop("refinement")
-        made = None if again is None else Refinement(**again)  # type: ignore[arg-type]
-        return Choice(grid=StepDensity(knots=knots, density=density), refinement=made, **values)  # type: ignore[arg-type]
+        again = table["refinement"]
+        return Choice(
+            grid=StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"])),
+            refinement=None if again is None else Refinement(**again),
+            **{name: table[name] for name in ("steps", "tolerance", "error", "reached", "passes")},
+        )
     except (KeyError, TypeError) as error:
         raise UserError(f"got a choice of steps that cannot be read ({error}); expected what a pilot wrote") from error

@@ -297,12 +297,12 @@ class ImageSet(Population):
         return compressed_length(self.images[index])
 
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
-        return torch.cat([self.predict(part, list(which)) for part in index.split(self.batch_size)])
+        return torch.cat([self.predict(part, list(which)) for part in _batches(index, self.batch_size)])
 
     def values(self, index: Tensor, repeat: int) -> Values:
         key = (repeat, *index.tolist())
         if key not in self._known:
-            parts = [self.score_exactly(part, repeat) for part in index.split(self.batch_size)]
+            parts = [self.score_exactly(part, repeat) for part in _batches(index, self.batch_size)]
             self._known[key] = values_of(parts)
         return self._known[key]
 
@@ -337,6 +337,10 @@ class ImageSet(Population):
             companions=0,
             generator=SampleStreams(self.seed, self.ids[index], draw=repeat * _REPEAT_DRAWS),
         )
+
+
+def _batches(index: Tensor, size: int) -> list[Tensor]:
+    return [index[i : i + size] for i in range(0, len(index), size)]
 
 
 def values_of(parts: list[BitsPerDim]) -> Values:

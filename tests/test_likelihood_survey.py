@@ -8,12 +8,13 @@ import pytest
 import torch
 
 from data.transforms import Rescale, Standardize
-from likelihood import Exact, accurate, bits_per_dim, survey
+from likelihood import Exact, Method, bits_per_dim, survey
+from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
 from likelihood.survey import conduct, plan_survey, suspects
 from likelihood.survey_design import Table, sample_size
-from numerics import SampleStreams, UserError
-from sde_lib import VPSDE
+from numerics import Adams, SampleStreams, UserError
+from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
 
 
@@ -96,10 +97,10 @@ def pulls(made, surveys, precision):
 
 @pytest.mark.parametrize("outliers", [0.0, 0.02])
 def test_stated_errors_hold_as_often_as_they_say(outliers):
-    """Two thirds within one, 95 % within two, of 300 surveys: within three standard errors of those shares."""
-    z = pulls(population(outliers=outliers), 300, 0.012).abs()
+    """Two thirds within one, 95 % within two, of 120 surveys: within three standard errors of those shares."""
+    z = pulls(population(outliers=outliers), 120, 0.012).abs()
     for limit, share in ((1.0, 0.683), (2.0, 0.954)):
-        assert abs(float((z < limit).double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / 300), limit
+        assert abs(float((z < limit).double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / 120), limit
 
 
 def test_the_error_covers_the_noise_too():
@@ -175,16 +176,22 @@ LAW = GaussianMixture(
 )
 
 
+METHOD = Method(
+    Adams(steps=24, points=5, start="rising"), grid=fallback_grid(SDE, SDE.t_min), flow=WhitenedFlow(data_std=0.6)
+)
+
+
 def score(x, t):
     return LAW.score(SDE)(x.flatten(1), t).reshape(x.shape)
 
 
+@pytest.mark.slow
 def test_images_of_a_mixture():
     """A tight mode and a wide one, 4x4 pixels: a survey of 800 images against scoring them all with the same noise."""
     transform = Rescale(levels=17)
     x = LAW.sample(800, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4)
     images = transform.to_images(x.clamp(-1, 1))
-    options = dict(method=accurate(tolerance=1e-4, data_std=0.6), divergence=Exact())
+    options = dict(method=METHOD, divergence=Exact())
     result = survey(SDE, score, images, transform, precision=0.012, batch_size=400, **options)
     everyone = bits_per_dim(SDE, score, images, transform, generator=SampleStreams(0), companions=0, **options)
     assert len(result.scored) < 500 and result.estimate.r2 > 0.5
@@ -196,7 +203,7 @@ def test_images_of_a_mixture():
 
 def test_numbers_without_grey_levels():
     x = LAW.sample(300, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4).float()
-    options = dict(method=accurate(tolerance=1e-4, data_std=0.6), divergence=Exact())
+    options = dict(method=METHOD, divergence=Exact())
     result = survey(SDE, score, x, Standardize(), precision=0.1, batch_size=300, **options)
     everyone = bits_per_dim(SDE, score, x, Standardize(), companions=0, **options)
     assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr + 1e-4
