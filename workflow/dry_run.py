@@ -110,7 +110,10 @@ def shorten(setup: Setup) -> Setup:
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
     protocol = replace(
-        protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS)
+        protocol,
+        limit=min(_IMAGES, chunk, _images(setup)),
+        steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS),
+        precision=None,
     )
     small = replace(
         setup,

@@ -15,8 +15,8 @@ from workflow.command_line import Request, parse_system
 from workflow.draw import draw
 from workflow.fit import fit
 from workflow.run_folder import RunFolder
-from workflow.score import score
 from workflow.setup import Setup, resolve
+from workflow.survey import score_run
 from workflow.system import System
 from workflow.trained_run import load_run
 
@@ -55,7 +55,7 @@ def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True)
     before = folder.results().get("bits_per_dim", {}).get("protocol", {}).get("model")
     trained = load_run(folder.path, setup=setup)  # the averaged weights, as any tool will read them
     draw(trained)
-    score(trained)
+    score_run(trained)
     if setup.baselines and setup.dataset.levels is not None:
         folder.update_results({"baselines": bits_per_dim_of_baselines(setup.dataset, setup.options.seed)})
     folder.update_results({"seconds": time.perf_counter() - started})

@@ -31,7 +31,7 @@ from training.checkpoint import write_atomically
 from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
-from workflow.score import Task, fixed_method, from_arrays, to_arrays
+from workflow.score import Scored, Task, fixed_method, from_arrays, score, to_arrays
 from workflow.trained_run import TrainedRun
 from workflow.versions import versions
 
@@ -68,6 +68,15 @@ class Surveyed:
             "protocol": self.protocol,
             "versions": versions(),
         }
+
+
+def score_run(run: TrainedRun) -> Scored | Surveyed:
+    """The bits/dim of a trained run by its own protocol, a survey where that has a precision; also in results.json."""
+    if run.setup.protocol.precision is None:
+        return score(run)
+    found = survey_split(run, run.setup.protocol)
+    run.folder.update_results({"bits_per_dim": found.entry(run.folder.path)})
+    return found
 
 
 def plan_split(run: TrainedRun, protocol: Protocol) -> tuple[Design, float]:
