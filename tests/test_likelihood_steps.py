@@ -119,7 +119,7 @@ def test_wrong_wishes_are_refused(options):
 
 class TestPilot:
     def test_its_evaluations_are_bounded(self):
-        """A score that changes 100,000 times in the time of the flow once took 12,000 evaluations."""
+        """A score that changes 100,000 times in the time of the flow makes an adaptive solver creep."""
         sde = SDES["vp"]
         counted = CountedScore(Rough(sde, 1e5, size=3.0))
         grid = pilot_grid(sde, counted, samples(8, 1))

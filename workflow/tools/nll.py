@@ -11,6 +11,8 @@ the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` f
 
 from __future__ import annotations
 
+import math
+
 from numerics import UserError
 from workflow import progress
 from workflow.protocol import Protocol
@@ -36,7 +38,10 @@ def main(arguments: list[str]) -> int:
             raise UserError("got --plan without a precision; expected --precision, such as --precision 0.005")
         design, seconds = plan_split(run, protocol)
         print(design)
-        print(f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.all_passes / 60:.1f}")
+        if math.isfinite(seconds):  # the pilot was scored just now
+            print(
+                f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.all_passes / 60:.1f}"
+            )
         return 0
     scored = score_split(run, protocol) if protocol.precision is None else survey_split(run, protocol)
     if scored is None:
