@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from likelihood.annealed_importance import (
+    AnnealedImportance,
+    Bracket,
+    DiffusionPath,
+    GeometricPath,
+    Path,
+    Weights,
+)
 from likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from likelihood.bounds import Bins, Bound, Decoder, DiscretizedGaussian, GaussianDecoder, elbo
 from likelihood.catalogue import DEQUANTIZERS, DIVERGENCES, available, create, describe, options
@@ -29,28 +37,34 @@ from sde_lib import Transported
 __all__ = [
     "DEQUANTIZERS",
     "DIVERGENCES",
+    "AnnealedImportance",
     "Bins",
     "BitsPerDim",
     "Bound",
+    "Bracket",
     "Coloured",
     "Decoder",
     "Dequantizer",
     "DiscretizedGaussian",
+    "DiffusionPath",
     "Divergence",
     "ErrorBudget",
     "Exact",
+    "GeometricPath",
     "GaussianDecoder",
     "Hutchinson",
     "Interpolation",
     "Likelihood",
     "Method",
     "NoDequantization",
+    "Path",
     "RoundTrip",
     "SampledLikelihood",
     "Transported",
     "TruncatedNormal",
     "Uniform",
     "UniformDequantizer",
+    "Weights",
     "accurate",
     "available",
     "bits_per_dim",

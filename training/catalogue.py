@@ -10,8 +10,9 @@ from typing import Any
 
 from numerics import Catalogue, Option
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
+from training.maximum_likelihood import MaximumLikelihood
 from training.objectives import DSM, Objective
-from training.score_matching import ExactScoreMatching, SlicedScoreMatching
+from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.time_sampling import (
     Adaptive,
     ImportanceTime,
@@ -29,6 +30,7 @@ from training.weighting import (
     FlowMatching,
     LikelihoodWeighting,
     MinSNR,
+    ScoreError,
     Simple,
     SoftMinSNR,
     VelocityPrediction,
@@ -39,6 +41,7 @@ WEIGHTINGS: Catalogue[Weighting] = Catalogue(
     "weighting",
     {
         "simple": Simple,
+        "score": ScoreError,
         "likelihood": LikelihoodWeighting,
         "elbo": ELBO,
         "min_snr": MinSNR,
@@ -76,6 +79,8 @@ OBJECTIVES: Catalogue[Objective] = Catalogue(
         "hybrid": Hybrid,
         "exact": ExactScoreMatching,
         "sliced": SlicedScoreMatching,
+        "finite_difference": FiniteDifferenceScoreMatching,
+        "maximum_likelihood": MaximumLikelihood,
     },
     parts={"weighting": WEIGHTINGS, "times": TIMES},
 )
