@@ -36,7 +36,7 @@ def largest_distance(x: Tensor, *, few: int = _FEW) -> float:
     flat = x[:few].flatten(1).to(torch.float32)
     if len(flat) < 2:
         raise UserError(f"got {len(flat)} data; expected two or more, for a distance between them")
-    return max(float(torch.cdist(rows, flat).max()) for rows in flat.split(1000))
+    return max(float(torch.cdist(rows, flat).max()) for rows in torch.split(flat, 1000))
 
 
 def overlap(gamma: float, D: int) -> float:

@@ -23,7 +23,7 @@ VARIANCE = 0.5
 
 def gaussian_truth(half=5.0, n=300):
     law = Plane(half=half, n=n).law(lambda x: -x.square().sum(1) / (2 * VARIANCE))
-    return Truth(law=law, score=law.field(lambda x: -x / VARIANCE))
+    return Truth(law=law, score=law.field(lambda x: -x / VARIANCE), log_density=None)
 
 
 def normal_points(n, seed=0):

@@ -149,8 +149,9 @@ class MaximumLikelihood(Objective):
                     torch.autograd.grad((value * v).sum(), x, create_graph=wanted, retain_graph=True)[0]
                     for v in vectors.unbind(dim=1)
                 ]
-            trace = sum((row * v).flatten(1).sum(dim=1) for row, v in zip(rows, vectors.unbind(dim=1), strict=True))
-            square = sum(row.flatten(1).square().sum(dim=1) for row in rows)
+            of_rows = torch.stack([r.flatten(1) for r in rows], dim=1)
+            trace = (of_rows * vectors.flatten(2)).flatten(1).sum(dim=1)
+            square = of_rows.flatten(1).square().sum(dim=1)
             energy = value.flatten(1).square().sum(dim=1)
             slopes = (value, *(part.unsqueeze(1) / D for part in (share * trace, energy, share * square)))
             return slopes if wanted else tuple(slope.detach() for slope in slopes)

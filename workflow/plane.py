@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass, field
 
 import torch
@@ -10,8 +11,7 @@ from torch import Tensor
 from data import Dataset
 from data.transforms import Transform
 from evaluation.plane import GridLaw, Plane
-from numerics import UserError
-from workflow.setup import load_data
+from numerics import LogDensity, UserError
 from workflow.system import Config
 
 _MARGIN = 1.0  # beyond the outermost point, in model units, where the data's standard deviation is about 1
@@ -24,10 +24,12 @@ class Truth:
     Attributes:
         law: the density on a grid, in model units.
         score: `(n, n, 2)`, its gradient; 0 where there is no mass.
+        log_density: the density at any points `(B, 2)`, `(B,)` nats.
     """
 
     law: GridLaw
     score: Tensor = field(repr=False)
+    log_density: LogDensity = field(repr=False)
 
     @property
     def plane(self) -> Plane:
@@ -39,6 +41,11 @@ class Truth:
         """E |grad log p|^2, the Fisher information of a shift."""
         return self.law.fisher(self.score, torch.zeros_like(self.score))
 
+    @property
+    def narrowest(self) -> float:
+        """The standard deviation of a Gaussian of as much information."""
+        return math.sqrt(2 / self.information)
+
 
 def require_plane(config: Config, system: str) -> None:
     """Refuses data whose density in the plane is not known, before anything is written.
@@ -46,6 +53,8 @@ def require_plane(config: Config, system: str) -> None:
     Raises:
         UserError: data of another shape, or without a log-density.
     """
+    from workflow.setup import load_data  # it imports the systems
+
     dataset, _ = load_data(config["data"])
     if dataset.event_shape != (2,) or dataset.log_prob is None:
         known = "moons, gaussians, rings, pinwheel, spirals or swiss_roll"
@@ -55,11 +64,15 @@ def require_plane(config: Config, system: str) -> None:
         )
 
 
-def truth(dataset: Dataset, transform: Transform, *, n: int = 400) -> Truth:
+def truth(
+    dataset: Dataset, transform: Transform, *, n: int = 400, margin: float = _MARGIN, on: Plane | None = None
+) -> Truth:
     """The law of the data set's points in model units.
 
     Args:
         n: points a side of the grid.
+        margin: of the grid around the outermost point, in model units.
+        on: the grid, in place of one of `n` points around the data.
 
     Raises:
         UserError: a density that such a grid does not resolve, as one with jumps.
@@ -67,7 +80,7 @@ def truth(dataset: Dataset, transform: Transform, *, n: int = 400) -> Truth:
     log_prob = dataset.log_prob
     assert log_prob is not None and dataset.event_shape == (2,)  # `require_plane` has seen to that
     points = transform.centres(dataset.split("train").x)
-    plane = Plane(half=float(points.abs().max()) + _MARGIN, n=n)
+    plane = Plane(half=float(points.abs().max()) + margin, n=n) if on is None else on
     per_point = 2 * transform.log_det
 
     def log_density(y: Tensor) -> Tensor:
@@ -82,7 +95,7 @@ def truth(dataset: Dataset, transform: Transform, *, n: int = 400) -> Truth:
     law = plane.law(log_density)
     if abs(law.log_z) > 1e-4:
         raise UserError(
-            f"got a density whose integral on a grid of {n} x {n} points is off by {abs(law.log_z):.1g}; expected next to "
-            "nothing: take data without jumps, or more noise in them"
+            f"got a density whose integral on a grid of {plane.n} x {plane.n} points is off by {abs(law.log_z):.1g}; expected "
+            "next to nothing: take data without jumps, or more noise in them"
         )
-    return Truth(law=law, score=law.field(score))
+    return Truth(law=law, score=law.field(score), log_density=log_density)

@@ -33,7 +33,7 @@ from torch import Tensor, nn
 import models
 from data import Split
 from data.transforms import Transform
-from numerics import UserError, require_count, require_positive
+from numerics import UserError, expand_as, require_count, require_positive
 from sde_lib import SDE, VESDE
 from training import (
     DSM,
@@ -78,7 +78,7 @@ class Timeless(nn.Module):
     def noise(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
         """-sigma(t) s(x), `(B, *)`."""
         sigma = self.sde.sigma(t).to(x.dtype)
-        return -sigma.reshape(-1, *(1 for _ in x.shape[1:])) * self(x)
+        return -expand_as(sigma, x) * self.forward(x)
 
 
 def one_level(sigma: float) -> SDE:
@@ -109,7 +109,7 @@ class Study:
     width: int = 64
     depth: int = 3
     sigmas: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
-    difference: float = 5e-3
+    difference: float = 1e-3
     batches: int = 40
     seed: int = 0
 

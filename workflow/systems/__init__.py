@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from numerics import Catalogue
 from workflow.system import System
+from workflow.systems.cnf import CNF
 from workflow.systems.ddpm import DDPM
+from workflow.systems.energy import Energy
 from workflow.systems.ncsn import NCSN
+from workflow.systems.ncsnv2 import NCSNv2
 from workflow.systems.score_matching import ScoreMatching
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
 
 SYSTEMS: Catalogue[System] = Catalogue(
-    "system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, ScoreMatching)}
+    "system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, NCSNv2, ScoreMatching, Energy, CNF)}
 )
 
 

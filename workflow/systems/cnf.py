@@ -20,14 +20,13 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from ml_collections import ConfigDict
 from torch import Tensor
 
 import data
-import models
 import samplers
 import training
 from likelihood import Divergence, Exact, Hutchinson, Method, log_likelihood
@@ -38,6 +37,7 @@ from sde_lib.base import Time
 from training import DSM, FlowMatching, MaximumLikelihood, Objective, Simple, StratifiedTime, TrainingOptions
 from workflow import progress
 from workflow.defaults import base_config
+from workflow.fresh import fresh
 from workflow.pictures import draw_samples, save_samples
 from workflow.report import table
 from workflow.sections import fields_section, section, set_value
@@ -157,6 +157,8 @@ class CNF(System):
         set_value(config.sampling, "sampler", {"name": "dpm_solver", "steps": 60}, _SAMPLING)
         set_value(config.sampling, "second", "ddim", _SAMPLING)
         config.sampling.second.steps = 200
+        # Tweedie's mean is one of the score
+        config.sampling.sampler.denoise = config.sampling.second.denoise = False
         config.beside = fields_section(Beside)
         return config
 
@@ -198,7 +200,7 @@ class CNF(System):
             for name, objective in OTHERS.items():
                 model, seconds = self._other(run, beside, objective)
                 rows[name] = scored(run, model, beside, seconds=seconds, steps=beside.steps)
-                x, _ = draw_samples(setup, model, setup.sampler, setup.n, shown=False)
+                x, _ = draw_samples(setup, model, next(iter(setup.samplers.values())), setup.n, shown=False)
                 save_samples(folder.path / "samples" / f"{name.replace(' ', '_')}.png", x, setup)
                 bar.update(1)
         truth = None
@@ -213,19 +215,8 @@ class CNF(System):
 
     def _other(self, run: TrainedRun, beside: Beside, objective: Objective) -> tuple[ScoreModel, float]:
         """The run's network, trained anew by `objective`, with averaged weights; and the seconds that took."""
-        setup, m = run.setup, run.model
-        with torch.random.fork_rng(devices=[]):
-            torch.manual_seed(setup.options.seed)
-            described = models.describe(m.net)
-            net = models.create(str(described["name"]), **described["options"])  # type: ignore[arg-type]
-        model = ScoreModel(
-            net,
-            m.sde,
-            m.parametrization,
-            conditioning=m.conditioning,
-            data_std=m.data_std,
-            data_range=m.data_range,
-        ).to(run.device)
+        setup = run.setup
+        model = fresh(run)
         options = TrainingOptions(
             steps=beside.steps,
             batch_size=min(beside.batch_size, len(setup.training_data)),
@@ -240,7 +231,7 @@ class CNF(System):
         )
         result = training.train(model, setup.training_data, run.transform, options, objective=objective)
         result.load_averages(model)
-        return model.eval().requires_grad_(False), result.seconds
+        return cast(ScoreModel, model.eval().requires_grad_(False)), result.seconds
 
 
 def scored(run: TrainedRun, model: ScoreModel, beside: Beside, *, seconds: float, steps: int) -> dict[str, Any]:
