@@ -359,6 +359,8 @@ def save_plot(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
     Raises:
         DataError: no panels, or the file cannot be written.
     """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
     if not panels:
         raise DataError("got no panels; expected at least one")
     figure = _figure(4.6 * len(panels), 3.6)
@@ -367,10 +369,12 @@ def save_plot(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
             axes.plot(x, y, label=name, linewidth=1.2)
         for name, (x, y) in panel.marks.items():
             axes.plot(x, y, "o", label=name, markersize=4)
-        if "x" in panel.log:
-            axes.set_xscale("log")
-        if "y" in panel.log:
-            axes.set_yscale("log")
+        for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            if name in panel.log:
+                axes.set(**{f"{name}scale": "log"})
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
         axes.set_title(panel.title, fontsize=10)
         axes.set_xlabel(panel.x, fontsize=8)
         axes.set_ylabel(panel.y, fontsize=8)

@@ -1,4 +1,4 @@
-"""Maximum likelihood through a flow: its value against closed forms and the likelihood's own, its gradient both ways, the system."""
+"""Maximum likelihood through a flow: its value against closed forms and the likelihood's own, its gradient, the system."""
 
 import json
 import math

@@ -59,6 +59,17 @@ def test_langevin_loses_the_modes_weights_and_annealing_keeps_them():
     assert abs(shares["annealed"] - 0.8) < 0.06 and abs(shares["exact"] - 0.8) < 4 * shares["stderr"]
 
 
+def test_cifar10_is_the_published_one():
+    """232 levels where the rule has 219, the paper's step, and the network with its own sigmas."""
+    config = config_for("ncsnv2", "cifar10")
+    assert (
+        config["model"]["name"] == "ncsnv2_cifar10" and len(config["model"]["sigmas"]) == config["sde"]["levels"] == 232
+    )
+    assert config["model"]["conditioning"] == {"name": "discrete_index", "levels": 232, "reverse": True}
+    assert config["sampling"]["sampler"]["step_size"] / 2 == pytest.approx(6.2e-6)
+    assert config["training"]["ema"] == (0.999,) and config["training"]["steps"] == 300_000
+
+
 def test_refusals():
     for changes, words in (
         ({"sde.mass": 1.5}, "mass"),

@@ -7,8 +7,8 @@ r"""NCSNv2: NCSN with noise levels, step and network by rule (Song and Ermon 202
     technique 5   averaged weights; and a denoising at the end of the chain (algorithm 1)
 
 Values that are None follow the rules from the data; given ones stand, as in the preset cifar10, whose 232 levels are the
-paper's where the rule at exactly 0.5 has 219 (C = 0.567). By technique 3 the score is known at every sigma, so that the SDE view
-has no steps in it: the run also draws by predictor and corrector, and scores by the flow.
+paper's where the rule at exactly 0.5 has 219 (C = 0.567). By technique 3 the score is known at every sigma, so that the SDE
+view has no steps in it: the run also draws by predictor and corrector, and scores by the flow.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ import models
 import samplers
 from numerics import Catalogue, UserError, require_count, require_positive, require_range
 from samplers import AnnealedLangevin, Correction, Sampler, Uniform
-from sde_lib import TableVESDE, noise_levels
+from sde_lib import TableVESDE, geometric_sigmas, noise_levels
 from training import SMLD, DiscreteTime
 from workflow.low_density import low_density
 from workflow.sections import section, set_value
@@ -102,6 +102,34 @@ class RuledLangevin:
         )
 
 
+_CIFAR10: Mapping[str, Any] = {
+    "threads": 0,
+    "data.name": "cifar10",
+    "data.low": 0.0,
+    "data.high": 1.0,
+    "sde.sigma_max": 50.0,
+    "sde.levels": 232,
+    "model.name": "ncsnv2_cifar10",
+    "model.channels": 128,
+    "model.sigmas": geometric_sigmas(levels=232, largest=50.0, smallest=0.01),
+    "model.centered": False,
+    "model.parametrization": "score",
+    "model.conditioning.levels": 232,
+    "training.steps": 300_000,
+    "training.batch_size": 128,
+    "training.learning_rate": 1e-4,
+    "training.warmup": 1,
+    "training.schedule": "constant",
+    "training.betas": (0.9, 0.999),
+    "training.ema": (0.999,),
+    "training.flip": True,
+    "training.log_every": 100,
+    "training.eval_every": 10_000,
+    "training.checkpoint_every": 10_000,
+    "sampling.sampler.step_size": 1.24e-5,  # twice the paper's 6.2e-6
+    "baselines": False,
+}
+
 LADDERS: Catalogue[RuledLadder] = Catalogue("ladder", {"ncsnv2": RuledLadder})
 SAMPLERS = samplers.SAMPLERS.extended({"ald": RuledLangevin})
 
@@ -111,8 +139,8 @@ class NCSNv2(NCSN):
 
     name = "ncsnv2"
     about = (
-        "NCSNv2 (Song and Ermon 2020, arXiv:2006.09011): noise levels and Langevin step by rule, a network that is told no noise "
-        "level; annealed Langevin dynamics, predictor-corrector and the exact likelihood of the SDE's flow."
+        "NCSNv2 (Song and Ermon 2020, arXiv:2006.09011): noise levels and Langevin step by rule, a network that is told no "
+        "noise level; annealed Langevin dynamics, predictor-corrector and the exact likelihood of the SDE's flow."
     )
 
     def get_config(self) -> ConfigDict:
@@ -133,6 +161,11 @@ class NCSNv2(NCSN):
         # the network is rougher in x than one that is told the noise
         config.likelihood.limit = 100
         return config
+
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """The digits, and CIFAR-10 as published: the paper's 232 levels, its step and its network, for GPUs."""
+        return {"digits": {}, "cifar10": _CIFAR10}
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
@@ -190,8 +223,8 @@ class NCSNv2(NCSN):
             f"variance at {entry['variance_left']:.3f} of it.",
             "",
             "Why there are levels, on an exact score: the share of the heavier of two modes, which is 0.8, is "
-            f"{shares['langevin']:.3f} by Langevin from a uniform start and {shares['annealed']:.3f} by annealed Langevin of as "
-            f"many steps (± {shares['stderr']:.3f}).",
+            f"{shares['langevin']:.3f} by Langevin from a uniform start and {shares['annealed']:.3f} by annealed Langevin of "
+            f"as many steps (± {shares['stderr']:.3f}).",
         ]
         folder.add_section("Noise levels", [*lines, "", "![low density](low_density.png)"])
         print("\n" + "\n".join(lines))
