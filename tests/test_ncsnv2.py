@@ -52,8 +52,10 @@ def test_the_network_is_told_no_noise_level():
     assert float(products[0].abs().max()) > 1e-3
 
 
-def test_langevin_loses_the_modes_weights_and_annealing_keeps_them():
+def test_langevin_loses_the_modes_weights_and_annealing_keeps_them(tmp_path):
     found = low_density(1000, steps=1000)
+    found.save(tmp_path / "low_density.png")
+    assert (tmp_path / "low_density.png").stat().st_size > 10_000
     shares = found.asdict()
     assert abs(shares["langevin"] - 0.5) < 4 * math.sqrt(0.25 / 1000)  # the start's, not the law's
     assert abs(shares["annealed"] - 0.8) < 0.06 and abs(shares["exact"] - 0.8) < 4 * shares["stderr"]

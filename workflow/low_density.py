@@ -52,7 +52,7 @@ class LowDensity:
     def save(self, file: Path) -> None:
         """The three over the log-density."""
         sde = _ladder()
-        surface = Plane(half=HALF, n=150).law(lambda x: LAW.log_prob(sde, x, 0.0)).log_p
+        surface = LAW.log_prob(sde, Plane(half=HALF, n=150).points, 0.0).reshape(150, 150)
         clouds = {
             f"{n}, {self.share(getattr(self, n)):.2f}": getattr(self, n) for n in ("exact", "langevin", "annealed")
         }
