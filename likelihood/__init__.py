@@ -17,6 +17,7 @@ from likelihood.companion import companion_error
 from likelihood.dequantization import Dequantizer, NoDequantization, TruncatedNormal, Uniform, UniformDequantizer
 from likelihood.divergence import Coloured, Divergence, Exact, Hutchinson
 from likelihood.error_budget import ErrorBudget
+from likelihood.gaussian_chain import GaussianChain
 from likelihood.integration import Likelihood
 from likelihood.latent import (
     Interpolation,
@@ -51,6 +52,7 @@ __all__ = [
     "ErrorBudget",
     "Exact",
     "GeometricPath",
+    "GaussianChain",
     "GaussianDecoder",
     "Hutchinson",
     "Interpolation",

@@ -5,8 +5,11 @@ from __future__ import annotations
 from numerics import Catalogue
 from workflow.system import System
 from workflow.systems.cnf import CNF
+from workflow.systems.ddim import DDIMSystem
 from workflow.systems.ddpm import DDPM
+from workflow.systems.edm import EDM
 from workflow.systems.energy import Energy
+from workflow.systems.iddpm import IDDPM
 from workflow.systems.ncsn import NCSN
 from workflow.systems.ncsnv2 import NCSNv2
 from workflow.systems.score_matching import ScoreMatching
@@ -15,7 +18,24 @@ from workflow.systems.ve import VE
 from workflow.systems.vp import VP
 
 SYSTEMS: Catalogue[System] = Catalogue(
-    "system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, NCSNv2, ScoreMatching, Energy, CNF)}
+    "system",
+    {
+        kind.name: kind
+        for kind in (
+            VP,
+            VE,
+            SubVP,
+            DDPM,
+            NCSN,
+            IDDPM,
+            DDIMSystem,
+            EDM,
+            NCSNv2,
+            ScoreMatching,
+            Energy,
+            CNF,
+        )
+    },
 )
 
 
