@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from likelihood.annealed_importance import (
+    AnnealedImportance,
+    Bracket,
+    DiffusionPath,
+    GeometricPath,
+    Path,
+    Weights,
+)
 from likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from likelihood.bounds import Bins, Bound, Decoder, DiscretizedGaussian, GaussianDecoder, elbo
 from likelihood.catalogue import DEQUANTIZERS, DIVERGENCES, available, create, describe, options
@@ -33,17 +41,21 @@ from sde_lib import Transported
 __all__ = [
     "DEQUANTIZERS",
     "DIVERGENCES",
+    "AnnealedImportance",
     "Bins",
     "BitsPerDim",
     "Bound",
     "Choice",
+    "Bracket",
     "Coloured",
     "Decoder",
     "Dequantizer",
     "DiscretizedGaussian",
+    "DiffusionPath",
     "Divergence",
     "ErrorBudget",
     "Exact",
+    "GeometricPath",
     "GaussianChain",
     "GaussianDecoder",
     "Hutchinson",
@@ -52,6 +64,7 @@ __all__ = [
     "Method",
     "NoDequantization",
     "Refinement",
+    "Path",
     "RoundTrip",
     "SampledLikelihood",
     "Survey",
@@ -59,6 +72,7 @@ __all__ = [
     "TruncatedNormal",
     "Uniform",
     "UniformDequantizer",
+    "Weights",
     "accurate",
     "available",
     "bits_per_dim",

@@ -6,6 +6,7 @@ from numerics.checks import nearest, require_choice, require_count, require_posi
 from numerics.conjugate_gradients import conjugate_gradients
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
+from numerics.hamiltonian import Chain, Hamiltonian, LogDensity, Point, largest_curvature, point, run_chain
 from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
@@ -17,6 +18,7 @@ __all__ = [
     "SOLVERS",
     "Adams",
     "Catalogue",
+    "Chain",
     "Option",
     "UserError",
     "nearest",
@@ -29,7 +31,10 @@ __all__ = [
     "require_range",
     "Dopri5",
     "Generator",
+    "Hamiltonian",
     "Heun",
+    "LogDensity",
+    "Point",
     "RungeKutta",
     "SampleStreams",
     "SciPy",
@@ -42,9 +47,12 @@ __all__ = [
     "batch_time",
     "conjugate_gradients",
     "expand_as",
+    "largest_curvature",
     "normal",
+    "point",
     "rademacher",
     "real_dtype",
+    "run_chain",
     "take",
     "uniform",
 ]
