@@ -19,6 +19,7 @@ from evaluation.pictures import make_grid, save_gif, save_grid, save_histogram, 
 from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
 from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
 from evaluation.sliced import sliced_wasserstein
+from evaluation.straightness import straightness
 
 __all__ = [
     "Classifier",
@@ -56,5 +57,6 @@ __all__ = [
     "save_lines",
     "save_scatter",
     "sliced_wasserstein",
+    "straightness",
     "train_classifier",
 ]

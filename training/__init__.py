@@ -26,6 +26,9 @@ from training.errors import (
     TrainingError,
     UsageError,
 )
+from training.flow_matching import Reflow, joined
+from training.hierarchical import NegativeELBO, OneStepELBO
+from training.latent import LatentELBO
 from training.loop import train
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
@@ -49,6 +52,7 @@ from training.trainable import NoisePredictor, Trainable, as_trainable
 from training.training_options import TrainingOptions, options_help
 from training.validation import Validation
 from training.variational import VLB, Hybrid
+from training.vdm import LearnedForwardLoss, VDMLoss
 from training.weighting import (
     ELBO,
     EDMWeighting,
@@ -94,6 +98,7 @@ __all__ = [
     "Origin",
     "Plan",
     "PowerEMA",
+    "Reflow",
     "RunLock",
     "SMLD",
     "Simple",
@@ -126,6 +131,7 @@ __all__ = [
     "estimate",
     "geometric_sigmas",
     "initialize_from",
+    "joined",
     "linear_betas",
     "load_plain",
     "load_weights",
@@ -136,4 +142,9 @@ __all__ = [
     "reconstruct",
     "to_plain",
     "train",
+    "NegativeELBO",
+    "OneStepELBO",
+    "LatentELBO",
+    "LearnedForwardLoss",
+    "VDMLoss",
 ]
