@@ -3,8 +3,8 @@ r"""A diffusion whose forward process is learned: between a VAE's encoder and a 
     (1)  q(z_t | x) = N(m_t(x), diag s_t(x)^2),   m_t = alpha (x + sigma^2 A(x)),   s_t = sigma exp(alpha^2 sigma^2 B(x))
 
 with alpha^2 = sigmoid(-gamma), sigma^2 = sigmoid(gamma), and A, B networks with a mean and a scale for each pixel, which
-vanish from (1) at both ends as sigma and alpha do. Given x, the path z = m_t + s_t eps has, in the clock gamma, the velocity and with noise
-g^2 = sigma^2 the reverse drift
+vanish from (1) at both ends as sigma and alpha do. Given x, the path z = m_t + s_t eps has, in the clock gamma, the velocity
+and, with noise g^2 = sigma^2, the reverse drift
 
     (2)  u(z, x) = dm/dgamma + (z - m) dlog s/dgamma,     f(z, x) = u(z, x) + g^2/2 (z - m) / s^2
 

@@ -1,4 +1,4 @@
-"""The hierarchical VAE: its bound against exact laws and an estimate of its own; a test for each slip of the published sketch."""
+"""The hierarchical VAE: its bound against exact laws and an independent estimate; each slip of the published sketch."""
 
 import math
 

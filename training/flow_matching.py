@@ -8,8 +8,8 @@ needs no objective of its own: with independent x_0 and eps the velocity v and t
 
 *Reflow* minimises (1) over pairs (x_0, eps) that a flow has joined, x_0 its sample from the noise eps. The new flow has the
 same marginals where the first is exact, and paths that are no less straight (there, theorems 3.3 and 3.7). Its v is no
-score any more: eps given x_t is not what an independent noise would be. So ODE samplers and the flow's likelihood hold for it, and
-samplers that add noise, and variational bounds, do not.
+score any more: eps given x_t is not what an independent noise would be. So ODE samplers and the flow's likelihood hold for it,
+and samplers that add noise, and variational bounds, do not.
 """
 
 from __future__ import annotations

@@ -80,9 +80,9 @@ class FlowMatching(System):
         config.sampling.sampler = section(samplers.SAMPLERS, "ddim", steps=50)
         config.sampling.second = section(samplers.SAMPLERS, "ancestral", steps=250)
         # reflow: pairs of noise and sample, evaluations for each, steps of training on them, images scored after it;
-        # compared: evaluations and samples for each of all samplers
+        # compared: evaluations and samples for each of all samplers, and whether those that choose their own steps take part
         config.reflow = ConfigDict({"pairs": 3000, "evaluations": 40, "steps": 500, "scored": 100})
-        config.compared = ConfigDict({"evaluations": 50, "samples": 12})
+        config.compared = ConfigDict({"evaluations": 50, "samples": 12, "adaptive": True})
         return config
 
     @property
@@ -110,7 +110,7 @@ class FlowMatching(System):
         """With few pairs, evaluations and steps."""
         small = {
             "reflow": {"pairs": 64, "evaluations": 2, "steps": min(2, setup.config["reflow"]["steps"]), "scored": 8},
-            "compared": {"evaluations": 6, "samples": min(2, setup.config["compared"]["samples"])},
+            "compared": {"evaluations": 6, "samples": min(2, setup.config["compared"]["samples"]), "adaptive": False},
         }
         return replace(setup, config={**setup.config, **small})
 
@@ -143,7 +143,9 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
         if name in ALIASES:
             continue
         options: dict[str, Any] = {"rtol": 1e-2, "atol": 1e-2} if name == "ode" else {}
-        found[name] = _suited(name, samplers.create(name, **options))
+        sampler = _suited(name, samplers.create(name, **options))
+        if own["adaptive"] or sampler.evaluations is not None:
+            found[name] = sampler
     shape = (own["samples"], *run.dataset.event_shape)
     kept, lines, refused = [], [], {}
     bar = progress.bar(total=len(found), name="all samplers", unit="sampler")
@@ -197,6 +199,7 @@ def _reflow(run: TrainedRun, folder: RunFolder) -> None:
     options = replace(
         run.setup.options,
         steps=own["steps"],
+        batch_size=min(run.setup.options.batch_size, len(pairs)),
         warmup=min(run.setup.options.warmup, max(1, own["steps"] // 10)),
         eval_every=0,
         checkpoint_every=0,
