@@ -44,29 +44,58 @@ class MonotoneSchedule(nn.Module):
         self.steepness = nn.Parameter(torch.full((units,), 8.0))
         self.places = nn.Parameter(torch.linspace(0, 1, units))
 
-    def _parts(self) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-        a, b, c = (F.softplus(p.double()) for p in (self.line, self.heights, self.steepness))
-        return a, b, c, -c * self.places.double()
+    def _parts(self, frozen: bool) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        weights = (self.line, self.heights, self.steepness, self.places)
+        line, heights, steepness, places = (w.detach().double() if frozen else w.double() for w in weights)
+        a, b, c = F.softplus(line), F.softplus(heights), F.softplus(steepness)
+        return a, b, c, -c * places
 
-    def _rise(self, t: Tensor) -> Tensor:
-        a, b, c, d = self._parts()
+    def _rise(self, t: Tensor, frozen: bool) -> Tensor:
+        a, b, c, d = self._parts(frozen)
         return a * t + (b * torch.sigmoid(t.unsqueeze(-1) * c + d)).sum(dim=-1)
 
-    def _range(self) -> tuple[Tensor, Tensor]:
-        first, last = self._rise(torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.line.device)).unbind()
+    def _range(self, frozen: bool) -> tuple[Tensor, Tensor]:
+        ends = torch.tensor([0.0, 1.0], dtype=torch.float64, device=self.line.device)
+        first, last = self._rise(ends, frozen).unbind()
         return first, last
 
-    def forward(self, t: Tensor) -> Tensor:
-        """gamma at `t` of any shape, of its shape."""
-        first, last = self._range()
-        return self.gamma_min + (self.gamma_max - self.gamma_min) * (self._rise(t.double()) - first) / (last - first)
+    def forward(self, t: Tensor, frozen: bool = False) -> Tensor:
+        """gamma at `t` of any shape, of its shape; `frozen`: without gradients of the weights."""
+        first, last = self._range(frozen)
+        rise = self._rise(t.double(), frozen)
+        return self.gamma_min + (self.gamma_max - self.gamma_min) * (rise - first) / (last - first)
+
+    def slope(self, t: Tensor, frozen: bool = False) -> Tensor:
+        """Its derivative, of the shape of `t`."""
+        a, b, c, d = self._parts(frozen)
+        s = torch.sigmoid(t.double().unsqueeze(-1) * c + d)
+        first, last = self._range(frozen)
+        return (self.gamma_max - self.gamma_min) * (a + (b * c * s * (1 - s)).sum(dim=-1)) / (last - first)
+
+    def extra_repr(self) -> str:
+        return f"gamma_min={self.gamma_min}, gamma_max={self.gamma_max}, units={len(self.heights)}"
+
+
+class AsItIs:
+    """A `MonotoneSchedule` as samplers and likelihoods see it: its present values, without gradients of its weights.
+
+    Args:
+        schedule: which may go on learning.
+    """
+
+    def __init__(self, schedule: MonotoneSchedule) -> None:
+        self.schedule = schedule
+
+    def __repr__(self) -> str:
+        return f"AsItIs({self.schedule!r})"
+
+    def __call__(self, t: Tensor) -> Tensor:
+        gamma: Tensor = self.schedule(t, frozen=True)
+        return gamma
 
     def slope(self, t: Tensor) -> Tensor:
         """Its derivative, of the shape of `t`."""
-        a, b, c, d = self._parts()
-        s = torch.sigmoid(t.double().unsqueeze(-1) * c + d)
-        first, last = self._range()
-        return (self.gamma_max - self.gamma_min) * (a + (b * c * s * (1 - s)).sum(dim=-1)) / (last - first)
+        return self.schedule.slope(t, frozen=True)
 
 
 class FixedSchedule:

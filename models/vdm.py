@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from models.conditioning import Conditioning
 from models.parametrization import NOISE, Parametrization
-from models.schedule import MonotoneSchedule
+from models.schedule import AsItIs, MonotoneSchedule
 from models.score_model import ScoreModel
 from numerics import batch_time
 from sde_lib.scheduled import ScheduledVPSDE
@@ -28,7 +28,7 @@ class _Given:
 
 
 class VDM(ScoreModel):
-    """A score model under `ScheduledVPSDE(schedule=...)`, whose weights include the schedule's.
+    """A score model under `ScheduledVPSDE`, whose weights include the schedule's.
 
     Args:
         net, parametrization, conditioning, data_std, data_range: as in `ScoreModel`; a network that is told the log-SNR.
@@ -47,7 +47,7 @@ class VDM(ScoreModel):
     ) -> None:
         super().__init__(
             net,
-            ScheduledVPSDE(schedule=schedule),
+            ScheduledVPSDE(schedule=AsItIs(schedule)),
             parametrization,
             conditioning=conditioning,
             data_std=data_std,

@@ -7,12 +7,12 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
 
-from numerics import normal, require_choice, require_count
+from numerics import normal, require_choice, require_count, require_range
 from sde_lib import SDE
 from training.objectives import Draws, Objective
 from training.streams import StepStreams
@@ -42,6 +42,7 @@ class NegativeELBO(Objective):
         UserError: an option out of range.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("terms",)
     steps: int = 5
     estimator: str = "sampled"
 
@@ -68,27 +69,34 @@ class OneStepELBO(Objective):
 
     Args:
         steps: T of the model, at least 2.
+        first: how often i = 1 is drawn, the decoder's step, if that is more often than one in T; the weights undo it.
 
     Raises:
-        UserError: fewer steps.
+        UserError: fewer steps, or a part that is none.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("one_step",)
     steps: int = 1000
+    first: float = 0.1
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps", 2)
+        require_range(self.first, "first", 0, 0.9)
 
     def draw(
         self, sde: SDE, shape: Sequence[int], streams: StepStreams, *, dtype: torch.dtype = torch.float32
     ) -> Draws:
-        B = int(shape[0])
+        B, T = int(shape[0]), self.steps
+        first = max(self.first, 1 / T)
         u = torch.rand(1, generator=streams.generator("time"), device=streams.device)
         u = (torch.arange(B, device=streams.device) + u) / B
-        i = (u * self.steps).long().clamp(0, self.steps - 1) + 1
+        rest = ((u - first) / (1 - first) * (T - 1)).long().clamp(0, T - 2) + 2
+        i = torch.where(u < first, torch.ones_like(rest), rest)
+        weight = torch.where(i == 1, 1 / (T * first), (T - 1) / (T * (1 - first))).to(torch.float64)
         eps = normal(shape, streams.generator("noise"), device=streams.device, dtype=dtype)
         return {
             "t": i.to(torch.float64) * (sde.T / self.steps),
-            "weight": torch.ones(B, dtype=torch.float64, device=streams.device),
+            "weight": weight,
             "eps": eps,
             "i": i,
         }

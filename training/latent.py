@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 from torch import Tensor
@@ -29,6 +29,7 @@ class LatentELBO(Objective):
         UserError: no latent.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("parts",)
     latent: int = 16
 
     def __post_init__(self) -> None:

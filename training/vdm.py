@@ -17,7 +17,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import Any, Literal
+from typing import Any, ClassVar, Literal
 
 import torch
 from torch import Tensor
@@ -41,6 +41,7 @@ class VDMLoss(TimedObjective):
         UserError: an option out of range.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("noise_under", "schedule")
     t_min: float | None = 0.0
     steps: int = 0
     schedule: Literal["variance", "bound"] = "variance"
@@ -87,6 +88,7 @@ class LearnedForwardLoss(TimedObjective):
         times, t_min: of the fraction of the way from gamma_min to gamma_max; uniform.
     """
 
+    needs: ClassVar[tuple[str, ...]] = ("diffusion", "prior")
     t_min: float | None = 0.0
 
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:

@@ -4,15 +4,18 @@ from __future__ import annotations
 
 from numerics import Catalogue
 from workflow.system import System
+from workflow.systems.ddgm import DiffusionDGM
 from workflow.systems.ddpm import DDPM
 from workflow.systems.flow_matching import FlowMatching
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
+from workflow.systems.vdm import VariationalDiffusion
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
 
 SYSTEMS: Catalogue[System] = Catalogue(
-    "system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, FlowMatching)}
+    "system",
+    {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, FlowMatching, DiffusionDGM, VariationalDiffusion)},
 )
 
 

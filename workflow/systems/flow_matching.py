@@ -37,8 +37,10 @@ from numerics import Catalogue, SampleStreams, UserError, require_count
 from samplers import DDIM, Sampler
 from sde_lib import SDE, StraightSDE
 from sde_lib.time_grids import LogSNR
-from training import Reflow, joined
-from workflow import progress
+from training import Reflow, StratifiedTime, joined
+from training.objectives import TimedObjective
+from workflow import presets, progress
+from workflow.beside import train_beside
 from workflow.defaults import base_config
 from workflow.report import table
 from workflow.score import score_split
@@ -81,9 +83,14 @@ class FlowMatching(System):
         config.sampling.second = section(samplers.SAMPLERS, "ancestral", steps=250)
         # reflow: pairs of noise and sample, evaluations for each, steps of training on them, images scored after it;
         # compared: evaluations and samples for each of all samplers, and whether those that choose their own steps take part
-        config.reflow = ConfigDict({"pairs": 3000, "evaluations": 40, "steps": 500, "scored": 100})
+        config.reflow = ConfigDict({"pairs": 2000, "evaluations": 40, "steps": 400, "scored": 50})
         config.compared = ConfigDict({"evaluations": 50, "samples": 12, "adaptive": True})
         return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
@@ -195,29 +202,16 @@ def _reflow(run: TrainedRun, folder: RunFolder) -> None:
     """A round of reflow, and both flows measured."""
     own, begun = run.setup.config["reflow"], time.perf_counter()
     pairs = _pairs(run, own["pairs"], own["evaluations"])
-    model = copy.deepcopy(run.model).requires_grad_(True).train()
-    options = replace(
-        run.setup.options,
+    times = run.setup.objective.times if isinstance(run.setup.objective, TimedObjective) else StratifiedTime()
+    model = train_beside(
+        run.setup,
+        copy.deepcopy(run.model),
+        Reflow(times=times),
         steps=own["steps"],
-        batch_size=min(run.setup.options.batch_size, len(pairs)),
-        warmup=min(run.setup.options.warmup, max(1, own["steps"] // 10)),
-        eval_every=0,
-        checkpoint_every=0,
-        log_every=max(1, own["steps"] // 5),
-        label_dropout=0.0,
-        progress=not progress.is_silent(),
+        pairs=pairs,
+        folder=folder.path / "reflow",
     )
-    trained = training.train(
-        model,
-        pairs,
-        None,
-        options,
-        objective=Reflow(times=run.setup.objective.times),
-        folder=folder.path / "reflow",  # type: ignore[attr-defined]
-    )
-    trained.load_averages(model)
-    model.eval().requires_grad_(False)
-    after = replace(run, setup=replace(run.setup, model=model), score=model, fingerprint=fingerprint(model))
+    after = replace(run, setup=replace(run.setup, model=model), fingerprint=fingerprint(model))
     results: dict[str, Any] = {"pairs": own["pairs"], "steps": own["steps"]}
     protocol = replace(run.setup.protocol, limit=min(own["scored"], len(run.dataset.split(run.setup.protocol.split))))
     rows = []
