@@ -7,6 +7,7 @@ from workflow.system import System
 from workflow.systems.ddgm import DiffusionDGM
 from workflow.systems.ddpm import DDPM
 from workflow.systems.flow_matching import FlowMatching
+from workflow.systems.latent import Latent
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.vdm import VariationalDiffusion
@@ -15,7 +16,7 @@ from workflow.systems.vp import VP
 
 SYSTEMS: Catalogue[System] = Catalogue(
     "system",
-    {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, FlowMatching, DiffusionDGM, VariationalDiffusion)},
+    {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, FlowMatching, DiffusionDGM, VariationalDiffusion, Latent)},
 )
 
 

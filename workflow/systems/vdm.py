@@ -1,15 +1,16 @@
 r"""Variational diffusion models: the bound as the loss, and a noise schedule that is learned with the network.
 
     -log p(x) <= E[-log p(x | z_0)] + KL(q(z_1 | x) || N(0, I)) + 1/2 E_t gamma'(t) |eps - eps_hat(z_t, gamma(t))|^2
-    z_t = alpha x + sigma eps,   alpha^2 = sigmoid(-gamma),   sigma^2 = sigmoid(gamma),   p(k | z_0) proportional to N(z_0; alpha c_k, sigma^2)
+    z_t = alpha x + sigma eps,   alpha^2 = sigmoid(-gamma),   sigma^2 = sigmoid(gamma)
+    p(k | z_0) proportional to N(z_0; alpha c_k, sigma^2)
 
-(Kingma et al. 2021, arXiv:2107.00630, equations (11) to (17).) x are grey values at their bins' centres c_k, of which the network
-is shown sines; it is told gamma. So the last term depends on the schedule by its two end points alone, which stay
+(Kingma et al. 2021, arXiv:2107.00630, equations (11) to (17).) x are grey values at their bins' centres c_k, of which
+the network is shown sines; it is told gamma. So the last term depends on the schedule by its two end points alone, which stay
 (`models.schedule`), and the schedule is taught to make its estimate vary less (`training.vdm`).
 
 The run states the bound in bits/dim. It then shows the invariance for the trained network under three schedules, the bound of
-chains of 10, 100 and 1,000 steps, and what is gained where the forward process is learned too: a mean and a scale for each pixel
-in q(z_t | x) (`models.learned_forward`), between a VAE's encoder and a fixed diffusion.
+chains of 10, 100 and 1,000 steps, and what is gained where the forward process is learned too: a mean and a scale for each
+pixel in q(z_t | x) (`models.learned_forward`), between a VAE's encoder and a fixed diffusion.
 """
 
 from __future__ import annotations
@@ -28,7 +29,7 @@ import samplers
 from data import Dataset, Split
 from data.transforms import Transform
 from likelihood import Bins, elbo
-from models import VDM, FixedSchedule, LearnedForward, MonotoneSchedule, PixelEncoder
+from models import VDM, FixedSchedule, LearnedForward, MonotoneSchedule, PixelEncoder, ScoreModel, networks
 from models.schedule import AsItIs
 from numerics import Catalogue, SampleStreams, UserError, normal, require_count, uniform
 from sde_lib import SDE, ScheduledVPSDE
@@ -71,8 +72,8 @@ class VariationalDiffusion(System):
 
     name = "vdm"
     about = (
-        "Variational diffusion models (Kingma et al. 2021, arXiv:2107.00630): the bound as the loss, a learned monotone schedule, "
-        "the bound's invariance to it, and a learned forward process."
+        "Variational diffusion models (Kingma et al. 2021, arXiv:2107.00630): the bound as the loss, a learned monotone "
+        "schedule, the bound's invariance to it, and a learned forward process."
     )
 
     def get_config(self) -> ConfigDict:
@@ -253,8 +254,8 @@ def _invariance(run: TrainedRun, folder: RunFolder) -> None:
     folder.add_section(
         "One bound, three schedules",
         [
-            f"The diffusion's part of the bound, bits/dim, by uniform independent times on {len(x)} {setup.noun}s, for the one trained "
-            "network, which is told gamma:",
+            f"The diffusion's part of the bound, bits/dim, by uniform independent times on {len(x)} {setup.noun}s, for the one "
+            "trained network, which is told gamma:",
             "",
             *table(("schedule", "mean", "spread of one estimate"), rows),
             f"![schedules]({picture})",
@@ -313,7 +314,19 @@ def _learned_forward(run: TrainedRun, folder: RunFolder) -> None:
     for name in ("fixed", "learned"):
         begun = time.perf_counter()
         # the same first weights for both
-        made = score_model(setup.config, sde, setup.dataset, setup.transform, model.data_std or 1.0)
+        described = networks.describe(model.net)
+        net = seeded(
+            setup.options.seed,
+            lambda d=described: networks.create(d["name"], **d["options"]),  # type: ignore[misc]
+        )
+        made = ScoreModel(
+            net,
+            sde,
+            model.parametrization,
+            conditioning=model.conditioning,
+            data_std=model.data_std,
+            data_range=model.data_range,
+        )
         encoder: nn.Module = Nothing()
         if name == "learned":
             encoder = seeded(setup.options.seed, lambda: PixelEncoder(dim=setup.dataset.dim, width=own["width"]))
@@ -354,8 +367,8 @@ class Nothing(nn.Module):
 def forward_bound(model: LearnedForward, data: Split, setup: Setup, *, draws: int) -> Tensor:
     """(3) of `models.learned_forward` for grey values, `(n, 3)` bits/dim: reconstruction, prior, diffusion.
 
-    Levels are stratified over the draws; the decoder is p(k | z_0) proportional to N(z_0; alpha c_k, sigma^2), with z_0 drawn from
-    the learned q.
+    Levels are stratified over the draws; the decoder is p(k | z_0) proportional to N(z_0; alpha c_k, sigma^2), with z_0
+    drawn from the learned q.
     """
     decoder, found = Bins(transform=setup.transform), []
     span = model.gamma_max - model.gamma_min
