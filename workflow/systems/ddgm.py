@@ -334,11 +334,10 @@ def _pictures(run: TrainedRun, folder: RunFolder) -> list[str]:
         tuple(x.shape), generator=SampleStreams(setup.options.seed, torch.arange(len(x))), device=setup.device
     )
     rows = torch.cat([zs[0], *zs[1:], drawn])[:, :3]
-    file = folder.path / "samples" / "hierarchy.png"
+    file, kept = folder.path / "samples" / "hierarchy.png", float(model.get_buffer("abar")[-1]) ** 0.5
     save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])))
     return [
-        f"Real images, their z_1 to z_{model.steps} (the last is noise, with {float(model.abar[-1]) ** 0.5:.2f} x in it), and "
-        "samples from the prior down:",
+        f"Real images, their z_1 to z_{model.steps} (the last is noise, with {kept:.2f} x in it), and samples from the prior down:",
         "",
         f"![hierarchy]({file.relative_to(folder.path).as_posix()})",
     ]

@@ -178,7 +178,8 @@ class Latent(System):
 
     def latent_sampler(self, config: Config) -> Sampler:
         """The sampler of latents."""
-        return samplers.SAMPLERS.make(config["latent_sampler"])
+        made: Sampler = samplers.SAMPLERS.make(config["latent_sampler"])
+        return made
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Latents from the prior, decoded."""
@@ -409,7 +410,7 @@ def _attributes(run: TrainedRun, folder: RunFolder) -> None:
         ink = x.flatten(1).mean(dim=1)
         directions = {"ink": _difference(z, ink > ink.median())}
         if train.labels is not None:
-            for label in train.labels.unique().tolist()[:4]:
+            for label in torch.unique(train.labels).tolist()[:4]:
                 name = setup.dataset.classes[label] if setup.dataset.classes else str(label)
                 directions[f"class {name}"] = _difference(z, train.labels.to(z.device) == label)
         held = setup.transform.centres(_data(setup).x[:1].to(setup.device)).to(torch.float32)

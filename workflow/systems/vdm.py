@@ -33,6 +33,7 @@ from models import VDM, FixedSchedule, LearnedForward, MonotoneSchedule, PixelEn
 from models.schedule import AsItIs
 from numerics import Catalogue, SampleStreams, UserError, normal, require_count, uniform
 from sde_lib import SDE, ScheduledVPSDE
+from sde_lib.scheduled import Schedule
 from training import LearnedForwardLoss, VDMLoss
 from training.streams import StepStreams
 from workflow import presets, progress
@@ -227,7 +228,7 @@ def _invariance(run: TrainedRun, folder: RunFolder) -> None:
     x = setup.transform.centres(data.x.to(setup.device)).to(torch.float32)
     learned = model.schedule
     ends = {"gamma_min": learned.gamma_min, "gamma_max": learned.gamma_max}
-    schedules = {
+    schedules: dict[str, Schedule] = {
         "learned": AsItIs(learned),
         "linear": FixedSchedule(**ends),
         "quadratic": FixedSchedule(**ends, power=2.0),
