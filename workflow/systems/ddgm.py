@@ -337,7 +337,7 @@ def _pictures(run: TrainedRun, folder: RunFolder) -> list[str]:
     file, kept = folder.path / "samples" / "hierarchy.png", float(model.get_buffer("abar")[-1]) ** 0.5
     save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])))
     return [
-        f"Real images, their z_1 to z_{model.steps} (the last is noise, with {kept:.2f} x in it), and samples from the prior down:",
+        f"Real images, their z_1 to z_{model.steps} (noise, with {kept:.2f} x in the last), and samples from the prior down:",
         "",
         f"![hierarchy]({file.relative_to(folder.path).as_posix()})",
     ]
