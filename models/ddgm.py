@@ -104,7 +104,7 @@ class Steps(nn.Module, ABC):
 
     @abstractmethod
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
-        """The decoder's mean, within (-1, 1), and its log_std, given z_1 `(B, *)`."""
+        """The decoder's mean and its log_std, given z_1 `(B, *)`."""
 
 
 def _body(dim: int, width: int, out: int) -> nn.Sequential:
@@ -152,8 +152,9 @@ def _halves(net: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
 class SharedSteps(Steps):
     """One network for all steps, told log(1/abar_i - 1): it says x and where the variance stands between beta~_i and beta_i.
 
-    The mean is (3)'s with that x, so that even a thousand small steps begin right (Nichol and Dhariwal 2021,
-    arXiv:2102.09672, equation (15), for the variance).
+    x is sqrt(abar) z - sqrt(1 - abar) v of its output v (Salimans and Ho 2022, arXiv:2202.00512, section 4), so that where
+    there is little noise x is nearly z. The mean is (3)'s with that x, so that even a thousand small steps begin right (Nichol and
+    Dhariwal 2021, arXiv:2102.09672, equation (15), for the variance).
 
     Args:
         dim: numbers in one sample.
@@ -177,8 +178,9 @@ class SharedSteps(Steps):
         h = self.first(z.flatten(1))
         for layer in self.layers:
             h = h + layer(F.silu(h + e))
-        x, place = self.last(F.silu(h)).chunk(2, dim=1)
-        return x.reshape(z.shape).tanh(), place.reshape(z.shape)
+        v, place = self.last(F.silu(h)).chunk(2, dim=1)
+        alpha, sigma = ((sign * label).sigmoid().sqrt() for sign in (-1, 1))
+        return (alpha * z.flatten(1) - sigma * v).reshape(z.shape), place.reshape(z.shape)
 
     def reverse(self, i: int | Tensor, z: Tensor) -> tuple[Tensor, Tensor]:
         index = (i if isinstance(i, Tensor) else torch.full((len(z),), i, device=z.device)) - 1
