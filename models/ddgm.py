@@ -153,8 +153,8 @@ class SharedSteps(Steps):
     """One network for all steps, told log(1/abar_i - 1): it says x and where the variance stands between beta~_i and beta_i.
 
     x is sqrt(abar) z - sqrt(1 - abar) v of its output v (Salimans and Ho 2022, arXiv:2202.00512, section 4), so that where
-    there is little noise x is nearly z. The mean is (3)'s with that x, so that even a thousand small steps begin right (Nichol and
-    Dhariwal 2021, arXiv:2102.09672, equation (15), for the variance).
+    there is little noise x is nearly z. The mean is (3)'s with that x, so that even a thousand small steps begin right (Nichol
+    and Dhariwal 2021, arXiv:2102.09672, equation (15), for the variance).
 
     Args:
         dim: numbers in one sample.
