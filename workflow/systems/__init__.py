@@ -5,8 +5,11 @@ from __future__ import annotations
 from numerics import Catalogue
 from workflow.system import System
 from workflow.systems.ddgm import DiffusionDGM
+from workflow.systems.ddim import DDIMSystem
 from workflow.systems.ddpm import DDPM
+from workflow.systems.edm import EDM
 from workflow.systems.flow_matching import FlowMatching
+from workflow.systems.iddpm import IDDPM
 from workflow.systems.latent import Latent
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
@@ -16,7 +19,23 @@ from workflow.systems.vp import VP
 
 SYSTEMS: Catalogue[System] = Catalogue(
     "system",
-    {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, FlowMatching, DiffusionDGM, VariationalDiffusion, Latent)},
+    {
+        kind.name: kind
+        for kind in (
+            VP,
+            VE,
+            SubVP,
+            DDPM,
+            NCSN,
+            IDDPM,
+            DDIMSystem,
+            EDM,
+            FlowMatching,
+            DiffusionDGM,
+            VariationalDiffusion,
+            Latent,
+        )
+    },
 )
 
 
