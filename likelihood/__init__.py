@@ -25,6 +25,9 @@ from likelihood.method import Method
 from likelihood.methods import accurate, fast
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
+from likelihood.refinement import Refinement
+from likelihood.steps import Choice, choose_steps
+from likelihood.survey import Survey, survey
 from sde_lib import Transported
 
 __all__ = [
@@ -33,6 +36,7 @@ __all__ = [
     "Bins",
     "BitsPerDim",
     "Bound",
+    "Choice",
     "Coloured",
     "Decoder",
     "Dequantizer",
@@ -47,8 +51,10 @@ __all__ = [
     "Likelihood",
     "Method",
     "NoDequantization",
+    "Refinement",
     "RoundTrip",
     "SampledLikelihood",
+    "Survey",
     "Transported",
     "TruncatedNormal",
     "Uniform",
@@ -56,6 +62,7 @@ __all__ = [
     "accurate",
     "available",
     "bits_per_dim",
+    "choose_steps",
     "companion_error",
     "create",
     "decode",
@@ -69,4 +76,5 @@ __all__ = [
     "pilot_grid",
     "round_trip",
     "sample_with_log_prob",
+    "survey",
 ]

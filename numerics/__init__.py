@@ -3,6 +3,7 @@
 from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
+from numerics.conjugate_gradients import conjugate_gradients
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.modes import ordinary, ordinary_mode
@@ -39,6 +40,7 @@ __all__ = [
     "argument_help",
     "as_time",
     "batch_time",
+    "conjugate_gradients",
     "expand_as",
     "normal",
     "rademacher",

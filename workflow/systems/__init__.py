@@ -10,6 +10,7 @@ from workflow.systems.ddpm import DDPM
 from workflow.systems.edm import EDM
 from workflow.systems.flow_matching import FlowMatching
 from workflow.systems.iddpm import IDDPM
+from workflow.systems.inverse import Inverse
 from workflow.systems.latent import Latent
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
@@ -34,6 +35,7 @@ SYSTEMS: Catalogue[System] = Catalogue(
             DiffusionDGM,
             VariationalDiffusion,
             Latent,
+            Inverse,
         )
     },
 )
