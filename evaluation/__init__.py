@@ -31,6 +31,7 @@ from evaluation.posterior import PosteriorErrors, as_mixture, exact_posterior, p
 from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
 from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
 from evaluation.sliced import sliced_wasserstein
+from evaluation.straightness import straightness
 
 __all__ = [
     "Classifier",
@@ -77,5 +78,6 @@ __all__ = [
     "save_scatter",
     "save_surfaces",
     "sliced_wasserstein",
+    "straightness",
     "train_classifier",
 ]

@@ -14,20 +14,24 @@ from models import presets
 from models.adm import ADM
 from models.checkpoint_reader import CheckpointError
 from models.conditioning import CONDITIONINGS, Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
+from models.ddgm import DDGM
 from models.diffusers import from_diffusers
 from models.dit import DiT
 from models.energy import EnergyModel
+from models.learned_forward import LearnedForward, PixelEncoder
 from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.network import Network, parameter_count
 from models.networks import NETWORKS, available, create, for_data, needed_conditioning, options
 from models.parametrization import (
     DATA,
+    DIFFERENCE,
     NOISE,
     PARAMETRIZATIONS,
     SCORE,
     VELOCITY,
     Data,
+    Difference,
     Noise,
     Parametrization,
     Preconditioned,
@@ -35,15 +39,19 @@ from models.parametrization import (
     Velocity,
 )
 from models.refinenet import NCSN, NCSNv2, RefineNet
+from models.schedule import FixedSchedule, MonotoneSchedule
 from models.score_model import ConditionedScore, ScoreModel
 from models.score_sde import load_score_sde
 from models.under import UnderAnotherSDE
 from models.unet import UNet
 from models.unet_1d import UNet1d
+from models.vae import VAE, MixturePrior, ScorePrior, StandardPrior
+from models.vdm import VDM
 
 __all__ = [
     "CONDITIONINGS",
     "DATA",
+    "DIFFERENCE",
     "NETWORKS",
     "PARAMETRIZATIONS",
     "for_data",
@@ -57,6 +65,7 @@ __all__ = [
     "Conditioning",
     "ContinuousTime",
     "Data",
+    "Difference",
     "DiscreteIndex",
     "LogSNR",
     "LogSigma",
@@ -85,4 +94,14 @@ __all__ = [
     "load_score_sde",
     "UnderAnotherSDE",
     "presets",
+    "DDGM",
+    "LearnedForward",
+    "PixelEncoder",
+    "FixedSchedule",
+    "MonotoneSchedule",
+    "VAE",
+    "MixturePrior",
+    "ScorePrior",
+    "StandardPrior",
+    "VDM",
 ]

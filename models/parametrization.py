@@ -159,13 +159,41 @@ class Preconditioned(Parametrization):
         return x / expand_as(self.spread(alpha, sigma), x)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Difference(Parametrization):
+    """The output is `eps - x_0`, so
+
+        eps = (x + alpha output) / (alpha + sigma),   x_0 = (x - sigma output) / (alpha + sigma).
+
+    On the straight path `alpha = 1 - t, sigma = t` that is the velocity of rectified flow (Liu, Gong, Liu 2023,
+    arXiv:2209.03003, equation (1), whose time runs the other way), and both divisions are by one.
+    """
+
+    def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x + expand_as(alpha, x) * output) / expand_as(alpha + sigma, x)
+
+    def data(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return (x - expand_as(sigma, x) * output) / expand_as(alpha + sigma, x)
+
+    def target(self, x_0: Tensor, eps: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
+        return eps - x_0
+
+
 NOISE = Noise()
 DATA = Data()
 VELOCITY = Velocity()
 SCORE = ScoreOutput()
+DIFFERENCE = Difference()
 
 PARAMETRIZATIONS: Catalogue[Parametrization] = Catalogue(
     "parametrization",
-    {"noise": Noise, "data": Data, "velocity": Velocity, "score": ScoreOutput, "preconditioned": Preconditioned},
+    {
+        "noise": Noise,
+        "data": Data,
+        "velocity": Velocity,
+        "score": ScoreOutput,
+        "difference": Difference,
+        "preconditioned": Preconditioned,
+    },
 )
 """What a network's output means, by name."""

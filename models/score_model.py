@@ -114,14 +114,20 @@ class ScoreModel(nn.Module):
         if class_label is None and self.learned_without_class is False and self.num_classes is not None:
             warnings.warn(_NO_CLASS, stacklevel=2)
         t = batch_time(t, x)
-        alpha, sigma = self.sde.alpha(t), self.sde.sigma(t)
+        label = self.conditioning(self.sde, t)
+        return self.evaluate_at(x, self.sde.alpha(t), self.sde.sigma(t), label, class_label)
+
+    def evaluate_at(
+        self, x: Tensor, alpha: Tensor, sigma: Tensor, label: Tensor, class_label: Tensor | None = None
+    ) -> Evaluation:
+        """One call of the network, at coefficients and a label that are known, each `(B,)`."""
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         weight = next(self.net.parameters(), x)
         inputs = self.parametrization.scale_input(x, alpha, sigma)
         if not getattr(self.net, "fine_input", False):
             inputs = inputs.to(weight.dtype)
         # a label is a time: it is not rounded to what the weights are rounded to
-        label = self.conditioning(self.sde, t).to(torch.promote_types(weight.dtype, torch.float32))
+        label = label.to(torch.promote_types(weight.dtype, torch.float32))
         output = self.net(inputs, label) if class_label is None else self.net(inputs, label, class_label)
         return Evaluation(output, x, alpha, sigma)
 

@@ -12,7 +12,9 @@ from sde_lib.flow_map import Transported, transport
 from sde_lib.measurement import Measurement
 from sde_lib.operators import SVD, Downsample, Grey, Linear, LinearMap, Mask, Operator
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
+from sde_lib.scheduled import ScheduledVPSDE
 from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
+from sde_lib.straight import StraightSDE
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas, with_terminal_snr
 from sde_lib.terminal import mismatch_warning, prior_mismatch
@@ -23,7 +25,14 @@ from sde_lib.vp import VPSDE
 
 SDES: Catalogue[SDE] = Catalogue(
     "SDE",
-    {"vp": VPSDE, "ve": VESDE, "sub_vp": SubVPSDE, "table_vp": TableVPSDE, "table_ve": TableVESDE},
+    {
+        "vp": VPSDE,
+        "ve": VESDE,
+        "sub_vp": SubVPSDE,
+        "straight": StraightSDE,
+        "table_vp": TableVPSDE,
+        "table_ve": TableVESDE,
+    },
 )
 FLOWS: Catalogue[Flow] = Catalogue("flow", {"whitened": WhitenedFlow, "plain": PlainFlow})
 create, available, options, describe = SDES.create, SDES.available, SDES.options, SDES.describe
@@ -51,6 +60,7 @@ __all__ = [
     "PlainFlow",
     "Score",
     "ScoreIn",
+    "StraightSDE",
     "SubVPSDE",
     "TableVESDE",
     "TableVPSDE",
@@ -76,5 +86,6 @@ __all__ = [
     "require_eval_mode",
     "time_grids",
     "transport",
+    "ScheduledVPSDE",
     "with_terminal_snr",
 ]

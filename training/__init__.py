@@ -26,6 +26,9 @@ from training.errors import (
     TrainingError,
     UsageError,
 )
+from training.flow_matching import Reflow, joined
+from training.hierarchical import NegativeELBO, OneStepELBO
+from training.latent import LatentELBO
 from training.loop import train
 from training.loss_history import LossHistory
 from training.maximum_likelihood import FlowPass, MaximumLikelihood
@@ -51,6 +54,7 @@ from training.trainable import NoisePredictor, Trainable, as_trainable
 from training.training_options import TrainingOptions, options_help
 from training.validation import Validation
 from training.variational import VLB, Hybrid
+from training.vdm import LearnedForwardLoss, VDMLoss
 from training.weighting import (
     ELBO,
     EDMWeighting,
@@ -101,6 +105,7 @@ __all__ = [
     "Origin",
     "Plan",
     "PowerEMA",
+    "Reflow",
     "RunLock",
     "SMLD",
     "ScoreError",
@@ -134,6 +139,7 @@ __all__ = [
     "estimate",
     "geometric_sigmas",
     "initialize_from",
+    "joined",
     "linear_betas",
     "load_plain",
     "load_weights",
@@ -144,5 +150,10 @@ __all__ = [
     "reconstruct",
     "to_plain",
     "train",
+    "NegativeELBO",
+    "OneStepELBO",
+    "LatentELBO",
+    "LearnedForwardLoss",
+    "VDMLoss",
     "with_terminal_snr",
 ]
