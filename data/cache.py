@@ -234,7 +234,7 @@ def mapped(
 
     Args:
         root: the folder.
-        levels: of data stored as floats that are grey values, which are then read into memory as integers.
+        levels: number of grey levels of data stored as floats; they are then read into memory as integers.
         continuous: numbers stored as floats are real ones, even where they look like grey values.
         verify: check the SHA-256 of files above 256 MB too.
 

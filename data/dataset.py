@@ -469,13 +469,13 @@ def from_tensor(
         test_labels: (M,) integers.
         levels: number of grey levels.
         continuous: the numbers are real ones, even where they look like grey values.
-        test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
-        validation: how many training samples become the validation split (a tenth; 0 for none); or validation data of
+        test_size: number of samples that become the test split (a tenth, at least 1), where `test` is None.
+        validation: number of training samples that become the validation split (a tenth; 0 for none); or validation data of
             their own (K, *).
         validation_labels: (K,) integers.
         classes: names of the classes.
         name: of the data set.
-        seed: of the splits.
+        seed: seed of the splits.
         log_prob: exact log-density, (B, *) -> (B,) nats, where known.
 
     Raises:

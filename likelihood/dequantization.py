@@ -30,7 +30,7 @@ class Dequantizer(ABC):
     """From stored data to states at t_min, and the cost of the step in nats.
 
     Attributes:
-        noisy: is noise drawn, so that repeating it changes the value?
+        noisy: whether noise is drawn, so that repeating changes the value.
     """
 
     noisy: ClassVar[bool] = True

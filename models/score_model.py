@@ -217,7 +217,15 @@ class ScoreModel(nn.Module):
 
 
 class ConditionedScore:
-    """A class-conditional model with its labels filled in: a score that carries per-sample state."""
+    """A class-conditional model with its labels filled in: a score that carries per-sample state.
+
+    Args:
+        model: the class-conditional model.
+        labels: classes, `()` or `(B,)`; None for no class.
+
+    Raises:
+        UserError: for labels of another type, shape or range, or a model without classes.
+    """
 
     def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)

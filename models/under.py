@@ -33,6 +33,10 @@ class NoiseModel(Protocol):
 class UnderAnotherSDE:
     """The score of `model` along `sde`: `x (B, *)` and `t ()` or `(B,)` of `sde` -> `(B, *)`.
 
+    Args:
+        model: a trained `ScoreModel`.
+        sde: the SDE of `x` and `t`.
+
     Raises:
         UserError: from every call at a time whose log-SNR the model's own SDE does not reach between its
             `t_min` and `T`.

@@ -91,7 +91,8 @@ class AnnealedLangevin(Sampler):
         steps: K, Langevin steps at each level, of one evaluation each.
         step_size: NCSN's e in place of `snr`.
         levels: L >= 2, from T to t_end; at equal ratios of sigma/alpha unless a grid is given.
-        grid, denoise, corrections: as in every `Sampler`; the grid's N+1 times are the levels.
+        grid: N+1 times, which are the levels.
+        denoise, corrections: as in every `Sampler`.
 
     Raises:
         UserError: for a value that is not above 0, or fewer than two levels; when sampling, for a step_size above which the

@@ -42,9 +42,9 @@ class Sampler(ABC):
     A subclass says in `_times` between which times it goes and in `_sample` how; `__call__` is the same for all.
 
     Args:
-        grid: the times; None is the method's own default. A tensor or a sequence of times is a `Custom` grid.
-        denoise: end with Tweedie's mean at t_end, one more evaluation.
-        corrections: of the score, applied at every evaluation, in order; see `samplers.corrections`.
+        grid: the times; None for the method's default. A tensor or a sequence of times is a `Custom` grid.
+        denoise: whether to end with Tweedie's mean at t_end, one more evaluation.
+        corrections: corrections of the score, applied in order at every evaluation; see `samplers.corrections`.
     """
 
     grid: TimeGrid | Sequence[float] | Tensor | None = None
@@ -257,7 +257,7 @@ class GridSampler(Sampler):
     A subclass gives `method(sde, times) -> step`; `evaluations_per_step` is 1 unless it says otherwise.
 
     Args:
-        steps: N, of the grid. A grid of given times, `Custom`, has its own number, which then need not be given.
+        steps: number of steps of the grid; a `Custom` grid has its own.
         grid, denoise, corrections: as in every `Sampler`.
     """
 

@@ -25,8 +25,8 @@ class TimeGrid(ABC):
     """A rule for placing times.
 
     Args:
-        t_start: the first time; the SDE's T (its `t_start`) unless given. A sampler that starts below T needs an x_T at that
-            time; a likelihood has to start at T.
+        t_start: the first time; the SDE's T unless given. A sampler that starts below T needs an x_T at that time; a
+            likelihood has to start at T.
         t_end: the last time; the SDE's t_end unless given (in a likelihood, its t_min).
     """
 
@@ -114,7 +114,7 @@ class Karras(_OfLogSNR):
     """Equal steps in kappa^(1/rho) (Karras et al. 2022, arXiv:2206.00364, equation (5)).
 
     Args:
-        rho: 7 is the paper's choice; 3 nearly equalises the errors of Heun's method.
+        rho: the power's root; 7 is the paper's choice, 3 nearly equalises the errors of Heun's method.
     """
 
     rho: float = 7.0
@@ -146,7 +146,7 @@ class Logistic(_OfLogSNR):
 
     Args:
         center: the log-SNR at which the steps are densest.
-        scale: over how many units of log-SNR they spread, > 0.
+        scale: width of the law in units of log-SNR, > 0.
     """
 
     center: float = 4.0
@@ -167,8 +167,8 @@ class StepDensity(_OfLogSNR):
     """Log-SNRs at equally spaced quantiles of a density that is known on a table: many steps where it is high.
 
     Args:
-        knots: log-SNRs, rising, at least two.
-        density: of steps between neighbouring knots, positive, one fewer than the knots. Outside them the nearest holds.
+        knots: two or more rising log-SNRs.
+        density: density of steps between each two knots, positive; the outer two densities hold beyond the knots.
     """
 
     knots: tuple[float, ...]
@@ -213,7 +213,7 @@ class DDPMIndices(TimeGrid):
 
     Args:
         spacing: "leading", "trailing" or "linspace".
-        train_steps: of the chain, 2 or more.
+        train_steps: number of steps of the chain, 2 or more.
     """
 
     spacing: str = "leading"
@@ -257,7 +257,7 @@ class Custom(TimeGrid):
 
     Args:
         times: `(N+1,)`, strictly decreasing, N >= 1.
-        t_start, t_end: the first and the last of them; others are refused.
+        t_start, t_end: the first and the last of these times; others are refused.
 
     Raises:
         UserError: for times that do not decrease, or other ends; when called, for another number of steps.

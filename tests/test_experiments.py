@@ -280,13 +280,13 @@ class TestRefusals:
             "--config.training.learning_rate=0.002",
             "--workdir=runs/ve",
             "--resume",
-            "exit codes: 0 done; 2 usage",
+            "exit codes: 0 done; 1 a bug",
             "None leaves a value open",
         ):
             assert flag in shown
         for tool in ("sample", "nll"):
             shown = " ".join(script(tool, "--help").stdout.split())
-            assert "--seed" in shown and "exit codes: 0 done; 2 usage" in shown
+            assert "--seed" in shown and "exit codes: 0 done; 1 a bug" in shown
 
     def test_tools_refuse_what_is_no_run(self, tmp_path, run):
         refused(called(nll.main, "--run", tmp_path / "none", check=False), 2, "config.json")

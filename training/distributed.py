@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """This process among its fellows; alone, every method is free.
+    """The processes of a run, seen from one of them; for a single process every method is free.
 
     Attributes:
-        rank: its number, from 0; 0 is the main one, which writes files.
-        world: how many there are.
+        rank: the number of this process, from 0; process 0 writes the files.
+        world: the number of processes.
     """
 
     rank: int = 0
