@@ -20,7 +20,8 @@ PARALLEL = ("ddp", "fsdp")
 class TrainingOptions:
     """Options of `training.train`. The optimiser's defaults are those of Song et al. 2021 (arXiv:2011.13456, appendix H).
 
-    The lines below are also the help texts of a command line; `options_help` reads them.
+    The lines below are also the help texts of a command line; `options_help` reads them. The experiments' own values are in
+    `workflow/defaults.py`.
 
     Args:
         steps: number of updates in all.
