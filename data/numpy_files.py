@@ -177,7 +177,7 @@ def _channels_first(x: np.ndarray, layout: str, where: str) -> np.ndarray:
         last, first = x.shape[3] in (1, 3), x.shape[1] in (1, 3)
         if last and first:
             raise DataError(
-                f"{where}: got images of shape {x.shape}, which reads both ways; say layout='NCHW' or 'NHWC'"
+                f"{where}: got images of shape {x.shape}, which can be read both ways; set layout='NCHW' or 'NHWC'"
             )
         layout = "NHWC" if last else "NCHW"
     return np.moveaxis(x, 3, 1) if layout == "NHWC" else x

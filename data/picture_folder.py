@@ -177,7 +177,7 @@ def image_folder(
     )
     with opening(folder):
         if not folder.is_dir():
-            raise DataError(f"got {folder}, which is no folder; expected a folder of pictures")
+            raise DataError(f"got {folder}, which is not a folder; expected a folder of pictures")
         listings = _splits(folder, test)
         for part, listing in listings.items():
             if not listing.files:
@@ -229,7 +229,7 @@ def image_folder(
     if len(flat) * pixels > MAX_BYTES:
         raise DataError(
             f"{title}: {len(flat):,} pictures are {len(flat) * pixels:,} bytes; expected at most "
-            f"{MAX_BYTES:,} in memory; say cache= to map them from a file"
+            f"{MAX_BYTES:,} in memory; set cache= to map them from a file"
         )
     splits = {}
     for part, index in members.items():

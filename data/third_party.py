@@ -191,7 +191,7 @@ def hugging_face(
                 continue
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"hugging_face: {name} has no split {which!r} to read ({reason}); say train=, test= (--config.data.test)"
+                f"hugging_face: {name} has no split {which!r} to read ({reason}); set train=, test= (--config.data.test)"
             ) from error
     first = tables["train"]
     pictures = _column(first, image, _IMAGE_NAMES, "Image", "image", name)

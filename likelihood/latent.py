@@ -215,7 +215,7 @@ def sample_with_log_prob(
     sizes = _sizes(shape)
     require_positive(temperature, "temperature")
     if dtype is not None and not dtype.is_floating_point:
-        raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+        raise UserError(f"got dtype={dtype}; expected a floating-point one such as torch.float32")
     if x_T is None:
         drawn = sde.prior_sample(sizes, generator=generator, device=device, dtype=dtype)
     else:

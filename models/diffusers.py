@@ -61,7 +61,7 @@ class DiffusersNetwork(nn.Module):
         """
         if self.num_classes is not None and class_label is None:
             raise UserError(
-                f"got no class for a UNet2DModel of {self.num_classes} classes, which does not do without one; expected one: "
+                f"got no class for a UNet2DModel of {self.num_classes} classes, which needs one; expected one: "
                 "use model.condition(labels)"
             )
         return self.unet(x, label, class_labels=class_label, return_dict=False)[0]

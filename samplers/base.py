@@ -208,7 +208,7 @@ class Sampler(ABC):
             hint = f": for {sizes[0]} samples of one dimension give ({sizes[0]}, 1)" if len(sizes) == 1 else ""
             raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first{hint}")
         if dtype is not None and not dtype.is_floating_point:
-            raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+            raise UserError(f"got dtype={dtype}; expected a floating-point one such as torch.float32")
         if x_T is None:
             if t_start < sde.t_start * (1 - 1e-6):
                 raise UserError(

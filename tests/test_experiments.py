@@ -270,7 +270,10 @@ class TestRefusals:
     def test_a_configuration_of_no_run_is_refused(self, text, tmp_path):
         (tmp_path / "config.json").write_text(text)
         refused(
-            called(sample.main, "--run", tmp_path, check=False), 2, "config.json", "expected what an experiment wrote"
+            called(sample.main, "--run", tmp_path, check=False),
+            2,
+            "config.json",
+            "expected a file that an experiment wrote",
         )
 
     def test_help_shows_every_value_with_its_default(self):

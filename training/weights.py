@@ -49,7 +49,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
         return Origin(path=source, step=found.step, config=found.content.get("config") or {})
     if not source.is_dir():
         raise UsageError(
-            f"got {source} to begin with, where there is no checkpoint; expected a run folder, a checkpoint's file, or a "
+            f"got {source}, which has no checkpoint; expected a run folder, a checkpoint file, or a "
             "folder that save_pretrained wrote"
         )
     found = _newest(source, None)

@@ -96,8 +96,8 @@ class Chunks:
                     parts.append({name: part[name] for name in part.files})
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
                 raise UserError(
-                    f"got the part {self.file(k)}, which cannot be read ({error}); expected what this command wrote: "
-                    "delete it, and the same command does it again"
+                    f"got the part {self.file(k)}, which cannot be read ({error}); expected a file of this command: "
+                    "delete it, and run the command again"
                 ) from error
         return parts
 

@@ -270,7 +270,8 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     missing += [n for n in ("seed",) if n not in stored] + ([] if isinstance(name, str) else ["system"])
     if missing:
         raise UserError(
-            f"got {source}, which is not a run's: it has no {', '.join(missing)}; expected what an experiment wrote"
+            f"got {source}, which is not the configuration of a run: it has no {', '.join(missing)}; expected a file that an "
+            "experiment wrote"
         )
     system = systems.create(str(name))
     config = system.get_config()
@@ -281,7 +282,7 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     try:
         change(config, system, dict(_known(config, system, values)))
     except UserError as error:
-        raise UserError(f"got {source}: {error}; remove that value, or use the version that wrote it") from error
+        raise UserError(f"got {source}: {error}; remove that value, or use the version that wrote the file") from error
     return plain(config)
 
 

@@ -31,6 +31,7 @@ HELP = {
     "training.batch_size": "samples per update, over all processes and parts; None for 128 images or 512 points",
     "training.split": "train, or fit: train without the validation samples",
     "training.validation": "number of held-out samples whose loss and bound each evaluation measures; 0 for none",
+    "bound.draws": "number of draws of each image's variational bound",
     "sampling.n": "number of samples to draw; None for 64 images or 2,000 points",
 }
 """What `--help` says of the values that no class has."""

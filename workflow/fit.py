@@ -66,7 +66,7 @@ def fit(
     problem: Exception | None = None
     if group.is_main and not resume and folder.has_work:
         problem = UsageError(
-            f"got the run folder {folder}, which holds a run; expected a new one: add --resume to go on with it, "
+            f"got the run folder {folder}, which holds a run; expected a new one: add --resume to continue it, "
             "or give another --workdir"
         )
     group.broadcast_error(problem)

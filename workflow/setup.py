@@ -149,7 +149,7 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         sections = [c["sampling"][k] for k in ("sampler", "second") if k in c["sampling"]]
         drawn_by = {s["name"]: system.sampler(c, s) for s in sections}
         if len(drawn_by) < len(sections):
-            raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two samplers")
+            raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two different samplers")
     with _part("likelihood"):
         protocol = _PROTOCOL.create("protocol", seed=config["seed"], **c["likelihood"])
         checked_split(dataset, protocol.split)

@@ -3,8 +3,9 @@ r"""VP, the continuous limit of DDPM.
     dx = -beta(t)/2 x dt + sqrt(beta(t)) dw,      beta rising linearly from beta_min to beta_max
 
 (Song et al. 2021, arXiv:2011.13456, equation (11)). Trains a score model by denoising score matching, draws by
-predictor-corrector sampling and in 20 steps of DPM-Solver++, and scores in exact bits/dim by the probability flow. The settings,
-such as the learning rate, are those of `workflow/defaults.py`.
+predictor-corrector sampling and in 20 steps of DPM-Solver++, and scores in exact bits/dim by the probability flow.
+
+The settings, such as the digits' learning rate, are those of `workflow/defaults.py`.
 """
 
 from __future__ import annotations
