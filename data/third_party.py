@@ -155,11 +155,11 @@ def hugging_face(
         image: column of pictures or arrays; "auto" for one of a usual name, or the first of pictures.
         label: column of integer labels, None for none; "auto" for one of a usual name, or the first of classes, if any.
         subset: name of a configuration of the data set.
-        train: which of its splits is trained on.
-        test: which of its splits is reported on; None to draw it from train; "auto" for "test", or drawn where there is none.
+        train: name of its training split.
+        test: name of its test split; None to draw it from train; "auto" for "test", or drawn where there is none.
         test_size: number of training samples that become the test split (a tenth), where it is drawn.
         validation: number of training samples set aside.
-        validation_split: which of its splits is the validation split, in place of samples of train.
+        validation_split: name of its validation split; None to draw it from train.
         revision: revision of the data set on the hub.
         seed: seed of the splits.
 

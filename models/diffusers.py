@@ -57,7 +57,7 @@ class DiffusersNetwork(nn.Module):
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C, H, W)`.
 
         Raises:
-            UserError: no class for a network that has classes: it does not do without.
+            UserError: no class for a network that needs one.
         """
         if self.num_classes is not None and class_label is None:
             raise UserError(

@@ -98,7 +98,7 @@ def options(name: str) -> dict[str, Option]:
 
 
 def needed_conditioning(name: str, **options: Any) -> Conditioning | None:
-    """What the network of that name has to be told of the time; None where it makes do with any label.
+    """The conditioning that the network of that name needs; None where any label suits it.
 
     Args:
         options: those of the network that are not at their defaults.

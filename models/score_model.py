@@ -182,7 +182,7 @@ class ScoreModel(nn.Module):
         return eps.to(x.dtype), ((v + 1) / 2).to(x.dtype)
 
     def output(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """The network's own output, in its own dtype, for losses: to be held against
+        """The network's own output, in its own dtype, for losses: to be compared with
         `parametrization.target`.
         """
         return self.evaluate(x, t, class_label).output
@@ -191,7 +191,7 @@ class ScoreModel(nn.Module):
         """The score given class labels: `(B,)` integers, one integer for all, or None (no class).
 
         Raises:
-            UserError: labels that are none of these, or none of the network's.
+            UserError: labels of another form, or that are not classes of the network's.
         """
         return ConditionedScore(self, labels)
 

@@ -271,7 +271,7 @@ class GridSampler(Sampler):
 
     @abstractmethod
     def method(self, sde: SDE, times: Tensor) -> Step | StatefulStep[Any]:
-        """The step for the grid `times` `(N+1,)`, float64, on the CPU: everything that can be computed beforehand is."""
+        """The step for the grid `times` `(N+1,)`, float64, on the CPU; compute here all that does not depend on x."""
 
     @property
     def evaluations(self) -> int:

@@ -37,7 +37,7 @@ class DEIS(GridSampler):
         steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 20

@@ -47,7 +47,7 @@ class SEEDS(GridSampler):
         steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 30

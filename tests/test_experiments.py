@@ -368,7 +368,7 @@ def test_ctrl_c_stops_sampling_within_a_step(run):
     process, lines = interrupted("sample", *arguments, when=begun)
     assert process.returncode == 130
     assert any(line.startswith("SIGINT: stopping") for line in lines)
-    assert "0 of 2 done" in lines[-1] and "the same command goes on" in lines[-1]
+    assert "0 of 2 done" in lines[-1] and "the same command continues" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -393,7 +393,7 @@ def test_a_signal_after_the_training_says_how_to_go_on(tmp_path, stage, number):
         "vp", *flags, when=lambda: (folder / "results.json").exists() and begun(), number=number
     )
     assert process.returncode == 128 + number
-    assert "the training is saved" in lines[-1] and "--resume goes on" in lines[-1]
+    assert "the training is saved" in lines[-1] and "--resume continues" in lines[-1]
 
 
 def test_ctrl_c_while_a_script_is_imported_ends_it_quietly(tmp_path):

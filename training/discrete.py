@@ -76,7 +76,7 @@ class DDPMSimple(TimedObjective):
         per_dimension: whether the loss is the mean over the D dimensions, as in `DSM`; False for the paper's sum.
 
     Raises:
-        UserError: times that are none.
+        UserError: times of another class.
     """
 
     times: TimeSampler = DiscreteTime()
@@ -99,7 +99,7 @@ class SMLD(TimedObjective):
         per_dimension: whether the loss is the mean over the D dimensions; False for the paper's sum.
 
     Raises:
-        UserError: times that are none.
+        UserError: times of another class.
     """
 
     times: TimeSampler = DiscreteTime(levels=10, zero=True)

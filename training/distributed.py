@@ -4,7 +4,7 @@
 torchrun gives a group of one, for which every method is free. The global batch is divided by rows, sums are divided by
 the global batch size, so losses and gradients are the same for any number of processes up to rounding.
 
-Losses of 1, 2 and 4 processes agree to 1e-6. A checkpoint holds whole tensors by name, so it goes on in any number of
+Losses of 1, 2 and 4 processes agree to 1e-6. A checkpoint holds whole tensors by name, so it resumes in any number of
 processes. All processes poll signals together every eighth step, and all save at the same step.
 
 Starting and stopping, without anything of ours:

@@ -102,7 +102,7 @@ class TimedObjective(Objective):
         t_min: the smallest time; the SDE's unless given. A table's times are its own, so it does not go with `DiscreteTime`.
 
     Raises:
-        UserError: times that are none, or a t_min that is negative or not used.
+        UserError: times of another class, or a t_min that is negative or not used.
     """
 
     times: TimeSampler = StratifiedTime()
@@ -152,7 +152,7 @@ class DSM(TimedObjective):
         weighting: the weighting w; 1 unless given.
 
     Raises:
-        UserError: a weighting or times that are none, or a t_min that is negative or not used.
+        UserError: a weighting or times of another class, or a t_min that is negative or not used.
     """
 
     weighting: Weighting = Simple()

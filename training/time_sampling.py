@@ -177,7 +177,7 @@ class TabulatedTime(TimeSampler):
         stratified: as in `TimeSampler`.
 
     Raises:
-        UserError: a weighting that is none, or too few nodes.
+        UserError: a weighting of another class, or too few nodes.
     """
 
     weighting: Weighting = LikelihoodWeighting()

@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return CheckpointFolder(self.path / "checkpoints").exists()
 
     @property

@@ -4,7 +4,7 @@
     score-sde sample --run runs/vp --sampler pc --option corrector=none --option grid=log_snr --gif run.gif
     torchrun --nproc-per-node 2 experiments/sample.py --run runs/vp --n 10000       the same samples, shared out
 
-Sample i is the same for any --n and any number of processes, and an interrupted command goes on where it stopped. The picture
+Sample i is the same for any --n and any number of processes, and an interrupted command continues where it stopped. The picture
 goes to RUN/samples/SAMPLER-....png, the values beside it in parts (.npz). With `--save png` the folder
 RUN/samples/SAMPLER-...-png gets an 8-bit file for each sample, and SAMPLER-...-png.npz all of them: what tools for FID read.
 """
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _animate(file: Path, run: TrainedRun, sampler: Sampler, seed: int, n: int) -> None:
-    """The states of the first samples on their way, each scaled to the picture's range by its own spread."""
+    """The states of the first samples from noise to data, each scaled to the picture's range by its own spread."""
     if run.dataset.levels is None:
         raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
     path = Trajectory()
