@@ -221,7 +221,7 @@ def _help(system: System, config: ConfigDict) -> str:
     lines += [
         "",
         "Values of the configuration, with their defaults. A section shows the options of the class that it names: for those",
-        "of DDIM add --config.sampling.sampler=ddim to --help. None leaves a value to the data or the class.",
+        "of DDIM add --config.sampling.sampler=ddim to --help. None leaves a value open: the data or the class decide.",
         "",
     ]
     texts = configuration.help_texts(system, config)

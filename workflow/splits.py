@@ -11,7 +11,7 @@ def training_splits(training: Config, dataset: Dataset) -> tuple[Split, Split, b
     """What is trained on, what is validated on, and whether the second is part of the first.
 
     Args:
-        training: has `split`, "train" or "fit" (without the validation samples), and `validation`, how many of these to measure.
+        training: has `split`, "train" or "fit" (without the validation samples), and `validation`, how many of these to score.
 
     Raises:
         UserError: another split, or "fit" for data that set nothing aside.

@@ -58,7 +58,7 @@ def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the sampler, such as corrector=none or grid.rho=3; may be repeated; samplers.options(NAME) lists them",
+        help="an option of the sampler, such as corrector=none or grid.rho=3; may be repeated; see samplers.options(NAME)",
     )
 
 
