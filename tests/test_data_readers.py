@@ -267,7 +267,7 @@ def _pickles() -> list[tuple[bytes, str]]:
         (dump(data=images.astype(np.float32)), "not uint8"),
         (dump(data=images[:, :100]), "shape"),
         (dump(data=np.asfortranarray(images)), "C order"),
-        (dump(data=[1, 2]), "no uint8 array in C order"),
+        (dump(data=[1, 2]), "not a uint8 array in C order"),
         (dump(labels=[1]), "one per image"),
         (dump(labels=[1, 11]), "from 1 to 11"),
         (dump(labels=[1.0, 2.0]), "integers"),

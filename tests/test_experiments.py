@@ -227,7 +227,7 @@ class TestRefusals:
             ("--config.training.weighting=none", ("weighting=None", "LikelihoodWeighting")),
             ("--config.likelihood.split=tset", ("tset", "test")),
             ("--config.sampling.n=0", ("n=0",)),
-            ("--config.sampling.second=pc", ("two samplers",)),
+            ("--config.sampling.second=pc", ("two different samplers",)),
             ("--config.model.channels=0", ("config.model: got channels=0", "integers >= 1")),
             ("--config.model.multipliers=(0,)", ("config.model: got multipliers=(0,)", "integers >= 1")),
             ("--config.model.multipliers=('a',)", ("config.model: got multipliers=('a',)",)),
