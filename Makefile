@@ -16,7 +16,7 @@ test: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2
 
 # the packages whose every function is typed to the last argument
-STRICT := numerics sde_lib samplers likelihood workflow
+STRICT := numerics sde_lib samplers likelihood guidance workflow
 
 slow: $(INSTALLED)
 	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 -m "slow and not gpu" --timeout 1800

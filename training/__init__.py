@@ -28,12 +28,13 @@ from training.errors import (
 )
 from training.loop import train
 from training.loss_history import LossHistory
+from training.maximum_likelihood import FlowPass, MaximumLikelihood
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
 from training.result import TrainingResult
 from training.run_lock import RunLock
-from training.score_matching import ExactScoreMatching, SlicedScoreMatching
+from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.signals import Interruption
 from training.state import TrainState
 from training.time_sampling import (
@@ -56,6 +57,7 @@ from training.weighting import (
     FlowMatching,
     LikelihoodWeighting,
     MinSNR,
+    ScoreError,
     Simple,
     SoftMinSNR,
     VelocityPrediction,
@@ -78,7 +80,9 @@ __all__ = [
     "EMA",
     "Estimate",
     "ExactScoreMatching",
+    "FiniteDifferenceScoreMatching",
     "FlowMatching",
+    "FlowPass",
     "Group",
     "Hybrid",
     "ImportanceTime",
@@ -87,6 +91,7 @@ __all__ = [
     "LikelihoodWeighting",
     "LockedError",
     "LogNormal",
+    "MaximumLikelihood",
     "LossHistory",
     "MinSNR",
     "NoisePredictor",
@@ -98,6 +103,7 @@ __all__ = [
     "PowerEMA",
     "RunLock",
     "SMLD",
+    "ScoreError",
     "Simple",
     "SlicedScoreMatching",
     "SoftMinSNR",
