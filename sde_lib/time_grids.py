@@ -76,7 +76,11 @@ def _linear(start: float, end: float, steps: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(TimeGrid):
-    """Equal steps in t: t_i = t_start + (t_end - t_start) i/N (Song et al. 2021, arXiv:2011.13456, algorithms 2 and 3)."""
+    """Equal steps in t: t_i = t_start + (t_end - t_start) i/N (Song et al. 2021, arXiv:2011.13456, algorithms 2 and 3).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(start, end, steps)
@@ -84,7 +88,11 @@ class Uniform(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(TimeGrid):
-    """Equal steps in sqrt(t), denser near the data (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2)."""
+    """Equal steps in sqrt(t), denser near the data (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(math.sqrt(start), math.sqrt(end), steps).square()
@@ -103,7 +111,11 @@ class _OfLogSNR(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class LogSNR(_OfLogSNR):
-    """Equal steps in l = log_snr (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
+    """Equal steps in l = log_snr (Lu et al. 2022, arXiv:2206.00927, section 3.3).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         return _linear(first, last, steps)
@@ -115,6 +127,7 @@ class Karras(_OfLogSNR):
 
     Args:
         rho: the power's root; 7 is the paper's choice, 3 nearly equalises the errors of Heun's method.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     rho: float = 7.0
@@ -133,6 +146,9 @@ class Cosine(_OfLogSNR):
 
     The steps of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, equation (17)), carried over to any SDE by
     their log-SNR.
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
     """
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
@@ -147,6 +163,7 @@ class Logistic(_OfLogSNR):
     Args:
         center: the log-SNR at which the steps are densest.
         scale: width of the law in units of log-SNR, > 0.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     center: float = 4.0
@@ -214,6 +231,7 @@ class DDPMIndices(TimeGrid):
     Args:
         spacing: "leading", "trailing" or "linspace".
         train_steps: number of steps of the chain, 2 or more.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     spacing: str = "leading"
