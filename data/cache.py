@@ -234,7 +234,7 @@ def mapped(
 
     Args:
         root: the folder.
-        levels: of data stored as floats that are grey values, which are then read into memory as integers.
+        levels: number of grey levels of data stored as floats; they are then read into memory as integers.
         continuous: numbers stored as floats are real ones, even where they look like grey values.
         verify: check the SHA-256 of files above 256 MB too.
 
@@ -256,11 +256,11 @@ def mapped(
             stated = manifest["files"][file]
             if not isinstance(stated, dict) or size != stated.get("bytes"):
                 raise DataError(
-                    f"got {path} with {size:,} bytes, unlike its manifest; delete {folder} and write it again"
+                    f"got {path} with {size:,} bytes, which differs from its manifest; delete {folder} and write it again"
                 )
             if (verify or size <= _SUMMED_BYTES) and sha256(path) != stated.get("sha256"):
                 raise DataError(
-                    f"got {path} with another SHA-256 than its manifest; delete {folder} and write it again"
+                    f"got {path}, whose SHA-256 differs from its manifest's; delete {folder} and write it again"
                 )
             array = read_npy(path)
             if part != "x" and array.dtype != np.int64:

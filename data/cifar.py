@@ -84,8 +84,8 @@ def cifar10(
         root: the folder with cifar-10-binary.tar.gz (preferred) or cifar-10-python.tar.gz, or with what they
             unpack to: cifar-10-batches-bin or cifar-10-batches-py.
         verify: check a tarball's SHA-256 against that of the authors' file.
-        validation: how many training images are set aside.
-        seed: of that choice.
+        validation: number of training images set aside.
+        seed: seed of the validation split.
 
     Raises:
         DataError: files that are missing or wrong.

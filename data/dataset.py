@@ -59,7 +59,7 @@ def permutation(n: int, seed: int) -> np.ndarray:
 def check_count(what: str, value: int, least: int, most: int) -> None:
     """DataError unless `value` is an integer in least..most."""
     if most < least:
-        raise DataError(f"got {what}={value!r} of too few samples for any; expected more data")
+        raise DataError(f"got {what}={value!r} for too few samples; expected more data")
     if isinstance(value, bool) or not isinstance(value, int) or not least <= value <= most:
         raise DataError(f"got {what}={value!r}; expected an integer from {least} to {most}")
 
@@ -365,12 +365,12 @@ class Dataset:
 def _as_tensor(x: Tensor | np.ndarray, what: str) -> Tensor:
     if isinstance(x, Tensor):
         if x.layout != torch.strided or x.is_quantized or x.is_nested or x.is_meta:
-            raise DataError(f"{what} are a tensor of another kind than (strided) numbers; call to_dense() or the like")
+            raise DataError(f"got {what} that are not a dense tensor of numbers; expected one; call to_dense()")
         return x.detach()
     try:
         array = np.asarray(x)
     except ValueError as error:
-        raise DataError(f"got {what} that are no array ({error}); expected rows of equal length") from error
+        raise DataError(f"got {what} that are not an array ({error}); expected rows of equal length") from error
     if array.dtype.kind not in "biuf":
         raise DataError(
             f"got {what} of dtype {array.dtype}; expected numbers (uint8 for grey values, float for the rest)"
@@ -469,13 +469,13 @@ def from_tensor(
         test_labels: (M,) integers.
         levels: number of grey levels.
         continuous: the numbers are real ones, even where they look like grey values.
-        test_size: how many samples become the test split (a tenth, at least 1), where `test` is None.
-        validation: how many training samples become the validation split (a tenth; 0 for none); or validation data of
+        test_size: number of samples that become the test split (a tenth, at least 1), where `test` is None.
+        validation: number of training samples that become the validation split (a tenth; 0 for none); or validation data of
             their own (K, *).
         validation_labels: (K,) integers.
         classes: names of the classes.
         name: of the data set.
-        seed: of the splits.
+        seed: seed of the splits.
         log_prob: exact log-density, (B, *) -> (B,) nats, where known.
 
     Raises:
@@ -493,7 +493,7 @@ def from_tensor(
     ids = torch.arange(len(data))
     if test is None:
         if test_labels is not None:
-            raise DataError(f"{name}: got test_labels without test; expected both or none")
+            raise DataError(f"{name}: got test_labels without test; expected both or neither")
         count = max(1, len(data) // 10) if test_size is None else test_size
         check_count("test_size", count, 1, len(data) - 1)
         order = permutation(len(data), seed)
@@ -528,7 +528,7 @@ def from_tensor(
         )
         validation = 0
     elif validation_labels is not None:
-        raise DataError(f"{name}: got validation_labels without validation data; expected both or none")
+        raise DataError(f"{name}: got validation_labels without validation data; expected both or neither")
     return Dataset(
         name=name,
         splits=splits,

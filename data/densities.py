@@ -76,9 +76,9 @@ class Gaussians(Density):
     Args:
         layout: "ring" (of the given radius) or "grid" (the square [-radius, radius]^2; a square number of
             components).
-        components: how many.
-        radius: of the ring, or half the side of the grid.
-        std: standard deviation of each.
+        components: number of Gaussians.
+        radius: radius of the ring, or half the side of the grid.
+        std: standard deviation of each Gaussian.
 
     Raises:
         DataError: another layout, or numbers that are not positive or no square.
@@ -122,7 +122,7 @@ class Checkerboard(Density):
     """The uniform law on the dark squares of a board, p(x) = 2 / side^2 there; the label is the row.
 
     Args:
-        squares: along one side, even.
+        squares: even number of squares along one side.
         side: length of one side; the board is centred at 0.
 
     Raises:
@@ -277,7 +277,7 @@ class Rings(Curve):
         c_k(u) = (k + 1) (cos 2 pi u, sin 2 pi u),   u uniform in [0, 1]
 
     Args:
-        rings: how many.
+        rings: number of circles.
         noise: standard deviation of the blur, positive.
 
     Raises:
@@ -343,7 +343,7 @@ class Pinwheel(Density):
     areas, so the density is that of the straight blades at the point turned back.
 
     Args:
-        blades: how many.
+        blades: number of blades.
         radial: standard deviation along a blade (its centre is at radius 1).
         tangential: standard deviation across.
         rate: turn, in radians, of a blade between radius 0 and radius 1.

@@ -114,8 +114,8 @@ def mnist(root: str | os.PathLike[str] | None = None, *, validation: int = 5_000
     Args:
         root: the folder with train-images-idx3-ubyte, train-labels-idx1-ubyte and the two t10k files, each
             plain or .gz.
-        validation: how many training images are set aside.
-        seed: of that choice.
+        validation: number of training images set aside.
+        seed: seed of the validation split.
 
     Raises:
         DataError: files that are missing or wrong.
@@ -131,8 +131,8 @@ def fashion_mnist(root: str | os.PathLike[str] | None = None, *, validation: int
     Args:
         root: the folder with the four idx files; without it, where Debian's package dataset-fashion-mnist
             puts them.
-        validation: how many training images are set aside.
-        seed: of that choice.
+        validation: number of training images set aside.
+        seed: seed of the validation split.
 
     Raises:
         DataError: files that are missing or wrong.

@@ -177,7 +177,7 @@ def _channels_first(x: np.ndarray, layout: str, where: str) -> np.ndarray:
         last, first = x.shape[3] in (1, 3), x.shape[1] in (1, 3)
         if last and first:
             raise DataError(
-                f"{where}: got images of shape {x.shape}, which reads both ways; say layout='NCHW' or 'NHWC'"
+                f"{where}: got images of shape {x.shape}, which can be read both ways; set layout='NCHW' or 'NHWC'"
             )
         layout = "NHWC" if last else "NCHW"
     return np.moveaxis(x, 3, 1) if layout == "NHWC" else x
@@ -210,15 +210,15 @@ def arrays(
         labels: name of its labels.
         test: name of the test array; without one, `test_size` samples are set aside.
         test_labels: name of its labels.
-        layout: of four-dimensional images, "NCHW", "NHWC", or "auto" (the channel axis is the one of size 1
+        layout: axes of four-dimensional images: "NCHW", "NHWC", or "auto" (the channel axis is the one of size 1
             or 3).
         levels: grey levels, 256 for uint8 images and 65,536 for uint16 ones. With it, floats in [0, 1], in [-1, 1], or whole
             become these grey values exactly.
         continuous: the numbers are real ones, even where they look like grey values.
-        test_size: how many samples become the test split.
-        validation: how many training samples are set aside, where there is no array of that name.
+        test_size: number of samples that become the test split.
+        validation: number of training samples set aside, where there is no array of that name.
         name: of the data set, the file's by default.
-        seed: of the splits.
+        seed: seed of the splits.
 
     Raises:
         DataError: files that are missing or wrong, arrays that do not fit together.

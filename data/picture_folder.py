@@ -158,15 +158,15 @@ def image_folder(
     """A data set of the pictures under a folder, decoded to grey values (C, H, W).
 
     Args:
-        root: the folder.
+        root: folder of the pictures.
         size, channels, filter, crop, max_pixels, levels: as in `PictureDecoder`.
-        test: name of the folder that is the test split, such as "val" where no other is reported on.
-        cache: a folder to keep the decoded bytes in, mapped into memory (see `data.cache`): needed for what
-            does not fit memory, and the second time nothing is decoded.
-        test_size: how many pictures become the test split (a tenth), where there is no folder of them.
-        validation: how many training pictures are set aside (a tenth), where there is no folder "val".
-        name: of the data set, the folder's by default.
-        seed: of the splits.
+        test: name of the folder that is the test split, for instance "val" to report on that.
+        cache: folder for the decoded bytes, which are mapped into memory (see `data.cache`): for pictures that do not
+            fit memory, and to decode only once.
+        test_size: number of pictures that become the test split (a tenth), where no folder holds one.
+        validation: number of training pictures set aside (a tenth), where there is no folder "val".
+        name: name of the data set; the folder's unless given.
+        seed: seed of the splits.
 
     Raises:
         DataError: no pictures, unreadable ones, or options out of range.
@@ -177,7 +177,7 @@ def image_folder(
     )
     with opening(folder):
         if not folder.is_dir():
-            raise DataError(f"got {folder}, which is no folder; expected a folder of pictures")
+            raise DataError(f"got {folder}, which is not a folder; expected a folder of pictures")
         listings = _splits(folder, test)
         for part, listing in listings.items():
             if not listing.files:
@@ -229,7 +229,7 @@ def image_folder(
     if len(flat) * pixels > MAX_BYTES:
         raise DataError(
             f"{title}: {len(flat):,} pictures are {len(flat) * pixels:,} bytes; expected at most "
-            f"{MAX_BYTES:,} in memory; say cache= to map them from a file"
+            f"{MAX_BYTES:,} in memory; set cache= to map them from a file"
         )
     splits = {}
     for part, index in members.items():

@@ -68,10 +68,10 @@ class PictureDecoder:
         size: height and width, or one number for both.
         channels: 3 (RGB), 1 (grey, by Pillow's luma), or 4 and 2, which keep transparency as their last channel; without it,
             transparent pictures are put on white.
-        filter: of the resize: nearest, box, bilinear, bicubic or lanczos.
+        filter: filter of the resize: nearest, box, bilinear, bicubic or lanczos.
         crop: "centre" scales the shorter side and cuts the middle; "none" requires the aspect ratio to be
             right.
-        max_pixels: of a picture before it is resized; larger ones are refused unread.
+        max_pixels: largest number of pixels before the resize; larger pictures are refused unread.
         levels: 256, or up to 65,536 for 16-bit grey pictures (channels=1).
 
     Raises:

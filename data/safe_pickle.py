@@ -195,7 +195,7 @@ def uint8_array(value: Any, where: str) -> tuple[tuple[int, ...], bytes]:
     """
     state = value.state if isinstance(value, _Reconstruct) else None
     if not (isinstance(state, tuple) and len(state) == 5 and isinstance(state[1], tuple) and not state[3]):
-        raise DataError(f"{where}: got data that are no uint8 array in C order; expected one")
+        raise DataError(f"{where}: got data that are not a uint8 array in C order; expected one")
     shape, content = state[1], as_bytes(state[4])
     if not _is_bytes_dtype(state[2]) or content is None or not all(type(n) is int for n in shape):
         raise DataError(f"{where}: got data that are not uint8; expected a uint8 array")

@@ -22,8 +22,8 @@ def digits(*, validation: int = 200, seed: int = 0) -> Dataset:
     """The digits, 1,500 for training and 297 for testing.
 
     Args:
-        validation: how many of the 1,500 are set aside for choosing settings.
-        seed: of the splits. Results are comparable at the same seed only.
+        validation: number of the 1,500 training images set aside for choosing settings.
+        seed: seed of the splits; only results at the same seed compare.
 
     Raises:
         DataError: scikit-learn is not installed.

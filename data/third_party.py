@@ -36,7 +36,7 @@ def from_pictures(
     Args:
         splits: by name, train among them; without test, it is drawn from train.
         decoder: turns a picture into grey values.
-        test_size: how many training samples become the test split (a tenth), where there is none.
+        test_size: number of training samples that become the test split (a tenth), where there is none.
         name, classes, validation, seed: of the `Dataset`.
 
     Raises:
@@ -148,20 +148,20 @@ def hugging_face(
 
     Args:
         root: the data set's name on the hub, or a folder.
-        size: of pictures, which need it: height and width, or one number for both.
+        size: height and width of pictures, or one number for both; pictures need it.
         channels, filter, crop, max_pixels: as in `PictureDecoder`.
         levels: grey levels, 256 for pictures unless they have 16 bits; as in `from_tensor` for arrays.
         continuous: arrays are real numbers, even where they look like grey values.
         image: column of pictures or arrays; "auto" for one of a usual name, or the first of pictures.
         label: column of integer labels, None for none; "auto" for one of a usual name, or the first of classes, if any.
         subset: name of a configuration of the data set.
-        train: which of its splits is trained on.
-        test: which of its splits is reported on; None to draw it from train; "auto" for "test", or drawn where there is none.
-        test_size: how many training samples become the test split (a tenth), where it is drawn.
-        validation: how many training samples are set aside.
-        validation_split: which of its splits is the validation split, in place of samples of train.
-        revision: of the data set.
-        seed: of these choices.
+        train: name of its training split.
+        test: name of its test split; None to draw it from train; "auto" for "test", or drawn where there is none.
+        test_size: number of training samples that become the test split (a tenth), where it is drawn.
+        validation: number of training samples set aside.
+        validation_split: name of its validation split; None to draw it from train.
+        revision: revision of the data set on the hub.
+        seed: seed of the splits.
 
     Raises:
         DataError: `datasets` is missing, or has no such data set, split or column.
@@ -191,7 +191,7 @@ def hugging_face(
                 continue
             reason = str(error).splitlines()[0] if str(error) else type(error).__name__
             raise DataError(
-                f"hugging_face: {name} has no split {which!r} to read ({reason}); say train=, test= (--config.data.test)"
+                f"hugging_face: {name} has no split {which!r} to read ({reason}); set train=, test= (--config.data.test)"
             ) from error
     first = tables["train"]
     pictures = _column(first, image, _IMAGE_NAMES, "Image", "image", name)
@@ -281,12 +281,12 @@ def torchvision_dataset(
     """A classification data set of torchvision (needs torchvision): one of those with `train=` or `split=`.
 
     Args:
-        root: where its files are.
+        root: folder of its files.
         dataset: the class's name, such as "CIFAR100" or "SVHN".
         size, channels, filter, crop, max_pixels, levels: as in `PictureDecoder`.
         download: fetch what is missing.
-        validation: how many training samples are set aside.
-        seed: of that choice.
+        validation: number of training samples set aside.
+        seed: seed of the validation split.
 
     Raises:
         DataError: torchvision is missing or does not import, has no such data set, or finds no files.

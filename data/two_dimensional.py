@@ -28,11 +28,11 @@ def from_density(
 
     Args:
         density: the law.
-        name: of the data set.
+        name: name of the data set.
         train: number of training points.
         test: number of test points.
-        validation: how many of the training points are set aside.
-        seed: of the points.
+        validation: number of training points set aside.
+        seed: seed of the points.
 
     Raises:
         DataError: a size is not positive, or validation leaves nothing to fit.
@@ -59,7 +59,9 @@ def swiss_roll(
 ) -> Dataset:
     """A spiral of one and a half turns: independent points of `SwissRoll`, with their exact log-density.
 
-    Args: its own as in `SwissRoll`; train, test, validation, seed as in `from_density`.
+    Args:
+        noise: as in `SwissRoll`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -77,7 +79,9 @@ def moons(
 ) -> Dataset:
     """Two interleaved half circles: independent points of `Moons`, with their exact log-density.
 
-    Args: its own as in `Moons`; train, test, validation, seed as in `from_density`.
+    Args:
+        noise: as in `Moons`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -98,7 +102,9 @@ def gaussians(
 ) -> Dataset:
     """Equal Gaussians on a ring or a grid: independent points of `Gaussians`, with their exact log-density.
 
-    Args: its own as in `Gaussians`; train, test, validation, seed as in `from_density`.
+    Args:
+        layout, components, radius, std: as in `Gaussians`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -124,7 +130,9 @@ def checkerboard(
 ) -> Dataset:
     """The dark squares of a board: independent points of `Checkerboard`, with their exact log-density.
 
-    Args: its own as in `Checkerboard`; train, test, validation, seed as in `from_density`.
+    Args:
+        squares, side: as in `Checkerboard`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -150,7 +158,9 @@ def rings(
 ) -> Dataset:
     """Concentric circles: independent points of `Rings`, with their exact log-density.
 
-    Args: its own as in `Rings`; train, test, validation, seed as in `from_density`.
+    Args:
+        rings, noise: as in `Rings`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -170,7 +180,9 @@ def spirals(
 ) -> Dataset:
     """Two spiral arms: independent points of `Spirals`, with their exact log-density.
 
-    Args: its own as in `Spirals`; train, test, validation, seed as in `from_density`.
+    Args:
+        noise: as in `Spirals`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.
@@ -191,7 +203,9 @@ def pinwheel(
 ) -> Dataset:
     """Sheared Gaussian blades: independent points of `Pinwheel`, with their exact log-density.
 
-    Args: its own as in `Pinwheel`; train, test, validation, seed as in `from_density`.
+    Args:
+        blades, radial, tangential, rate: as in `Pinwheel`.
+        train, test, validation, seed: as in `from_density`.
 
     Raises:
         DataError: as these.

@@ -192,7 +192,7 @@ def _save(place: Path, network: ConvolutionalClassifier, facts: dict[str, object
         scratch.replace(place)
     except OSError as error:
         raise DataError(
-            f"{place} cannot be written: {error.strerror or error}; say cache=None to do without"
+            f"{place} cannot be written: {error.strerror or error}; set cache=None to work without a cache"
         ) from error
     finally:
         scratch.unlink(missing_ok=True)
@@ -207,7 +207,7 @@ def _load(place: Path, dataset: Dataset, levels: int, recipe: dict[str, object])
             facts = json.loads((file.metadata() or {}).get("facts", "null"))
             weights = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a mapping
         if not isinstance(facts, dict) or any(facts.get(key) != value for key, value in recipe.items()):
-            raise DataError(f"{place} is of another data set or recipe than its name says; delete it")
+            raise DataError(f"{place} belongs to another data set or recipe than its name says; delete it")
         if not all(bool(torch.isfinite(value).all()) for value in weights.values()):
             raise DataError(f"{place} holds NaN or infinity; delete it")
         network.load_state_dict(weights)

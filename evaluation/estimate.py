@@ -58,7 +58,7 @@ class Estimate:
 
 
 def plain(value: float) -> float | None:
-    """The number, None where it is none: JSON has no NaN."""
+    """The number, or None for NaN, which JSON does not have."""
     return value if math.isfinite(value) else None
 
 

@@ -308,7 +308,7 @@ def evaluate_samples(
     keys = _check_keys(measures)
     check_count("max_reference", max_reference, LEAST, 2**31 - 1)
     if split in ("train", "fit"):
-        raise DataError(f"got split={split!r}, which is what is learned from; expected held-out data such as 'test'")
+        raise DataError(f"got split={split!r}, which the model was trained on; expected held-out data such as 'test'")
     held_out = _rows(dataset.split(split).x, max_reference)
     train = _rows(dataset.split("train" if split in dataset.splits else "fit").x, max_reference)
     if features is None:

@@ -66,7 +66,11 @@ class ComparisonRow:
 
 @dataclass(frozen=True, kw_only=True)
 class Comparison:
-    """What `compare_samplers` found: `rows`, in the order in which they were made."""
+    """What `compare_samplers` found.
+
+    Attributes:
+        rows: one row for each sampler and budget, in the order in which they were measured.
+    """
 
     rows: tuple[ComparisonRow, ...]
 

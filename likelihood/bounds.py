@@ -86,7 +86,7 @@ class Decoder(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class GaussianDecoder(Decoder):
-    """N(x_0-hat, (sigma/alpha)^2 I) around the denoised image x_0-hat, for real-valued data.
+    """p(x_0 | x) = N(x_0-hat, (sigma/alpha)^2 I) around the denoised image x_0-hat, for real-valued data.
 
     Without it the bound would lack about 0.9 bits/dim at t_min = 1e-5.
     """

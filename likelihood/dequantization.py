@@ -30,7 +30,7 @@ class Dequantizer(ABC):
     """From stored data to states at t_min, and the cost of the step in nats.
 
     Attributes:
-        noisy: is noise drawn, so that repeating it changes the value?
+        noisy: whether noise is drawn, so that repeating changes the value.
     """
 
     noisy: ClassVar[bool] = True
@@ -192,7 +192,7 @@ def check_grey_values(images: Tensor, transform: Transform) -> None:
     if images.is_floating_point() or images.dtype == torch.bool:
         raise UserError(
             f"got images of type {images.dtype}; expected integers 0 ... {levels - 1}: "
-            "pass the grey values, the dequantisation is done here"
+            "pass the grey values, to which the noise is added here"
         )
     flat = images.flatten(1)
     # as int64: 256 is no uint8

@@ -184,7 +184,7 @@ class Hutchinson(Divergence):
     deviation (0.62 against 0.059 bits/dim). So signs are the default.
 
     Args:
-        probes: how many; with two or more a standard error comes with the result.
+        probes: number of probes; with two or more a standard error comes with the result.
         noise: "rademacher" (random signs) or "gaussian", which is much worse.
         fresh: draw new probes at every evaluation (fixed grids only: the sum along the path is still unbiased, and its
             error much smaller), or keep one set along the path. None: fresh wherever the solver's grid is fixed.
@@ -235,8 +235,8 @@ class Coloured(Divergence):
     channels of a lattice's pixels are in one probe.
 
     Args:
-        spacing: k; 2 to 4 pay on images.
-        sets: how many; with two or more a standard error comes with the result.
+        spacing: spacing k of the lattices; 2 to 4 pay on images.
+        sets: number of sets; with two or more a standard error comes with the result.
         fresh, rows: as in `Hutchinson`.
     """
 

@@ -3,7 +3,7 @@ r"""The flow as an invertible map between data and latents, and samples that com
 The probability flow takes a state x at t_min to a latent z at T and back (Song et al. 2021, arXiv:2011.13456, section
 4.3). The prior makes latents comparable: their directions carry the content, so two are interpolated along a great circle
 (`slerp`), and a temperature scales them, z = temperature * prior_std * noise. A sample drawn downwards has collected the
-integral of the divergence on its way, so its log-density is known at no more than the trace's cost.
+integral of the divergence, so its log-density is known at no more than the trace's cost.
 """
 
 from __future__ import annotations
@@ -138,7 +138,7 @@ def interpolate(
     """From `x_a` to `x_b`, both `(B, *)`, along the great circle between their latents (`slerp`).
 
     Args:
-        weights: K numbers, 0 for `x_a` and 1 for `x_b`; outside [0, 1] they go on beyond the ends.
+        weights: K numbers, 0 for `x_a` and 1 for `x_b`; weights outside [0, 1] extrapolate.
         method: as in `log_likelihood`.
 
     Raises:
@@ -215,7 +215,7 @@ def sample_with_log_prob(
     sizes = _sizes(shape)
     require_positive(temperature, "temperature")
     if dtype is not None and not dtype.is_floating_point:
-        raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+        raise UserError(f"got dtype={dtype}; expected a floating-point one such as torch.float32")
     if x_T is None:
         drawn = sde.prior_sample(sizes, generator=generator, device=device, dtype=dtype)
     else:
@@ -245,7 +245,7 @@ def _transport(sde: SDE, score: Score, x: Tensor, method: Method | None, *, down
 
 
 def _kept(found: Transported) -> Tensor:
-    """The states, with zeros for samples that did not arrive, so that the others can go on."""
+    """The states, with zeros for samples that did not arrive, so that the others can continue."""
     return torch.where(expand_as(found.converged, found.x), found.x, torch.zeros_like(found.x))
 
 

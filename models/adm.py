@@ -38,16 +38,20 @@ class ADMBlock(nn.Module):
 
 
 class ADM(Network):
-    """`x (B, in_channels, H, W)`, `label (B,)`, the index of the step, `class_label (B,)` -> `(B, in_channels
-    or twice, H, W)`.
+    """ADM, the U-Net of guided diffusion (Dhariwal and Nichol 2021, arXiv:2105.05233, section 3).
+
+    `x (B, in_channels, H, W)`, `label (B,)`, the index of the step, `class_label (B,)` -> `(B, in_channels or twice, H, W)`.
 
     Args:
-        in_channels, image_size, channels, multipliers, blocks, attention_resolutions, dropout: as in
-            `NCSNpp`. Any image size works; odd ones are halved upwards.
-        head_channels: channels of one attention head; None for `heads` heads at every resolution.
-        num_classes: of class labels, or None.
-        learned_variance: twice the output channels.
-        groups: of the group normalisation.
+        in_channels, image_size: channels and size of the images. Any size works; odd ones are halved upwards.
+        channels, multipliers, blocks: level i has `blocks` residual blocks of `channels * multipliers[i]` channels.
+        attention_resolutions: resolutions (of the `image_size`, halved) whose blocks are followed by attention.
+        dropout: probability that an activation inside a residual block is zeroed in training.
+        heads: number of attention heads at every resolution, where `head_channels` is None.
+        head_channels: channels of one attention head; None for `heads` heads.
+        num_classes: number of classes, or None.
+        learned_variance: twice the output channels, the second half for variances.
+        groups: number of groups in a group normalisation.
         checkpoint_activations: recompute activations in the backward pass.
 
     Raises:

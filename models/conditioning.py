@@ -59,7 +59,7 @@ class LogSigma(Conditioning):
     """`scale * log(sigma(t) / alpha(t))`; 1/4 in Karras et al. 2022, table 1.
 
     Args:
-        scale: in front of the logarithm.
+        scale: factor of the logarithm.
     """
 
     scale: float = 0.25
@@ -104,7 +104,7 @@ class DiscreteIndex(Conditioning):
     `VESDE` for geometric levels).
 
     Args:
-        levels: how many.
+        levels: number of noise levels.
         reverse: whether index 0 is the largest noise.
 
     Raises:

@@ -57,11 +57,11 @@ class DiffusersNetwork(nn.Module):
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, C, H, W)`.
 
         Raises:
-            UserError: no class for a network that has classes: it does not do without.
+            UserError: no class for a network that needs one.
         """
         if self.num_classes is not None and class_label is None:
             raise UserError(
-                f"got no class for a UNet2DModel of {self.num_classes} classes, which does not do without one; expected one: "
+                f"got no class for a UNet2DModel of {self.num_classes} classes, which needs one; expected one: "
                 "use model.condition(labels)"
             )
         return self.unet(x, label, class_labels=class_label, return_dict=False)[0]

@@ -68,16 +68,20 @@ class DiTBlock(nn.Module):
 
 
 class DiT(Network):
-    """`x (B, in_channels, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, in_channels or twice, H, W)`.
+    """A diffusion transformer over patches (Peebles and Xie 2023, arXiv:2212.09748, section 3.2).
+
+    `x (B, in_channels, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, in_channels or twice, H, W)`.
 
     Args:
-        in_channels, image_size: of the images. Other sizes work too: places are computed for the size at
-            hand.
+        in_channels, image_size: channels and size of the images. Other sizes work too: positions are computed for the size
+            at hand.
         patch: side of a patch, in pixels.
-        width, depth, heads: of the transformer.
+        width: width of the transformer.
+        depth: number of transformer blocks.
+        heads: number of attention heads.
         embedding: `"positional"` (256 features, for `999 t` or an index) or `"smooth"` (for a log-SNR).
-        num_classes: of class labels, or None.
-        learned_variance: twice the output channels.
+        num_classes: number of classes, or None.
+        learned_variance: twice the output channels, the second half for variances.
         checkpoint_activations: recompute activations in the backward pass.
 
     Raises:

@@ -40,11 +40,11 @@ class MLP(Network):
 
     Args:
         dim: numbers in one sample: D for `(B, D)`, C L for `(B, C, L)`.
-        width: of the hidden layers and of the embedding.
+        width: width of the hidden layers and of the embedding.
         depth: number of residual blocks.
         embedding: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
-        fourier_scale: of the Fourier embedding's random frequencies.
-        num_classes: of class labels, or None.
+        fourier_scale: scale of the Fourier embedding's random frequencies.
+        num_classes: number of classes, or None.
         learned_variance: twice the output channels, the second half for variances.
         fourier_features: frequencies of sine features of the input, see `models.input_features`.
         checkpoint_activations: recompute activations in the backward pass.

@@ -74,11 +74,13 @@ class Middle(nn.Module):
 
 
 class NCSNpp(Network):
-    """`x (B, in_channels, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`, for any H
-    and W.
+    """NCSN++, DDPM++ and DDPM: one U-Net with switches (Song et al. 2021, arXiv:2011.13456, section 4.4 and appendix H; Ho et
+    al. 2020, arXiv:2006.11239, appendix B).
+
+    `x (B, in_channels, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`, for any H and W.
 
     Args:
-        in_channels, image_size: of the images. `image_size` only says which levels `attention_resolutions`
+        in_channels, image_size: channels and size of the images. `image_size` only says which levels `attention_resolutions`
             names: the network itself runs at any size (odd sizes are halved upwards, and cropped on the way
             back).
         channels, multipliers, blocks: level i has `blocks` residual blocks of `channels * multipliers[i]`
@@ -95,19 +97,20 @@ class NCSNpp(Network):
         progressive_output: `"none"`, `"output_skip"` (each level adds an image), `"residual"`.
         combine: how `"input_skip"` joins: `"sum"` or `"cat"`.
         embedding: `"positional"`, `"fourier"` (of `log label`), `"smooth"`, see `models.embeddings`.
-        fourier_scale: of the Fourier embedding's random frequencies.
+        fourier_scale: scale of the Fourier embedding's random frequencies.
         conditional: False for a network that is not told the noise level.
-        num_classes: of class labels, or None.
+        num_classes: number of classes, or None.
         learned_variance: twice the output channels, the second half for variances.
         centered: False maps images from [0, 1] to [-1, 1] first.
         scale_by_sigma: divide the output by sigma: by the label, or by `sigmas[label]` where the label is an
             index.
         sigmas: the discrete noise levels, in the order of the indices, or None.
         dropout: probability that an activation inside a residual block is zeroed in training.
-        init_scale: of the last layer of every branch and of the network (0: they start at zero).
-        groups, eps: of the group normalisation (None: `min(channels // 4, 32)` groups).
+        init_scale: initial scale of the last layer of every branch and of the network; 0 starts them at zero.
+        groups: number of groups in a group normalisation; None for `min(channels // 4, 32)`.
+        eps: epsilon of the group normalisation.
         scale_shift: the noise level scales and shifts inside blocks instead of being added.
-        heads: of attention.
+        heads: number of attention heads.
         fourier_features: frequencies of sine features of the input, see `models.input_features`.
         checkpoint_activations: recompute activations in the backward pass: less memory, a third more time.
 

@@ -61,7 +61,7 @@ class Network(FloatTables, ABC):
         """Refuse labels that this network makes nothing of, such as a log-SNR where it looks up an index; all pass here.
 
         Args:
-            labels: some of those that the network will be told, `(N,)`.
+            labels: some labels that the network will get, `(N,)`.
 
         Raises:
             UserError: what was got, and the conditioning that fits.
@@ -69,7 +69,7 @@ class Network(FloatTables, ABC):
 
     @classmethod
     def needed_conditioning(cls, options: Mapping[str, Any]) -> Conditioning | None:
-        """What a network made with these `options` has to be told; None where it makes do with any label.
+        """The conditioning that a network made with these `options` needs; None where any label suits it.
 
         Here: an embedding that takes the label's logarithm needs sigma itself.
         """

@@ -18,7 +18,7 @@ from models.network import Network, check_sizes
 from models.refinenet import NCSN, NCSNv2, RefineNet
 from models.unet import UNet
 from models.unet_1d import UNet1d
-from numerics import Catalogue, Option, UserError
+from numerics import Catalogue, Option, UserError, argument_help
 
 DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes")
 """Options that follow from the data: `for_data` fills them in."""
@@ -66,6 +66,10 @@ def _union() -> inspect.Signature:
 
 
 _auto.__signature__ = _union()  # type: ignore[attr-defined]
+_TEXTS = {**argument_help(MLP), **argument_help(UNet1d), **argument_help(UNet)}
+_auto.__doc__ = "\n".join(
+    [_auto.__doc__ or "", "", "Args:", *(f"    {name}: {text}." for name, text in _TEXTS.items())]
+)
 
 NETWORKS: Catalogue[Network] = Catalogue(
     "network",
@@ -94,7 +98,7 @@ def options(name: str) -> dict[str, Option]:
 
 
 def needed_conditioning(name: str, **options: Any) -> Conditioning | None:
-    """What the network of that name has to be told of the time; None where it makes do with any label.
+    """The conditioning that the network of that name needs; None where any label suits it.
 
     Args:
         options: those of the network that are not at their defaults.

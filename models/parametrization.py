@@ -45,7 +45,7 @@ class Parametrization(ABC):
 
 @dataclass(frozen=True, kw_only=True)
 class Noise(Parametrization):
-    """The output is the noise (Ho et al. 2020, equation 11): `eps = output`, `x_0 = (x - sigma output) / alpha`."""
+    """The output is the noise (Ho et al. 2020, equation (11)): `eps = output`, `x_0 = (x - sigma output) / alpha`."""
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:
         return output.to(x.dtype)

@@ -3,7 +3,7 @@
 `presets.create("ddpmpp_cifar10")` makes one (under `torch.device("meta")`, without memory). The counts of
 Song et al.'s CIFAR-10 networks are those of the authors' code; ADM's and DiT's agree with the papers' tables
 (296, 422, 554 and 559 M; 33, 130, 458 and 675 M, the fixed places of the latter counted in there); the others
-were counted here, from networks that were held against the authors' code.
+were counted here, from networks that were compared with the authors' code.
 """
 
 from __future__ import annotations

@@ -133,7 +133,7 @@ def _read_card(path: Path) -> dict[str, Any]:
     try:
         card = json.loads(path.read_text(encoding="utf-8"))
     except ValueError as error:  # not UTF-8, or no JSON
-        raise UserError(f"got {path}, which is no JSON ({error}); expected a model card") from error
+        raise UserError(f"got {path}, which is not JSON ({error}); expected a model card") from error
     if not isinstance(card, dict) or card.get("format") != FORMAT:
         got = card.get("format") if isinstance(card, dict) else None
         raise UserError(f"got format {got!r} in {path}; expected {FORMAT}: it was written by another version")

@@ -226,12 +226,13 @@ _STAGES = {
 
 
 class RefineNet(Network):
-    """`x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level (0 is the largest) -> `(B,
-    in_channels, H, W)`.
+    """The RefineNet of NCSN and NCSNv2 (Song and Ermon 2019, arXiv:1907.05600, appendix A; 2020, arXiv:2006.09011).
+
+    `x (B, in_channels, H, W)`, `label (B,)`, the index of the noise level (0 is the largest) -> `(B, in_channels, H, W)`.
 
     Args:
         sigmas: the noise levels, largest first.
-        channels: of the first stage (`ngf` in the authors' code).
+        channels: channels of the first stage (`ngf` in the authors' code).
         size: the published network for images `"64"` (below 96 pixels), `"128"` or `"256"`: 4, 5 or 6 stages.
         conditional: normalisations have one set of weights per noise level (NCSN); else the output is divided
             by sigma (NCSNv2).

@@ -188,7 +188,7 @@ class ScoreModel(nn.Module):
         return eps.to(x.dtype), ((v + 1) / 2).to(x.dtype)
 
     def output(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """The network's own output, in its own dtype, for losses: to be held against
+        """The network's own output, in its own dtype, for losses: to be compared with
         `parametrization.target`.
         """
         return self.evaluate(x, t, class_label).output
@@ -197,7 +197,7 @@ class ScoreModel(nn.Module):
         """The score given class labels: `(B,)` integers, one integer for all, or None (no class).
 
         Raises:
-            UserError: labels that are none of these, or none of the network's.
+            UserError: labels of another form, or that are not classes of the network's.
         """
         return ConditionedScore(self, labels)
 
@@ -223,7 +223,15 @@ class ScoreModel(nn.Module):
 
 
 class ConditionedScore:
-    """A class-conditional model with its labels filled in: a score that carries per-sample state."""
+    """A class-conditional model with its labels filled in: a score that carries per-sample state.
+
+    Args:
+        model: the class-conditional model.
+        labels: classes, `()` or `(B,)`; None for no class.
+
+    Raises:
+        UserError: for labels of another type, shape or range, or a model without classes.
+    """
 
     def __init__(self, model: ScoreModel, labels: Tensor | Sequence[int] | int | None) -> None:
         num_classes = getattr(model.net, "num_classes", None)

@@ -84,7 +84,7 @@ def _read_config(config: Config | str | os.PathLike[str]) -> Config:
             values = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
             raise UserError(
-                f"got {path}, which is no JSON ({error}); expected the checkpoint's config as JSON"
+                f"got {path}, which is not JSON ({error}); expected the checkpoint's config as JSON"
             ) from error
     else:
         values = config

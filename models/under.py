@@ -37,6 +37,10 @@ class UnderAnotherSDE:
     On a GPU, where looking at a time would wait for the device, the values at such a time are NaN in place of the error;
     samplers and likelihoods stop at those.
 
+    Args:
+        model: a trained `ScoreModel`.
+        sde: the SDE of `x` and `t`.
+
     Raises:
         UserError: from every call on the CPU at a time whose log-SNR the model's own SDE does not reach between its
             `t_min` and `T`.

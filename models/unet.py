@@ -33,7 +33,11 @@ def UNet(  # noqa: N802 - reads as the network it makes
 
     `x (B, in_channels, H, W)`, `label (B,)` of order one such as `LogSNR()` gives, `class_label (B,)` -> `x`'s shape.
 
-    Args: as in `NCSNpp`, but `attention_resolutions=None` means the lowest resolution only.
+    Args:
+        in_channels, image_size, channels, multipliers, blocks, heads, dropout, embedding, scale_shift, num_classes: as in
+            `NCSNpp`.
+        learned_variance, fourier_features, checkpoint_activations: as in `NCSNpp`.
+        attention_resolutions: as in `NCSNpp`; None for the lowest resolution only.
 
     Raises:
         UserError: as `NCSNpp`.

@@ -79,8 +79,9 @@ def _halve(x: Tensor) -> Tensor:
 
 
 class UNet1d(Network):
-    """`x (B, in_channels, L)`, `label (B,)` of order one such as `LogSNR()` gives, `class_label (B,)` -> `x`'s shape, for any
-    L.
+    """The project's own U-Net over sequences.
+
+    `x (B, in_channels, L)`, `label (B,)` of order one such as `LogSNR()` gives, `class_label (B,)` -> `x`'s shape, for any L.
 
     Args:
         in_channels: C.
@@ -88,10 +89,10 @@ class UNet1d(Network):
         channels, multipliers, blocks: level i has `blocks` residual blocks of `channels * multipliers[i]` channels; each
             level has half the length of the one before, so long sequences want more of them.
         kernel: taps of the convolutions, an odd number.
-        heads: of attention.
+        heads: number of attention heads.
         dropout: probability that an activation inside a residual block is zeroed in training.
-        embedding: of the noise level: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
-        num_classes: of class labels, or None.
+        embedding: embedding of the noise level: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
+        num_classes: number of classes, or None.
         fourier_features: frequencies of sine features of the input, see `models.input_features`.
         checkpoint_activations: recompute activations in the backward pass: less memory, a third more time.
 

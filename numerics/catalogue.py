@@ -18,6 +18,7 @@ import copy
 import functools
 import inspect
 import re
+import sys
 import types
 import typing
 from collections.abc import Callable, Mapping
@@ -187,13 +188,29 @@ class Catalogue(Generic[T]):
 
 
 def argument_help(entry: Callable[..., Any]) -> dict[str, str]:
-    """A line for every argument that the "Args:" of a docstring names."""
-    target = entry.func if isinstance(entry, functools.partial) else entry
-    block = (inspect.getdoc(target) or "").partition("Args:\n")[2].partition("\n\n")[0]
-    found = {}
-    for m in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", block, re.MULTILINE):
-        found.update(dict.fromkeys(m[1].split(", "), " ".join(m[2].split()).removesuffix(".")))
+    """A line for every argument that a docstring names under "Args:" or "Attributes:"; a class has those of its bases too.
+
+    "as in `Other`" stands for what the docstring of `Other`, a name of the same module, says of that argument.
+    """
+    target: Any = entry.func if isinstance(entry, functools.partial) else entry
+    found: dict[str, str] = {}
+    for source in reversed(target.__mro__) if isinstance(target, type) else (target,):
+        block = re.split(
+            r"^(?:Args|Attributes):\n", inspect.cleandoc(source.__doc__ or ""), maxsplit=1, flags=re.MULTILINE
+        )
+        for m in re.finditer(r"^ {4}(\w+(?:, \w+)*): (.*(?:\n {8}.*)*)", block[-1].partition("\n\n")[0], re.MULTILINE):
+            if len(block) == 2:
+                text = " ".join(m[2].split()).removesuffix(".")
+                found.update({name: _referred(source, name, text) for name in m[1].split(", ")})
     return found
+
+
+def _referred(source: Any, name: str, text: str) -> str:
+    """The text, with what `Other` says of the argument in place of "as in `Other`"."""
+    match = re.match(r"as in (?:every )?`(\w+)`", text)
+    other = None if match is None else getattr(sys.modules.get(source.__module__), match[1], None)
+    said = None if other is None else argument_help(other).get(name)
+    return text if match is None or said is None else said + text[match.end() :]
 
 
 _PLAIN = (bool, int, float, str, tuple, list, type(None))

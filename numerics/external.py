@@ -144,7 +144,7 @@ class TorchDiffEq(Solver):
     """`torchdiffeq.odeint`, or `odeint_adjoint`, on the batch as one system.
 
     Steps are accepted by the root mean square of e / (atol + rtol |y|) over the whole batch, so a sample's value depends on its
-    batch mates. It estimates no error of the whole (NaN). The state has to be float32 or float64.
+    batch mates. It gives no estimate of the total error (NaN). The state is float32 or float64.
 
     Args:
         method: dopri5, dopri8, bosh3, fehlberg2 or adaptive_heun.

@@ -49,7 +49,7 @@ class Adams(Solver):
     per entry: a rough scale rather than a bound, and noise in the slopes adds to it.
 
     Args:
-        steps: of equal length in the clock, where no nodes are given.
+        steps: number of steps of equal length in the clock, where no nodes are given.
         points: q, the corrector's points, 2 to 5; the predictor uses q - 1.
         start: "runge_kutta" or "rising".
     """

@@ -274,7 +274,7 @@ class Heun(RungeKutta):
     (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", II.1.)
 
     Args:
-        steps: of equal length in the clock, where no nodes are given.
+        steps: number of steps of equal length in the clock, where no nodes are given.
 
     >>> decay = lambda u, y: (-y[0],)
     >>> y = (torch.ones(1, 1, dtype=torch.float64),)
@@ -306,7 +306,7 @@ class RK4(RungeKutta):
     (Hairer, Norsett, Wanner 1993, "Solving Ordinary Differential Equations I", II.1.)
 
     Args:
-        steps: of equal length in the clock, where no nodes are given.
+        steps: number of steps of equal length in the clock, where no nodes are given.
     """
 
     steps: int = 50

@@ -37,8 +37,9 @@ class AdaptiveSDE(Sampler):
 
     Args:
         rtol, atol: relative and absolute tolerance; 0.0078 is one of 256 grey levels of data in [-1, 1].
-        first_step: in units of T.
-        safety, exponent: of the step control.
+        first_step: length of the first step, in units of T.
+        safety: safety factor of the step control.
+        exponent: exponent of the step control.
         max_steps: attempts after which the run is given up.
         grid: only its two ends are used.
         denoise, corrections: as in every `Sampler`.

@@ -39,7 +39,7 @@ class AnnealedLangevinCorrector(Corrector):
     Args:
         snr: the signal-to-noise ratio of a step, > 0.
         steps: K, Langevin steps each time it is applied, of one evaluation each.
-        step_size: NCSN's e in place of `snr`.
+        step_size: NCSN's e, instead of `snr`.
 
     Raises:
         UserError: for a value that is not above 0; when sampling, for a step_size above which the chain diverges.
@@ -89,9 +89,10 @@ class AnnealedLangevin(Sampler):
     Args:
         snr: the signal-to-noise ratio of a step.
         steps: K, Langevin steps at each level, of one evaluation each.
-        step_size: NCSN's e in place of `snr`.
+        step_size: NCSN's e, instead of `snr`.
         levels: L >= 2, from T to t_end; at equal ratios of sigma/alpha unless a grid is given.
-        grid, denoise, corrections: as in every `Sampler`; the grid's N+1 times are the levels.
+        grid: N+1 times, which are the levels.
+        denoise, corrections: as in every `Sampler`.
 
     Raises:
         UserError: for a value that is not above 0, or fewer than two levels; when sampling, for a step_size above which the
@@ -113,7 +114,7 @@ class AnnealedLangevin(Sampler):
     @classmethod
     def ncsn(cls) -> AnnealedLangevin:
         """NCSN's published settings: 10 levels of 100 steps at 2e-5, no denoising (for sigmas 1 ... 0.01; it starts from
-        uniform noise on [0, 1], which is to be given as x_T). The paper's algorithm; its code steps twice as far, e = 4e-5."""
+        uniform noise on [0, 1], which you pass as x_T). The paper's algorithm; its code steps twice as far, e = 4e-5."""
         return cls(levels=10, steps=100, step_size=2e-5, denoise=False)
 
     @classmethod

@@ -42,9 +42,9 @@ class Sampler(ABC):
     A subclass says in `_times` between which times it goes and in `_sample` how; `__call__` is the same for all.
 
     Args:
-        grid: the times; None is the method's own default. A tensor or a sequence of times is a `Custom` grid.
-        denoise: end with Tweedie's mean at t_end, one more evaluation.
-        corrections: of the score, applied at every evaluation, in order; see `samplers.corrections`.
+        grid: the times; None for the method's default. A tensor or a sequence of times is a `Custom` grid.
+        denoise: whether to end with Tweedie's mean at t_end, one more evaluation.
+        corrections: corrections of the score, applied in order at every evaluation; see `samplers.corrections`.
     """
 
     grid: TimeGrid | Sequence[float] | Tensor | None = None
@@ -208,7 +208,7 @@ class Sampler(ABC):
             hint = f": for {sizes[0]} samples of one dimension give ({sizes[0]}, 1)" if len(sizes) == 1 else ""
             raise UserError(f"got shape={shape!r}; expected (B, *) of integers >= 1, the batch first{hint}")
         if dtype is not None and not dtype.is_floating_point:
-            raise UserError(f"got dtype={dtype}; expected a floating one such as torch.float32")
+            raise UserError(f"got dtype={dtype}; expected a floating-point one such as torch.float32")
         if x_T is None:
             if t_start < sde.t_start * (1 - 1e-6):
                 raise UserError(
@@ -257,7 +257,7 @@ class GridSampler(Sampler):
     A subclass gives `method(sde, times) -> step`; `evaluations_per_step` is 1 unless it says otherwise.
 
     Args:
-        steps: N, of the grid. A grid of given times, `Custom`, has its own number, which then need not be given.
+        steps: number of steps of the grid; a `Custom` grid has its own.
         grid, denoise, corrections: as in every `Sampler`.
     """
 
@@ -271,7 +271,7 @@ class GridSampler(Sampler):
 
     @abstractmethod
     def method(self, sde: SDE, times: Tensor) -> Step | StatefulStep[Any]:
-        """The step for the grid `times` `(N+1,)`, float64, on the CPU: everything that can be computed beforehand is."""
+        """The step for the grid `times` `(N+1,)`, float64, on the CPU; compute here all that does not depend on x."""
 
     @property
     def evaluations(self) -> int:

@@ -44,7 +44,12 @@ class Trajectory:
 
 
 class Progress:
-    """A progress bar of steps, with t and the number of evaluations; close it, or use it as a context."""
+    """A progress bar of steps, with t and the number of evaluations; close it, or use it as a context.
+
+    Args:
+        description: the text before the bar.
+        options: options of `tqdm`.
+    """
 
     def __init__(self, description: str = "sampling", **options: Any) -> None:
         self.description, self.options = description, options

@@ -22,7 +22,7 @@ from collections.abc import Callable
 from dataclasses import fields, is_dataclass, replace
 from typing import Any, Literal, TypeVar
 
-from numerics import Catalogue, Dopri5, Heun, Solver, UserError
+from numerics import Catalogue, Dopri5, Heun, Solver, UserError, argument_help
 from numerics.solvers import SOLVERS
 from samplers.adaptive_sde import AdaptiveSDE
 from samplers.ancestral import Ancestral
@@ -74,7 +74,12 @@ def predictor_corrector(
     denoise: bool = True,
     corrections: Corrections = (),
 ) -> PredictorCorrector:
-    """`PredictorCorrector`, with the corrector's `snr` and number of steps as options of its own."""
+    """`PredictorCorrector`, with the corrector's `snr` and number of steps as options of its own.
+
+    Args:
+        snr: the corrector's signal-to-noise ratio; None for that of `corrector`.
+        corrector_steps: the corrector's number of steps; None for that of `corrector`.
+    """
     return PredictorCorrector(
         predictor=predictor,
         corrector=_changed("corrector", corrector, snr=snr, steps=corrector_steps),
@@ -98,7 +103,12 @@ def annealed_langevin(
     denoise: bool = True,
     corrections: Corrections = (),
 ) -> AnnealedLangevin:
-    """`AnnealedLangevin`; `steps` are the levels, and `corrector_steps` the Langevin steps at each."""
+    """`AnnealedLangevin`; `steps` are the levels, and `corrector_steps` the Langevin steps at each.
+
+    Args:
+        steps: number of levels; None for `levels`.
+        corrector_steps: number of Langevin steps at each level, of one evaluation each.
+    """
     return AnnealedLangevin(
         levels=levels if steps is None else steps,
         steps=corrector_steps,
@@ -118,7 +128,11 @@ def ancestral(
     denoise: bool = True,
     corrections: Corrections = (),
 ) -> PredictorCorrector:
-    """`Ancestral` without a corrector."""
+    """`Ancestral` without a corrector.
+
+    Args:
+        variance: as in `Ancestral`.
+    """
     predictor = Ancestral(variance=variance)
     return PredictorCorrector(
         predictor=predictor, corrector=None, steps=steps, grid=grid, denoise=denoise, corrections=corrections
@@ -140,7 +154,11 @@ def euler_maruyama(
     denoise: bool = True,
     corrections: Corrections = (),
 ) -> PredictorCorrector:
-    """`EulerMaruyama` without a corrector."""
+    """`EulerMaruyama` without a corrector.
+
+    Args:
+        stochasticity: as in `EulerMaruyama`.
+    """
     predictor = EulerMaruyama(stochasticity=stochasticity)
     return PredictorCorrector(
         predictor=predictor, corrector=None, steps=steps, grid=grid, denoise=denoise, corrections=corrections
@@ -158,8 +176,13 @@ def probability_flow(
     denoise: bool = False,
     corrections: Corrections = (),
 ) -> ProbabilityFlow:
-    """`ProbabilityFlow`, with the solver's number of steps and tolerances as options of its own; without a solver Dopri5, or
-    Heun's method where `steps` are given."""
+    """`ProbabilityFlow`, with the solver's number of steps and tolerances as options of its own.
+
+    Args:
+        solver: the ODE solver; None for Dopri5, or for Heun's method where `steps` are given.
+        steps: number of steps of a solver of fixed steps; None for the solver's own.
+        rtol, atol: relative and absolute tolerance of an adaptive solver; None for the solver's own.
+    """
     if solver is None:
         solver = Dopri5() if steps is None else Heun()
     solver = _changed("solver", solver, steps=steps, rtol=rtol, atol=atol)
@@ -193,7 +216,10 @@ def _entry(kind: Callable[..., Sampler], /, **fixed: Any) -> Callable[..., Sampl
     hints = typing.get_type_hints(kind)  # of a class: each field's, where it was written
     make.__signature__ = inspect.Signature([*own, added])  # type: ignore[attr-defined]
     make.__annotations__ = {**{p.name: hints[p.name] for p in own}, "clip": bool}
-    make.__doc__ = kind.__doc__
+    texts = {**argument_help(hints.get("return", kind)), **argument_help(kind)}
+    texts["clip"] = "whether to clip the denoised mean to [-1, 1] at every evaluation"
+    summary = inspect.cleandoc(kind.__doc__ or "").partition("\n\n")[0]
+    make.__doc__ = "\n".join([summary, "", "Args:", *(f"    {name}: {text}." for name, text in texts.items())])
     return make
 
 

@@ -39,7 +39,13 @@ class Correction(ABC):
 
 
 class CorrectedScore:
-    """A score with corrections applied in order; itself a score."""
+    """A score with corrections applied in order; itself a score.
+
+    Args:
+        sde: the SDE of the score.
+        score: the score to correct.
+        corrections: the corrections, the first applied first.
+    """
 
     def __init__(self, sde: SDE, score: Score, corrections: Sequence[Correction]) -> None:
         self.sde, self.score, self.corrections = sde, score, tuple(corrections)
@@ -90,7 +96,14 @@ class _OfDenoised(Correction):
 
 @dataclass(frozen=True, kw_only=True)
 class ClipDenoised(_OfDenoised):
-    """The denoised mean clipped to [low, high], the range of the data as the score sees them."""
+    """The denoised mean D clipped to [low, high] (Ho et al. 2020, arXiv:2006.11239, its published code).
+
+    Args:
+        low, high: range of the data in model units.
+
+    Raises:
+        UserError: unless low < high.
+    """
 
     low: float = -1.0
     high: float = 1.0
@@ -105,12 +118,17 @@ class ClipDenoised(_OfDenoised):
 
 @dataclass(frozen=True, kw_only=True)
 class DynamicThreshold(_OfDenoised):
-    """With s the `quantile` of |D - middle| in a sample, but at least the half range: D clipped to +- s, then scaled so
-    that s becomes the half range.
+    """The denoised mean D clipped to middle +- s and scaled so that s becomes the half range.
+
+    s is the `quantile` of |D - middle| in a sample, but at least the half range (Saharia et al. 2022, arXiv:2205.11487,
+    section 2.3).
 
     Args:
-        quantile: in (0, 1).
-        low, high: the range of the data.
+        quantile: quantile of a sample's magnitudes, in (0, 1).
+        low, high: range of the data in model units.
+
+    Raises:
+        UserError: for a quantile outside (0, 1), or unless low < high.
     """
 
     quantile: float = 0.995
@@ -138,7 +156,14 @@ class Temperature(Correction):
     """The score times (alpha^2 v + sigma^2) / (alpha^2 v tau + sigma^2), v = data_std^2.
 
     That is the score of N(0, tau v I) data where the given one is of N(0, v I); for other data it sharpens (tau < 1) or
-    broadens (tau > 1), and leaves pure noise alone.
+    broadens (tau > 1), and leaves pure noise alone (Ingraham et al. 2023, low-temperature sampling).
+
+    Args:
+        tau: the temperature; below 1 sharpens, above 1 broadens.
+        data_std: standard deviation of the data in model units.
+
+    Raises:
+        UserError: for a number that is not positive.
     """
 
     tau: float = 1.0

@@ -30,13 +30,14 @@ class DEIS(GridSampler):
     log kappa are the same.
 
     Args:
-        order: how many values are extrapolated from, 1 to 4 (the paper's tAB0 ... tAB3).
+        order: number of values to extrapolate from, 1 to 4 (the paper's tAB0 ... tAB3).
         variable: "log_kappa", or "t" as published.
         lower_order_final: in runs of fewer than 15 steps, end with lower orders.
-        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is `LogSNR()` unless given.
+        grid: the times; `LogSNR()` unless given.
+        steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 20

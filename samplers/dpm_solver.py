@@ -38,10 +38,11 @@ class DPMSolver(GridSampler):
         order: 1, 2 or 3; the first steps use as many values as there are.
         stochastic: False for the ODE, True for the SDE, or eta >= 0 between and beyond.
         lower_order_final: in runs of fewer than 15 steps, end with orders 2 and 1.
-        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is `Logistic()` unless given.
+        grid: the times; `Logistic()` unless given.
+        steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 20

@@ -33,10 +33,12 @@ class HeunEDM(GridSampler):
     The paper's last, first-order step to kappa = 0 is the final denoising here. kappa^ never exceeds its value at T.
 
     Args:
-        churn: S_churn >= 0, over the whole run; 0 is deterministic. With N steps nothing changes above 0.41 N.
-        churn_min, churn_max: the range of kappa in which there is churn; None is no bound.
-        noise_scale: S_noise, slightly above 1 against a network that removes too much (1.003 for the paper's ImageNet).
-        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is the paper's, `Karras()`.
+        churn: S_churn >= 0, the noise added over the whole run; 0 is deterministic. In N steps, values above 0.41 N act as
+            0.41 N.
+        churn_min, churn_max: ends of the range of kappa with churn; None for no bound.
+        noise_scale: S_noise; slightly above 1 offsets a network that removes too much noise (the paper's ImageNet: 1.003).
+        grid: the times; `Karras()`, the paper's, unless given.
+        steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
         UserError: for an option below 0.

@@ -35,7 +35,7 @@ class Langevin(Corrector):
 
     Args:
         snr: the signal-to-noise ratio of a step, > 0.
-        steps: steps each time the corrector is applied, of one evaluation each.
+        steps: number of Langevin steps each time, of one evaluation each.
         norm: None, "batch" (a sample then depends on its batch mates) or "sample".
 
     Raises:

@@ -35,15 +35,15 @@ class PredictorCorrector(GridSampler):
         PredictorCorrector(predictor=Ancestral(), corrector=Langevin(snr=0.1), steps=500)(sde, score, (16, 2)).x
 
     Args:
-        predictor: `EulerMaruyama()`, `ReverseDiffusion()`, `Ancestral()`, or None: then each step corrects at the time
-            it arrives at.
+        predictor: `EulerMaruyama()`, `ReverseDiffusion()`, `Ancestral()`, or None, with which each step corrects at the
+            time it arrives at.
         corrector: `Langevin()`, `AnnealedLangevin()` (which stands for its `.corrector`), or None.
         sequence: "corrector_first" or "predictor_first".
-        order: another name of `sequence`, for reading older code.
+        order: an older name of `sequence`.
         steps, grid, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for a predictor or a corrector that is none, both None, or another sequence.
+        UserError: for a predictor or a corrector of another class, both None, or another sequence.
     """
 
     predictor: Predictor | None = field(default_factory=ReverseDiffusion)

@@ -28,10 +28,10 @@ class ProbabilityFlow(Sampler):
     is invertible: `decode` takes a latent at T to data at t_end and `encode` takes data back.
 
     Args:
-        solver: of `numerics`. One of fixed steps takes its nodes from the grid, if one is given, and else makes equal
-            steps in the flow's clock; an adaptive one takes only the grid's two ends.
-        flow: the clock and the state; `WhitenedFlow(data_std=...)` is made for data of that standard deviation.
-        denoise: off by default, so that `encode` inverts it.
+        solver: a solver of `numerics`. One of fixed steps takes its nodes from a given grid, or makes equal steps in the
+            flow's clock; an adaptive one uses only the grid's two ends.
+        flow: the clock and the state; `WhitenedFlow(data_std=...)` suits data of that standard deviation.
+        denoise: whether to end with Tweedie's mean; off by default, so that `encode` inverts sampling.
         grid, corrections: as in every `Sampler`.
     """
 

@@ -1,4 +1,4 @@
-"""What a sampler returns, what it tells on its way, and how it fails."""
+"""What a sampler returns, what it tells a callback, and how it fails."""
 
 from __future__ import annotations
 

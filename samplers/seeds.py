@@ -41,12 +41,13 @@ class SEEDS(GridSampler):
     the more accurate.
 
     Args:
-        order: 1, 2 or 3, also the evaluations a step.
-        prediction: "data" or "noise".
-        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is `LogSNR()` unless given.
+        order: 1, 2 or 3; a step takes as many evaluations.
+        prediction: what is expanded, "data" or "noise".
+        grid: the times; `LogSNR()` unless given.
+        steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 30

@@ -39,7 +39,7 @@ class StatefulStep(ABC, Generic[S]):
 
     @abstractmethod
     def __call__(self, i: int, x: Tensor, run: Run, state: S) -> tuple[Tensor, S]:
-        """The state at t_{i+1}, `(B, *)`, and what is to be remembered then."""
+        """The state at t_{i+1}, `(B, *)`, and what to remember then."""
 
 
 def affine(t: Tensor, *, x: Tensor, score: Tensor, noise: Tensor) -> Step:

@@ -52,7 +52,8 @@ from sde_lib.time_grids import LogSNR, TimeGrid
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TwistedSMC(MeasuredSampler):
-    r"""Samples of the posterior from guided, weighted particles: exact as `particles` and `steps` grow.
+    r"""Samples of the posterior from guided, weighted particles: exact as `particles` and `steps` grow
+    (Wu et al. 2023, arXiv:2306.17775, algorithm 1).
 
     Each sample has particles of its own, of which one is drawn by its weight at the end: so samples are independent of each
     other, and the law of each is wrong by about 1 / particles. A run holds B * particles states and calls the score on all of

@@ -33,10 +33,11 @@ class UniPC(GridSampler):
     Args:
         order: p, the number of values the predictor uses: 1, 2 or 3.
         lower_order_final: in runs of fewer than 15 steps, end with orders 2 and 1.
-        steps, grid, denoise, corrections: as in every `GridSampler`; the grid is `Logistic()` unless given.
+        grid: the times; `Logistic()` unless given.
+        steps, denoise, corrections: as in every `GridSampler`.
 
     Raises:
-        UserError: for an option that is none of those.
+        UserError: for another value of an option.
     """
 
     steps: int = 20

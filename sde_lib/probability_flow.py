@@ -134,6 +134,11 @@ class PlainFlow(Flow):
 class FlowTimes:
     """The clock of a flow from the time `start` to the time `end`, in either direction.
 
+    Args:
+        flow: whose clock it is.
+        sde: the forward process.
+        start, end: the two times.
+
     Attributes:
         u_0, u_1: the clock at `start` and at `end`.
 

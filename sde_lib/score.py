@@ -62,6 +62,10 @@ class ScoreIn:
     """A score that is given x in `dtype`, and whose value comes back in the dtype of x.
 
     So states can stay in float32 where a network runs in less.
+
+    Args:
+        score: any score.
+        dtype: the dtype of x that the score sees.
     """
 
     def __init__(self, score: Score, dtype: torch.dtype) -> None:

@@ -25,8 +25,8 @@ class TimeGrid(ABC):
     """A rule for placing times.
 
     Args:
-        t_start: the first time; the SDE's T (its `t_start`) unless given. A sampler that starts below T needs an x_T at that
-            time; a likelihood has to start at T.
+        t_start: the first time; the SDE's T unless given. A sampler that starts below T needs an x_T at that time; a
+            likelihood has to start at T.
         t_end: the last time; the SDE's t_end unless given (in a likelihood, its t_min).
     """
 
@@ -76,7 +76,11 @@ def _linear(start: float, end: float, steps: int) -> Tensor:
 
 @dataclass(frozen=True, kw_only=True)
 class Uniform(TimeGrid):
-    """Equal steps in t: t_i = t_start + (t_end - t_start) i/N (Song et al. 2021, arXiv:2011.13456, algorithms 2 and 3)."""
+    """Equal steps in t: t_i = t_start + (t_end - t_start) i/N (Song et al. 2021, arXiv:2011.13456, algorithms 2 and 3).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(start, end, steps)
@@ -84,7 +88,11 @@ class Uniform(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class Quadratic(TimeGrid):
-    """Equal steps in sqrt(t), denser near the data (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2)."""
+    """Equal steps in sqrt(t), denser near the data (Song, Meng, Ermon 2020, arXiv:2010.02502, appendix D.2).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return _linear(math.sqrt(start), math.sqrt(end), steps).square()
@@ -103,7 +111,11 @@ class _OfLogSNR(TimeGrid):
 
 @dataclass(frozen=True, kw_only=True)
 class LogSNR(_OfLogSNR):
-    """Equal steps in l = log_snr (Lu et al. 2022, arXiv:2206.00927, section 3.3)."""
+    """Equal steps in l = log_snr (Lu et al. 2022, arXiv:2206.00927, section 3.3).
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
+    """
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
         return _linear(first, last, steps)
@@ -114,7 +126,8 @@ class Karras(_OfLogSNR):
     """Equal steps in kappa^(1/rho) (Karras et al. 2022, arXiv:2206.00364, equation (5)).
 
     Args:
-        rho: 7 is the paper's choice; 3 nearly equalises the errors of Heun's method.
+        rho: the power's root; 7 is the paper's choice, 3 nearly equalises the errors of Heun's method.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     rho: float = 7.0
@@ -133,6 +146,9 @@ class Cosine(_OfLogSNR):
 
     The steps of the cosine schedule (Nichol and Dhariwal 2021, arXiv:2102.09672, equation (17)), carried over to any SDE by
     their log-SNR.
+
+    Args:
+        t_start, t_end: as in `TimeGrid`.
     """
 
     def levels(self, first: float, last: float, steps: int) -> Tensor:
@@ -146,7 +162,8 @@ class Logistic(_OfLogSNR):
 
     Args:
         center: the log-SNR at which the steps are densest.
-        scale: over how many units of log-SNR they spread, > 0.
+        scale: width of the law in units of log-SNR, > 0.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     center: float = 4.0
@@ -167,8 +184,8 @@ class StepDensity(_OfLogSNR):
     """Log-SNRs at equally spaced quantiles of a density that is known on a table: many steps where it is high.
 
     Args:
-        knots: log-SNRs, rising, at least two.
-        density: of steps between neighbouring knots, positive, one fewer than the knots. Outside them the nearest holds.
+        knots: two or more rising log-SNRs.
+        density: density of steps between each two knots, positive; the outer two densities hold beyond the knots.
     """
 
     knots: tuple[float, ...]
@@ -213,7 +230,8 @@ class DDPMIndices(TimeGrid):
 
     Args:
         spacing: "leading", "trailing" or "linspace".
-        train_steps: of the chain, 2 or more.
+        train_steps: number of steps of the chain, 2 or more.
+        t_start, t_end: as in `TimeGrid`.
     """
 
     spacing: str = "leading"
@@ -257,7 +275,7 @@ class Custom(TimeGrid):
 
     Args:
         times: `(N+1,)`, strictly decreasing, N >= 1.
-        t_start, t_end: the first and the last of them; others are refused.
+        t_start, t_end: the first and the last of these times; others are refused.
 
     Raises:
         UserError: for times that do not decrease, or other ends; when called, for another number of steps.

@@ -21,7 +21,8 @@ class VPSDE(SDE):
     (Song et al. 2021, arXiv:2011.13456, equations (11), (32) and (33)). The prior is N(0, I).
 
     Args:
-        beta_min, beta_max: beta at t = 0 and at t = T.
+        beta_min: beta at t = 0.
+        beta_max: beta at t = T.
         T, t_min, t_end: as in `SDE`.
 
     Raises:

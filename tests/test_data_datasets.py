@@ -174,7 +174,7 @@ IMAGES = torch.zeros(10, 1, 2, 2, dtype=torch.uint8)
         (lambda: data.from_tensor([[1.0, 2.0], [3.0]]), "rows of equal length"),
         (lambda: data.from_tensor(None), "expected numbers"),
         (lambda: data.from_tensor(X.to_sparse()), "to_dense"),
-        (lambda: data.from_tensor(X.to("meta")), "another kind"),
+        (lambda: data.from_tensor(X.to("meta")), "not a dense tensor"),
         (lambda: data.from_tensor(torch.zeros(100, 8, 8, 3, dtype=torch.uint8)), r"reads as \(N, H, W, C\)"),
         (lambda: data.from_tensor(X, seed="a"), "got seed='a'"),
         (lambda: data.from_tensor(X, test=X, seed=-1), "got seed=-1"),

@@ -299,7 +299,7 @@ def test_other_refusals(digits: data.Dataset) -> None:
             evaluation.evaluate_samples(x, digits, measures=measures)
     with pytest.raises(DataError, match="samples of class list"):
         evaluation.evaluate_samples(x.tolist(), digits)
-    with pytest.raises(DataError, match="what is learned from"):
+    with pytest.raises(DataError, match="the model was trained on"):
         evaluation.evaluate_samples(x, digits, split="train")
     with pytest.raises(DataError, match="without a split 'tset'"):
         evaluation.evaluate_samples(x, digits, split="tset")

@@ -227,7 +227,7 @@ class TestRefusals:
             ("--config.training.weighting=none", ("weighting=None", "LikelihoodWeighting")),
             ("--config.likelihood.split=tset", ("tset", "test")),
             ("--config.sampling.n=0", ("n=0",)),
-            ("--config.sampling.second=pc", ("two samplers",)),
+            ("--config.sampling.second=pc", ("two different samplers",)),
             ("--config.model.channels=0", ("config.model: got channels=0", "integers >= 1")),
             ("--config.model.multipliers=(0,)", ("config.model: got multipliers=(0,)", "integers >= 1")),
             ("--config.model.multipliers=('a',)", ("config.model: got multipliers=('a',)",)),
@@ -270,7 +270,10 @@ class TestRefusals:
     def test_a_configuration_of_no_run_is_refused(self, text, tmp_path):
         (tmp_path / "config.json").write_text(text)
         refused(
-            called(sample.main, "--run", tmp_path, check=False), 2, "config.json", "expected what an experiment wrote"
+            called(sample.main, "--run", tmp_path, check=False),
+            2,
+            "config.json",
+            "expected a file that an experiment wrote",
         )
 
     def test_help_shows_every_value_with_its_default(self):
@@ -280,13 +283,13 @@ class TestRefusals:
             "--config.training.learning_rate=0.002",
             "--workdir=runs/ve",
             "--resume",
-            "exit codes: 0 done; 2 usage",
+            "exit codes: 0 done; 1 a bug",
             "None leaves a value open",
         ):
             assert flag in shown
         for tool in ("sample", "nll"):
             shown = " ".join(script(tool, "--help").stdout.split())
-            assert "--seed" in shown and "exit codes: 0 done; 2 usage" in shown
+            assert "--seed" in shown and "exit codes: 0 done; 1 a bug" in shown
 
     def test_tools_refuse_what_is_no_run(self, tmp_path, run):
         refused(called(nll.main, "--run", tmp_path / "none", check=False), 2, "config.json")
@@ -365,7 +368,7 @@ def test_ctrl_c_stops_sampling_within_a_step(run):
     process, lines = interrupted("sample", *arguments, when=begun)
     assert process.returncode == 130
     assert any(line.startswith("SIGINT: stopping") for line in lines)
-    assert "0 of 2 done" in lines[-1] and "the same command goes on" in lines[-1]
+    assert "0 of 2 done" in lines[-1] and "the same command continues" in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -390,7 +393,7 @@ def test_a_signal_after_the_training_says_how_to_go_on(tmp_path, stage, number):
         "vp", *flags, when=lambda: (folder / "results.json").exists() and begun(), number=number
     )
     assert process.returncode == 128 + number
-    assert "the training is saved" in lines[-1] and "--resume goes on" in lines[-1]
+    assert "the training is saved" in lines[-1] and "--resume continues" in lines[-1]
 
 
 def test_ctrl_c_while_a_script_is_imported_ends_it_quietly(tmp_path):

@@ -307,7 +307,7 @@ def test_a_config_file_must_be_json(checkpoint, tmp_path):
     (tmp_path / "config.json").write_text(json.dumps(CONFIG))
     assert load_score_sde(saved(checkpoint, tmp_path), tmp_path / "config.json").card["source"]["step"] == 7
     (tmp_path / "config.json").write_text("model: ncsnpp")
-    for path, message in ((tmp_path / "config.json", "is no JSON"), (tmp_path / "none.json", "which does not exist")):
+    for path, message in ((tmp_path / "config.json", "is not JSON"), (tmp_path / "none.json", "which does not exist")):
         with pytest.raises(ValueError, match=message):
             load_score_sde(saved(checkpoint, tmp_path), path)
 

@@ -80,7 +80,7 @@ def test_results_state_the_protocol(run):
 
 
 def test_a_signal_is_obeyed_within_a_chunk(run):
-    """One chunk that would take minutes; what was done before stays, and the message says how to go on."""
+    """One chunk that would take minutes; what was done before stays, and the message says how to continue."""
     command = [sys.executable, "experiments/nll.py", "--run", str(run), "--limit", "100", "--steps", "100000"]
     process = subprocess.Popen(
         [*command, "--batch_size", "100"], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
@@ -92,7 +92,7 @@ def test_a_signal_is_obeyed_within_a_chunk(run):
     process.send_signal(signal.SIGTERM)
     _, stderr = process.communicate(timeout=60)
     assert process.returncode == 143
-    assert "the same command goes on" in stderr.splitlines()[-1]
+    assert "the same command continues" in stderr.splitlines()[-1]
 
 
 def complaint(run) -> str:

@@ -6,6 +6,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from workflow import main
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
@@ -40,3 +42,24 @@ def test_the_readme_names_files_that_exist():
 def test_no_number_is_left_to_fill_in():
     for file in (ROOT / "README.md", *(ROOT / "docs").glob("*.md")):
         assert not re.search(r"@[A-Z]+@", file.read_text()), file
+
+
+def documented_commands():
+    """Every `python experiments/NAME.py …` or `score-sde NAME …` of the documentation, as (name, arguments)."""
+    for file in (ROOT / "README.md", *sorted((ROOT / "docs").glob("*.md"))):
+        for name, rest in re.findall(
+            r"(?:experiments/|score-sde )([a-z_]+)(?:\.py)?((?: +[^\s`|#…]+)*)", file.read_text()
+        ):
+            yield file.name, name, rest.split()
+
+
+def test_the_documented_commands_have_the_flags_that_are_named(capsys):
+    missing = []
+    for file, name, arguments in sorted({(f, n, tuple(a)) for f, n, a in documented_commands()}):
+        named = [a.partition("=")[0] for a in arguments if a.startswith("--")]
+        chosen = [a for a in arguments if re.match(r"--preset=|--config\.[\w.]*name=", a)]  # which decide what there is
+        with pytest.raises(SystemExit):
+            main.main([name, *chosen, "--help"])
+        shown = capsys.readouterr().out
+        missing += [f"{file}: {name} {flag}" for flag in named if flag not in shown]
+    assert not missing

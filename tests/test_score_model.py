@@ -393,7 +393,7 @@ def test_a_card_that_says_something_else_is_refused(folder, key, value, message)
 
 def test_a_card_that_is_no_json_is_refused(folder):
     (folder / "card.json").write_text('{"format": 1,')
-    with pytest.raises(ValueError, match="which is no JSON"):
+    with pytest.raises(ValueError, match="which is not JSON"):
         ScoreModel.from_pretrained(folder)
 
 

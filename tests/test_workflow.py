@@ -493,6 +493,26 @@ def test_nothing_outside_a_system_asks_which_one_it_is():
         assert not re.search(r"(system|name) *(==|in) *[\"'(]*(" + "|".join(names) + r")\b", text), file
 
 
+@pytest.mark.parametrize(
+    "chosen",
+    [
+        {},
+        {"sampling.sampler": "ode"},
+        {"model.name": "ncsnpp"},
+        {"data.name": "gaussians"},
+        {"sampling.sampler": "heun"},
+    ],
+    ids=str,
+)
+def test_every_value_has_a_help_text(chosen):
+    """Its own, its base's, or that of the class which it is "as in"."""
+    system = systems.create("vp")
+    config = system.get_config()
+    configuration.change(config, system, chosen)
+    texts = configuration.help_texts(system, config)
+    assert not [name for name, _ in leaves(config) if not texts.get(name) or texts[name].startswith("as in")]
+
+
 def test_scripts_are_short():
     for file in (ROOT / "experiments").glob("*.py"):
         assert len(file.read_text().splitlines()) <= 60, file

@@ -19,7 +19,7 @@ class Callback:
     """
 
     def on_start(self, state: TrainState) -> None:
-        """Before the first update, once the folder is this run's own and a checkpoint to go on from was accepted."""
+        """Before the first update, once the folder is this run's own and a checkpoint to resume from was accepted."""
 
     def on_step(self, state: TrainState) -> None:
         """After every update. Reading a value from the device here makes the host wait."""

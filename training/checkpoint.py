@@ -59,7 +59,13 @@ class Manifest:
 
 @dataclass(frozen=True, kw_only=True)
 class Checkpoint:
-    """What was read: the content, its step, and the file it came from."""
+    """A checkpoint that was read.
+
+    Attributes:
+        content: what was saved, in plain types and tensors.
+        step: number of updates done.
+        path: the file.
+    """
 
     content: dict[str, Any]
     step: int

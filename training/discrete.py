@@ -32,9 +32,9 @@ class DiscreteTime(TimeSampler):
     """Each of N evenly spaced times equally often, weight 1: t = i T / N, i = 1 ... N, or from 0 on t = i T / (N - 1).
 
     Args:
-        levels: N.
-        zero: whether t = 0 is one of them (a ladder of sigmas) or not (a chain of betas, whose data stand at 0).
-        stratified: whether a batch has every level equally often; else its times are independent.
+        levels: number of times, N.
+        zero: whether t = 0 is one of the times: True for a ladder of sigmas, False for a chain of betas.
+        stratified: whether a batch has every time equally often; else its times are independent.
 
     Raises:
         UserError: too few levels.
@@ -72,11 +72,11 @@ class DDPMSimple(TimedObjective):
 
     Args:
         times: `DiscreteTime(levels=N)`; N = 1000 unless given.
-        t_min: not used with such times; see `TimedObjective`.
-        per_dimension: the mean over the D dimensions, comparable with `DSM`; False for the paper's sum.
+        t_min: not used: a table has its own times.
+        per_dimension: whether the loss is the mean over the D dimensions, as in `DSM`; False for the paper's sum.
 
     Raises:
-        UserError: times that are none.
+        UserError: times of another class.
     """
 
     times: TimeSampler = DiscreteTime()
@@ -95,11 +95,11 @@ class SMLD(TimedObjective):
 
     Args:
         times: `DiscreteTime(levels=L, zero=True)`; L = 10 unless given.
-        t_min: not used with such times; see `TimedObjective`.
-        per_dimension: the mean over the D dimensions; False for the paper's sum.
+        t_min: not used: a table has its own times.
+        per_dimension: whether the loss is the mean over the D dimensions; False for the paper's sum.
 
     Raises:
-        UserError: times that are none.
+        UserError: times of another class.
     """
 
     times: TimeSampler = DiscreteTime(levels=10, zero=True)

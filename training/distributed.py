@@ -4,7 +4,7 @@
 torchrun gives a group of one, for which every method is free. The global batch is divided by rows, sums are divided by
 the global batch size, so losses and gradients are the same for any number of processes up to rounding.
 
-Losses of 1, 2 and 4 processes agree to 1e-6. A checkpoint holds whole tensors by name, so it goes on in any number of
+Losses of 1, 2 and 4 processes agree to 1e-6. A checkpoint holds whole tensors by name, so it resumes in any number of
 processes. All processes poll signals together every eighth step, and all save at the same step.
 
 Starting and stopping, without anything of ours:
@@ -41,11 +41,11 @@ T = TypeVar("T")
 
 @dataclass(frozen=True, kw_only=True)
 class Group:
-    """This process among its fellows; alone, every method is free.
+    """The processes of a run, seen from one of them; for a single process every method is free.
 
     Attributes:
-        rank: its number, from 0; 0 is the main one, which writes files.
-        world: how many there are.
+        rank: the number of this process, from 0; process 0 writes the files.
+        world: the number of processes.
     """
 
     rank: int = 0

@@ -69,7 +69,7 @@ def train(
         objective: `DSM()` (simple weighting, stratified uniform times) unless given.
         folder: the run folder, for checkpoints, metrics and events; None keeps nothing.
         checkpoints: where checkpoints go, in place of `folder`/checkpoints with the `keep` and `keep_every` of `options`.
-        resume: go on from the newest checkpoint, or start where there is none.
+        resume: continue from the newest checkpoint, or start where there is none.
         config: plain values kept in checkpoints and compared on resume.
         allow_change: dotted names of values of `config` that may differ on resume.
         data_fingerprint: of the data, compared on resume.
@@ -283,7 +283,7 @@ class _Run:
         where = (
             f"stopped at step {step}"
             if self.place is None
-            else f"saved at step {step} in {self.place}; the same command with --resume goes on"
+            else f"saved at step {step} in {self.place}; the same command with --resume continues"
         )
         return Interrupted(
             f"{signal.Signals(number).name}: {where}", signal_number=number, distributed=self.group.world > 1

@@ -102,7 +102,7 @@ class TimedObjective(Objective):
         t_min: the smallest time; the SDE's unless given. A table's times are its own, so it does not go with `DiscreteTime`.
 
     Raises:
-        UserError: times that are none, or a t_min that is negative or not used.
+        UserError: times of another class, or a t_min that is negative or not used.
     """
 
     times: TimeSampler = StratifiedTime()
@@ -147,12 +147,12 @@ class DSM(TimedObjective):
     Vincent 2011; Song et al. 2021 (arXiv:2011.13456), equation (7), written for the predicted noise eps_hat = -sigma score.
 
     Args:
-        times: at which the loss is evaluated; uniform unless given.
+        times: law of the times at which the loss is evaluated; uniform unless given.
         t_min: the smallest time; the SDE's unless given.
-        weighting: w; 1 unless given.
+        weighting: the weighting w; 1 unless given.
 
     Raises:
-        UserError: a weighting or times that are none, or a t_min that is negative or not used.
+        UserError: a weighting or times of another class, or a t_min that is negative or not used.
     """
 
     weighting: Weighting = Simple()

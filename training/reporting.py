@@ -93,7 +93,7 @@ class Reporter:
 
     Args:
         folder: of the run, or None.
-        step: from which the run goes on; later lines of an earlier attempt are dropped.
+        step: the step from which the run continues; later lines of an earlier attempt are dropped.
         steps: in all.
         progress: True, False, or None for a terminal.
         batch_size: of the global batch, for the speed in images per second.

@@ -35,7 +35,7 @@ def begin(
         if not resume and checkpoints.exists():
             raise UsageError(
                 f"got {checkpoints.folder}, which has checkpoints up to step {max(checkpoints.steps(), default=0)}; expected "
-                "none of another run: resume, or choose another folder"
+                "an empty folder: resume that run, or choose another folder"
             )
         newest = checkpoints.read() if resume else None
         if newest is not None:

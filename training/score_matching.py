@@ -38,15 +38,16 @@ class ExactScoreMatching(TimedObjective):
     """Score matching without a target: loss = w(t) (|eps_hat|^2 - 2 sigma tr grad eps_hat) / D, `(B,)`, with the exact trace.
 
     One backward pass for each dimension, and second derivatives of the network: for small networks and energies. Its
-    expectation is that of `DSM` minus w. Hyvarinen 2005, theorem 1.
+    expectation is that of `DSM` minus w. Hyvarinen 2005, "Estimation of Non-Normalized Statistical Models by Score
+    Matching", theorem 1.
 
     Args:
-        times: at which the loss is evaluated; uniform unless given.
+        times: law of the times at which the loss is evaluated; uniform unless given.
         t_min: the smallest time; the SDE's unless given.
-        weighting: w; 1 unless given.
+        weighting: the weighting w; 1 unless given.
 
     Raises:
-        UserError: a weighting or times that are none, or a t_min that is negative or not used.
+        UserError: times or a weighting of another class, or a t_min that is negative or not used.
     """
 
     weighting: Weighting = Simple()
@@ -86,13 +87,13 @@ class SlicedScoreMatching(ExactScoreMatching):
     Shi, Ermon 2020 (arXiv:1905.07088), equation (8), with the variance reduction there.
 
     Args:
-        times: at which the loss is evaluated; uniform unless given.
+        times: law of the times at which the loss is evaluated; uniform unless given.
         t_min: the smallest time; the SDE's unless given.
-        weighting: w; 1 unless given.
-        probes: how many v for each sample.
+        weighting: the weighting w; 1 unless given.
+        probes: number of directions v for each sample.
 
     Raises:
-        UserError: a weighting or times that are none, a t_min that is negative or not used, or no probes.
+        UserError: times or a weighting of another class, a t_min that is negative or not used, or no probes.
     """
 
     probes: int = 1

@@ -6,9 +6,9 @@ they have, and raise `Interrupted`. A second SIGINT interrupts at once, as Pytho
     with Interruption() as interruption:
         for chunk in chunks:
             work(chunk)
-            interruption.poll("stopped after ...; run the same command again to go on")
+            interruption.poll("stopped after ...; run the same command again to continue")
 
-Work of which nothing is lost needs no polls: `with stopped_at_once("the same command goes on"): work()`.
+Work of which nothing is lost needs no polls: `with stopped_at_once("the same command continues"): work()`.
 """
 
 from __future__ import annotations

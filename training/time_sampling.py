@@ -99,7 +99,7 @@ class UniformTime(TimeSampler):
     """q = 1 / (T - t_min), weight 1: independent uniform times (Song et al. 2021, arXiv:2011.13456, equation (7)).
 
     Args:
-        stratified: see `TimeSampler`; False here.
+        stratified: as in `TimeSampler`; False here.
     """
 
     stratified: bool = False
@@ -117,7 +117,7 @@ class StratifiedTime(UniformTime):
     appendix I.1).
 
     Args:
-        stratified: see `TimeSampler`; True here.
+        stratified: as in `TimeSampler`; True here.
     """
 
     stratified: bool = True
@@ -131,7 +131,7 @@ class UniformLogSNR(TimeSampler):
     objective (Kingma and Gao 2023, arXiv:2303.00848).
 
     Args:
-        stratified: see `TimeSampler`.
+        stratified: as in `TimeSampler`.
         corrected: whether the weights undo the density; False gives the weight 1.
     """
 
@@ -158,7 +158,7 @@ class ImportanceTime(UniformLogSNR):
     Ermon 2021 (arXiv:2101.09258), section 5.1, where the density is tabulated.
 
     Args:
-        stratified: see `TimeSampler`.
+        stratified: as in `TimeSampler`.
         corrected: whether the weights undo the density.
     """
 
@@ -172,12 +172,12 @@ class TabulatedTime(TimeSampler):
     appendix A.3, for the likelihood weighting.
 
     Args:
-        weighting: w; it must be positive and finite on [t_min, T].
-        nodes: of the table, at least 2.
-        stratified: see `TimeSampler`.
+        weighting: the weighting w, positive and finite on [t_min, T].
+        nodes: number of nodes of the table, at least 2.
+        stratified: as in `TimeSampler`.
 
     Raises:
-        UserError: a weighting that is none, or too few nodes.
+        UserError: a weighting of another class, or too few nodes.
     """
 
     weighting: Weighting = LikelihoodWeighting()
@@ -219,13 +219,14 @@ def _table(sde: SDE, weighting: Weighting, t_min: float, nodes: int, device: tor
 
 @dataclass(frozen=True, kw_only=True)
 class LogNormal(TimeSampler):
-    """log(sigma / alpha) ~ N(mean, std^2), cut off at t_min and T: most looks where there is something to learn.
+    """log(sigma / alpha) ~ N(mean, std^2), cut off at t_min and T: most draws fall where there is something to learn.
 
     Karras et al. 2022 (arXiv:2206.00364), table 1. There the density is a part of the objective, so the weight is 1.
 
     Args:
-        mean, std: of log(sigma / alpha); the paper's are -1.2 and 1.2.
-        stratified: see `TimeSampler`.
+        mean: mean of log(sigma / alpha); the paper's is -1.2.
+        std: standard deviation of log(sigma / alpha); the paper's is 1.2.
+        stratified: as in `TimeSampler`.
         corrected: whether the weights undo the density, so that it only changes the loss's variance.
 
     Raises:
@@ -271,10 +272,10 @@ class Adaptive(TimeSampler):
     (arXiv:2102.09672), section 3.3.
 
     Args:
-        bins: how many, at least 2.
-        decay: of the exponential average, in (0, 1).
-        floor: the part of the draws that is uniform in log_snr, in (0, 1]; it keeps the weights bounded.
-        stratified: see `TimeSampler`.
+        bins: number of bins, at least 2.
+        decay: decay of the exponential average, in (0, 1).
+        floor: share of the draws that is uniform in log_snr, in (0, 1]; it keeps the weights bounded.
+        stratified: as in `TimeSampler`.
 
     Attributes:
         moments, counts: `(bins,)`, the sums of the average and their normalisation, which checkpoints keep.

@@ -118,7 +118,7 @@ def recompute_activations(model: Trainable) -> None:
 
 def learn_classes(model: nn.Module, label_dropout: float) -> None:
     """Writes into `model`, where it has a place for that, whether it learns to do without a class; what it has learned before
-    (weights to begin with, an earlier session) stays."""
+    (weights to start from, an earlier session) stays."""
     if hasattr(model, "learned_without_class") and as_trainable(model).num_classes is not None:
         model.learned_without_class = label_dropout > 0 or bool(model.learned_without_class)  # type: ignore[assignment]
 

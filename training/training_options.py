@@ -18,19 +18,20 @@ PARALLEL = ("ddp", "fsdp")
 
 @dataclass(frozen=True, kw_only=True)
 class TrainingOptions:
-    """Options of `training.train`. Those of the optimiser default to Song et al. 2021's (arXiv:2011.13456, appendix H).
+    """Options of `training.train`. The optimiser's defaults are those of Song et al. 2021 (arXiv:2011.13456, appendix H).
 
-    What is said of each is its help text on a command line too; `options_help` reads it.
+    The lines below are also the help texts of a command line; `options_help` reads them. The experiments' own values are in
+    `workflow/defaults.py`.
 
     Args:
-        steps: how many updates to do in all.
+        steps: number of updates in all.
         batch_size: samples per update, over all processes and parts.
         seed: the seed of batches, noise, times and dropout.
         optimizer: "adam" or "adamw", which decays weights apart from the gradient.
         learning_rate: the largest learning rate.
         warmup: steps over which the learning rate rises linearly to its largest value.
         schedule: "constant", or "cosine", which falls to `final_rate` times the largest learning rate at the last step.
-        final_rate: where the cosine schedule ends, as a part of the largest learning rate.
+        final_rate: end of the cosine schedule, as a fraction of the largest learning rate.
         betas: Adam's decays of the averages of the gradient and of its square.
         adam_eps: Adam's epsilon, added to the root of the average square.
         weight_decay: how strongly the optimiser pulls weights to zero.
@@ -47,11 +48,11 @@ class TrainingOptions:
         log_every: steps between two reports; a loss that is not finite is found there.
         eval_every: steps between two evaluations; 0 for none.
         checkpoint_every: steps between two checkpoints; 0 for the last one alone.
-        keep: how many of the newest checkpoints stay.
+        keep: number of the newest checkpoints that stay.
         keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
         max_seconds: seconds of training in all, after which the run stops with everything saved; None for no limit.
         nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates.
-        max_skips: how many updates may be skipped.
+        max_skips: largest number of updates to skip.
         compile: whether torch.compile compiles the network for the time of the training.
         checkpoint_activations: whether activations are computed again in the backward pass, to save memory.
         parallel: how several processes share the work: "ddp" copies the weights, "fsdp" divides them.

@@ -55,7 +55,7 @@ class Updater:
 
     Attributes:
         state: of the run, at step 0.
-        compiled: the network's compiled call, where that is asked for: to be used while the run goes on.
+        compiled: the network's compiled call, used while the run lasts; None without compilation.
 
     Raises:
         UsageError: options that do not fit the model.

@@ -54,11 +54,11 @@ class VLB(TimedObjective):
 
     Args:
         times: `DiscreteTime()`, whose levels become `steps`.
-        t_min: not used with such times.
-        steps: N, at least 2.
-        variance: of p: "posterior", "transition", or "learned", which needs a network with `learned_variance`.
-        bin_width: of grey values in model units; None for real-valued data.
-        low, high: the ends of the data's range, where bins are open.
+        t_min: not used: a table has its own times.
+        steps: number of steps of the chain, at least 2.
+        variance: variance of p: "posterior", "transition", or "learned", which needs a network with `learned_variance`.
+        bin_width: width of a grey value's bin in model units; None for real-valued data.
+        low, high: ends of the data's range, where the bins are open.
 
     Raises:
         UserError: an option out of range. In a step: an SDE whose data are noisy at t = 0, or a network without variances.
@@ -143,8 +143,8 @@ class Hybrid(VLB):
 
     Args:
         times, t_min, steps, bin_width, low, high: as in `VLB`.
-        variance: as in `VLB`; "learned" here, which needs a network with `learned_variance`.
-        vlb_weight: the paper's is 0.001.
+        variance: as in `VLB`; "learned" is the default here.
+        vlb_weight: factor of L_vlb; the paper's is 0.001.
 
     Raises:
         UserError: as in `VLB`.

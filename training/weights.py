@@ -24,7 +24,7 @@ class Origin:
     Attributes:
         path: the file or folder.
         step: how many updates they had seen; None where it is not said.
-        config: what their run was made with, as far as it is said.
+        config: the configuration of their run, as far as it is stored.
     """
 
     path: Path
@@ -37,7 +37,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
     to fine-tune it.
 
     Raises:
-        UsageError: a source that is none of these.
+        UsageError: any other source.
         CheckpointError: weights that do not fit the model.
     """
     source = Path(source)
@@ -49,7 +49,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
         return Origin(path=source, step=found.step, config=found.content.get("config") or {})
     if not source.is_dir():
         raise UsageError(
-            f"got {source} to begin with, where there is no checkpoint; expected a run folder, a checkpoint's file, or a "
+            f"got {source}, which has no checkpoint; expected a run folder, a checkpoint file, or a "
             "folder that save_pretrained wrote"
         )
     found = _newest(source, None)
@@ -91,7 +91,7 @@ def _newest(folder: Path, step: int | None) -> Checkpoint:
 
 
 def _checkpoint(file: Path) -> Checkpoint:
-    """One file: held against its manifest where that lies beside it, else on its own."""
+    """One file: checked against its manifest, if that lies beside it."""
     digits = file.stem.removeprefix("step_")
     if digits.isdecimal():
         folder = CheckpointFolder(file.parent)

@@ -57,7 +57,7 @@ class Chunks:
 
     @property
     def done(self) -> int:
-        """Samples whose parts are there."""
+        """The number of samples whose parts are written."""
         return sum(last - first for k, (first, last) in enumerate(self.spans) if self.file(k).exists())
 
     def todo(self, alone: bool = False) -> Iterator[tuple[int, int, int]]:
@@ -75,7 +75,7 @@ class Chunks:
 
     def poll(self) -> None:
         """Raises `Interrupted` where a signal has come."""
-        self.interruption.poll(f"{self.done} of {self.n} done in {self.folder}; the same command goes on")
+        self.interruption.poll(f"{self.done} of {self.n} done in {self.folder}; the same command continues")
 
     def watched(self, score: Score) -> Score:
         """`score`, polling at every evaluation: a chunk of a large network can take minutes."""
@@ -96,8 +96,8 @@ class Chunks:
                     parts.append({name: part[name] for name in part.files})
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
                 raise UserError(
-                    f"got the part {self.file(k)}, which cannot be read ({error}); expected what this command wrote: "
-                    "delete it, and the same command does it again"
+                    f"got the part {self.file(k)}, which cannot be read ({error}); expected a file of this command: "
+                    "delete it, and run the command again"
                 ) from error
         return parts
 

@@ -1,9 +1,8 @@
 """Command lines that answer in one line.
 
-Two kinds: a system (`score-sde vp …`) takes every value of its configuration as a flag `--config.a.b=…` through
-ml_collections; a tool on a finished run (`score-sde sample …`, `score-sde nll …`) takes plain options. Both refuse what does
-not fit with one line that says what was got, what was expected and what to do, and leave with the exit code that `--help`
-lists. That holds for what a user can get wrong; a bug keeps its traceback, and `--traceback` shows it for the others too.
+A system (`score-sde vp …`) takes every value of its configuration as a flag `--config.a.b=…` through ml_collections; a tool
+on a finished run (`score-sde sample …`, `score-sde nll …`) takes plain options. A user's mistake is answered with one line
+(got, expected, what to do) and an exit code that `--help` lists; `--traceback` shows the traceback too. A bug always shows it.
 """
 
 from __future__ import annotations
@@ -30,21 +29,20 @@ from workflow.sections import leaves
 from workflow.system import Config, System
 
 EXIT_CODES = (
-    "exit codes: 0 done; 2 usage: an option, a value or a run folder that does not fit; 3 data that are missing, damaged or do "
-    "not fit; 4 a value that is not finite; 5 the disk, or a checkpoint to go on from that is damaged; 130 stopped by Ctrl-C, "
-    "143 by SIGTERM; 1, with a traceback, a bug"
+    "exit codes: 0 done; 1 a bug, with its traceback; 2 a wrong option, value or run folder; 3 missing, damaged or unsuitable "
+    "data; 4 a value that is not finite; 5 a disk error or a damaged checkpoint; 130 stopped by Ctrl-C; 143 stopped by SIGTERM"
 )
 _SHARED = {
     "workdir": "the run folder",
-    "preset": "whole settings by name: {presets}; the values below are the chosen one's",
-    "resume": "go on from the run folder's newest checkpoint, or start where there is none",
-    "allow_change": "names of values, with commas, that may differ from the run folder's on --resume",
-    "init_from": "begin with the averaged weights of a run folder, a checkpoint's file or a pretrained folder (of export.py), "
-    "on data of the same shape; not looked at where --resume finds a checkpoint",
-    "dry_run": "go through every stage in seconds, in a folder that is then removed (in --workdir, where that is given), and "
-    "print what the run would take: memory, disk, time",
-    "quiet": "no progress bars and no words on the way: results, warnings and errors only",
-    "traceback": "show where in the program a refused value was found",
+    "preset": "settings by name: {presets}; the values below are those of the chosen preset",
+    "resume": "continue from the newest checkpoint of the run folder, or start where there is none",
+    "allow_change": "names of values, separated by commas, that may differ from the run folder's when resuming",
+    "init_from": "start from the averaged weights of a run folder, a checkpoint file or a folder that export.py wrote, trained "
+    "on data of the same shape; ignored where --resume finds a checkpoint",
+    "dry_run": "run every stage in seconds in a temporary folder (inside --workdir, if given), and print the memory, disk "
+    "space and time that the run would take",
+    "quiet": "print only results, warnings and errors, without progress bars",
+    "traceback": "show the traceback of a refused value",
 }
 
 
@@ -230,8 +228,8 @@ def _help(system: System, config: ConfigDict) -> str:
     lines += [f"  --{name}  short for --config.{where}=True" for name, where in system.switches.items()]
     lines += [
         "",
-        "values of the configuration, with their defaults. A section shows the options of the class that its name chooses, and",
-        "--config.sampling.sampler=ddim chooses one; with --help, what is chosen is shown. None leaves a value open.",
+        "Values of the configuration, with their defaults. A section shows the options of the class that it names: for those",
+        "of DDIM add --config.sampling.sampler=ddim to --help. None leaves a value open: the data or the class decide.",
         "",
     ]
     texts = configuration.help_texts(system, config)

@@ -22,6 +22,7 @@ from models.pretrained import CARD
 from numerics import Catalogue, UserError, argument_help, nearest
 from training import TrainingOptions
 from workflow import systems
+from workflow.defaults import HELP
 from workflow.protocol import Protocol
 from workflow.run_folder import CONFIG, read_json
 from workflow.sections import is_section, leaves, names_first, set_value
@@ -149,7 +150,7 @@ def config_for(name: str, preset: str = "digits", changes: Mapping[str, Any] | N
 
 
 def help_texts(system: System, config: ConfigDict) -> dict[str, str]:
-    """What the docstrings say of the values, by dotted path."""
+    """What the docstrings, and `workflow.defaults` of its own values, say of each, by dotted path."""
     texts = {f"training.{name}": text for name, text in argument_help(TrainingOptions).items()}
     texts |= {f"likelihood.{name}": text for name, text in argument_help(Protocol).items()}
     for path, catalogue in system.catalogues.items():
@@ -158,7 +159,7 @@ def help_texts(system: System, config: ConfigDict) -> dict[str, str]:
             for key in path.split("."):
                 group = group[key]
             texts.update(_section_texts(group, catalogue, path))
-    return texts
+    return {**texts, **HELP}
 
 
 def _section_texts(group: ConfigDict, catalogue: Catalogue[Any], path: str) -> Iterator[tuple[str, str]]:
@@ -269,7 +270,8 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     missing += [n for n in ("seed",) if n not in stored] + ([] if isinstance(name, str) else ["system"])
     if missing:
         raise UserError(
-            f"got {source}, which is not a run's: it has no {', '.join(missing)}; expected what an experiment wrote"
+            f"got {source}, which is not the configuration of a run: it has no {', '.join(missing)}; expected a file that an "
+            "experiment wrote"
         )
     system = systems.create(str(name))
     config = system.get_config()
@@ -283,7 +285,7 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     try:
         change(config, system, dict(_known(config, system, values)))
     except UserError as error:
-        raise UserError(f"got {source}: {error}; remove that value, or use the version that wrote it") from error
+        raise UserError(f"got {source}: {error}; remove that value, or use the version that wrote the file") from error
     return plain(config)
 
 

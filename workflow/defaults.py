@@ -1,7 +1,7 @@
 """The configuration that the systems share; each changes what is its own. Every value has the digits and two CPU cores in mind.
 
-A section names a class and shows all its options (`workflow.sections`). The values beside sections are the workflow's own.
-Tuples, not lists: flags can override those.
+A section names a class and shows all its options (`workflow.sections`). The values beside sections are the workflow's own;
+`HELP` is their help. Tuples, not lists: flags can override those.
 """
 
 from __future__ import annotations
@@ -16,6 +16,26 @@ from training import TrainingOptions
 from workflow.protocol import Protocol
 from workflow.sections import fields_section, section
 
+HELP = {
+    "system": "name of the system, written into config.json",
+    "seed": "seed of the weights, the training, the samples and the likelihood",
+    "device": "auto (the GPU where there is one), cpu, cuda, cuda:N or mps",
+    "threads": "number of threads of torch on a CPU; 0 for torch's own number",
+    "baselines": "whether to score simple densities beside the model",
+    "data.low": "number that grey level 0 becomes in model units",
+    "data.high": "upper end of the highest grey level in model units",
+    "data.scaling": "how data without grey levels are standardised: joint, columns or auto (docs/data.md)",
+    "data.drop_duplicates": "whether to leave out training samples that are also in the test split",
+    "model.grey_level_features": "sine features of the input: how often each turns within a grey level; () for none",
+    "model.class_conditional": "whether the network is told the class",
+    "training.batch_size": "samples per update, over all processes and parts; None for 128 images or 512 points",
+    "training.split": "train, or fit: train without the validation samples",
+    "training.validation": "number of held-out samples whose loss and bound each evaluation measures; 0 for none",
+    "bound.draws": "number of draws of each image's variational bound",
+    "sampling.n": "number of samples to draw; None for 64 images or 2,000 points",
+}
+"""What `--help` says of the values that no class has."""
+
 
 def base_config(system: str) -> ConfigDict:
     """Everything but the SDE, which is the system's own.
@@ -24,12 +44,9 @@ def base_config(system: str) -> ConfigDict:
         system: the name that config.json will hold.
     """
     data_section = section(data.DATASETS, "digits")
-    # grey levels become numbers from low to high; other data are standardised, jointly or by columns
-    # drop_duplicates leaves training samples out that are also in the test split
     data_section.update({"low": -1.0, "high": 1.0, "scaling": "auto", "drop_duplicates": False})
 
     model = section(models.NETWORKS, "auto", channels=32, multipliers=(1, 1), blocks=1, width=128, depth=4)
-    # sine features of the input that turn once, twice, ... in a grey level
     model.grey_level_features = (1.0, 2.0)
     model.class_conditional = False
     model.parametrization = section(models.PARAMETRIZATIONS, "preconditioned")
@@ -51,12 +68,11 @@ def base_config(system: str) -> ConfigDict:
         checkpoint_every=1000,
         keep=2,
     )
-    # None: 128 images, 512 points (the swiss roll's negative log-density after 1,500 steps: 2.41 with 128, 1.44 with 512 where
+    # the points' (the swiss roll's negative log-density after 1,500 steps: 2.41 with 128, 1.44 with 512 where
     # the truth has 1.42 bits/dim)
     optimization.batch_size = FieldReference(None, field_type=object)
-    # "train", or "fit": the same without the validation images
     optimization.split = "train"
-    # images whose loss and bound are measured at each evaluation (0: none); 128 cost about eight steps
+    # 128 cost about eight steps
     optimization.validation = 128
     optimization.objective = section(training.OBJECTIVES, "dsm", times={"name": "log_normal", "mean": -1.5, "std": 2.2})
 
@@ -64,10 +80,9 @@ def base_config(system: str) -> ConfigDict:
         {
             "system": system,
             "seed": 0,
-            # auto: the GPU where there is one
             "device": "auto",
-            # torch's threads on a CPU; 0 leaves them. For this small network one is the safe choice: two make 16 to 20
-            # training steps a second on two free cores but 4.4 where another process runs, one makes 12.6 and 12.3
+            # for this small network one is the safe choice: two make 16 to 20 training steps a second on two free cores
+            # but 4.4 where another process runs, one makes 12.6 and 12.3
             "threads": 1,
             "data": data_section,
             "model": model,
@@ -75,11 +90,9 @@ def base_config(system: str) -> ConfigDict:
             "sampling": {
                 "sampler": section(samplers.SAMPLERS, "pc", steps=250),
                 "second": section(samplers.SAMPLERS, "dpm_solver", steps=20),
-                # how many; None: 64 images, 2,000 points
                 "n": FieldReference(None, field_type=object),
             },
             "likelihood": fields_section(Protocol, leave=("seed",)),
-            # simple densities beside the model's bits/dim
             "baselines": True,
         }
     )

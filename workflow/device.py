@@ -20,7 +20,7 @@ def chosen_device(name: str) -> torch.device:
             return chosen
         except (RuntimeError, AssertionError) as error:
             raise UserError(
-                f"got the device {name!r}, which is not here; expected auto, cpu, cuda, cuda:N or mps"
+                f"got the device {name!r}, which this machine does not have; expected auto, cpu, cuda, cuda:N or mps"
             ) from error
     if torch.cuda.is_available():
         return torch.device("cuda")

@@ -51,6 +51,6 @@ def draw(run: TrainedRun) -> dict[str, Drawn]:
 
 
 def report_drawn(folder: RunFolder, drawn: Mapping[str, Drawn]) -> None:
-    """Writes under `sampling` in results.json what was drawn: the first one's entries, and all by name."""
+    """Writes under `sampling` in results.json what was drawn: the entries of the first sampler, and all by name."""
     every = {name: asdict(d) for name, d in drawn.items()}
     folder.update_results({"sampling": {**next(iter(every.values())), "all": every}})

@@ -1,6 +1,6 @@
 """Every stage of a run in seconds: `--dry_run`.
 
-Trains a few steps with the run's own network and batches, goes on from the checkpoint, draws by both samplers in a few steps,
+Trains a few steps with the run's own network and batches, resumes from the checkpoint, draws by both samplers in a few steps,
 scores a few samples, writes the report; and says from that what the run itself would take.
 """
 
@@ -54,7 +54,7 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
     Args:
         folder: the run's.
         keep: write there, and leave it; else into a folder that is removed.
-        init_from: weights to begin with.
+        init_from: weights to start from.
 
     Raises:
         UsageError: in several processes, or in a folder that holds a run.

@@ -25,7 +25,7 @@ _CHANNELS = (1, 2, 3, 4)  # grey, grey and alpha, RGB, RGBA
 
 
 def check(dataset: Dataset) -> None:
-    """Refuses data that are no pictures.
+    """Refuses data that are not pictures.
 
     Raises:
         UserError: no grey levels, or a shape that no 8-bit picture has.

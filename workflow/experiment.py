@@ -37,7 +37,7 @@ def main(system: System | str, arguments: list[str]) -> int:
 def run(setup: Setup, folder: RunFolder, asked: Request) -> None:
     """Trains, samples and scores.
 
-    Under `torchrun` all processes train together, and the first one goes on alone.
+    Under `torchrun` all processes train together, and the first one continues alone.
     """
     started = time.perf_counter()
     with process_group() as group:
@@ -65,4 +65,4 @@ def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True)
 
 
 def _after_training(folder: RunFolder) -> AbstractContextManager[None]:
-    return stopped_at_once(f"the training is saved in {folder}; the same command with --resume goes on")
+    return stopped_at_once(f"the training is saved in {folder}; the same command with --resume continues")

@@ -37,7 +37,7 @@ HARMLESS = (
     "device",
     *(f"training.{n}" for n in ("log_every", "checkpoint_every", "eval_every", "keep", "validation")),
 )
-"""Values that may differ when a run goes on: they change no number."""
+"""Values that may differ when a run is resumed: they change no number."""
 
 
 def fit(
@@ -53,9 +53,9 @@ def fit(
     """This process's share of the training; what can be refused is refused before the first file is written.
 
     Args:
-        resume: go on from the newest checkpoint, or start where there is none.
+        resume: continue from the newest checkpoint, or start where there is none.
         allow_change: names of values that may differ from the run's.
-        init_from: weights to begin with: a run folder, a checkpoint's file, or a pretrained folder.
+        init_from: weights to start from: a run folder, a checkpoint file, or a pretrained folder.
         quiet: say nothing of what the training will take.
 
     Raises:
@@ -66,7 +66,7 @@ def fit(
     problem: Exception | None = None
     if group.is_main and not resume and folder.has_work:
         problem = UsageError(
-            f"got the run folder {folder}, which holds a run; expected a new one: add --resume to go on with it, "
+            f"got the run folder {folder}, which holds a run; expected a new one: add --resume to continue it, "
             "or give another --workdir"
         )
     group.broadcast_error(problem)
@@ -136,12 +136,12 @@ def fit(
 
 
 def _begin(setup: Setup, folder: RunFolder, source: Path | None, resume: bool, group: Group) -> dict[str, Any] | None:
-    """Gives the model the weights to begin with, where that is asked for; returns where they came from."""
+    """Gives the model the weights to start from, if any; returns where they came from."""
     if source is None:
         return None
     if resume and folder.has_checkpoint:
         if group.is_main:
-            progress.say(f"--init_from={source} is not looked at: {folder} has a checkpoint to go on from")
+            progress.say(f"--init_from={source} is ignored: {folder} has a checkpoint to resume from")
         return None
     origin = initialize_from(setup.model, source)
     if origin.config:

@@ -8,13 +8,13 @@ from importlib import import_module
 
 TOOLS = {
     "sample": "draw samples from a run, by any sampler",
-    "nll": "bits/dim of a split, with its error budget",
-    "evaluate": "measures of samples, beside held-out data",
-    "compare": "samplers side by side",
-    "bounds": "the three ways of stating bits/dim",
-    "ood": "bits/dim of other data",
-    "leaderboard": "tables over runs",
-    "export": "a run as a pretrained folder",
+    "nll": "score a split in bits/dim, with an error budget",
+    "evaluate": "measure samples, beside held-out data",
+    "compare": "compare samplers",
+    "bounds": "state bits/dim in the three ways that papers do",
+    "ood": "score other data in bits/dim",
+    "leaderboard": "tabulate several runs",
+    "export": "write a run's model as a pretrained folder",
 }
 """The tools, each a module of `workflow.tools` of that name."""
 

@@ -23,7 +23,7 @@ class Protocol:
     """How bits/dim are computed.
 
     Args:
-        split: which split of the data set.
+        split: split of the data set.
         solver: fast (`likelihood.fast`: a grid placed by a pilot run on training data), accurate (adaptive, each sample with
             its own steps, at `tolerance`), scipy (RK45) or torchdiffeq (dopri5) at `tolerance`, whose values depend on the
             chunk.
@@ -42,9 +42,9 @@ class Protocol:
         limit: score only the first so many samples; 0 for all.
         seed: seed of noise and probes.
         t_min: the time of the density; None for the SDE's, or what the dequantiser needs.
-        label: of a class-conditional model: own (each sample given its own class), the number of a class (all given that one)
-            or none (no class).
-        precision: bits/dim, the wished standard error of the split's mean, from a survey that scores as many images as that
+        label: class label for a class-conditional model: own (each sample its own class), a number (all samples that class)
+            or none.
+        precision: standard error of the split's mean to reach, in bits/dim, by a survey that scores only as many images as that
             takes; None scores all.
     """
 

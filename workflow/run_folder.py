@@ -49,7 +49,7 @@ class RunFolder:
 
     @property
     def has_checkpoint(self) -> bool:
-        """Whether there is a checkpoint to go on from."""
+        """Whether there is a checkpoint to resume from."""
         return CheckpointFolder(self.path / "checkpoints").exists()
 
     @property
@@ -153,11 +153,11 @@ def read_json(file: Path) -> dict[str, Any]:
     try:
         value = json.loads(file.read_text(encoding="utf-8"))
     except FileNotFoundError as error:
-        raise UserError(f"got {file}, which does not exist; expected what an experiment wrote") from error
+        raise UserError(f"got {file}, which does not exist; expected a file that an experiment wrote") from error
     except (ValueError, RecursionError) as error:
-        raise UserError(f"got {file}, which is not JSON ({error}); expected what an experiment wrote") from error
+        raise UserError(f"got {file}, which is not JSON ({error}); expected a file that an experiment wrote") from error
     if not isinstance(value, dict):
-        raise UserError(f"got {file}, which holds a {type(value).__name__}; expected what an experiment wrote")
+        raise UserError(f"got {file}, which holds a {type(value).__name__}; expected a file that an experiment wrote")
     return value
 
 

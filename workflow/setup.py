@@ -48,7 +48,7 @@ class Setup:
         samplers: by name, in the order in which they draw (the last one also in the course of training); none where the system
             has a way of its own. n: how many samples each of them draws.
         protocol: how bits/dim are computed.
-        validation: how many held-out samples are looked at in training.
+        validation: number of held-out samples that each evaluation measures.
         baselines: whether simple densities are scored beside the model.
     """
 
@@ -97,7 +97,7 @@ class Setup:
 
     @cached_property
     def data_notes(self) -> tuple[str, ...]:
-        """What is to be said of the data, a line each: what their reader passed over, and test samples that are in train."""
+        """Notes on the data, a line each: what their reader skipped, and test samples that are in train."""
         if sum(s.x.numel() * s.x.element_size() for s in self.dataset.splits.values()) > _READ_FOR_DUPLICATES:
             return (
                 *self.dataset.notes,
@@ -149,7 +149,7 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         sections = [c["sampling"][k] for k in ("sampler", "second") if k in c["sampling"]]
         drawn_by = {s["name"]: system.sampler(c, s) for s in sections}
         if len(drawn_by) < len(sections):
-            raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two samplers")
+            raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two different samplers")
     with _part("likelihood"):
         protocol = _PROTOCOL.create("protocol", seed=config["seed"], **c["likelihood"])
         checked_split(dataset, protocol.split)

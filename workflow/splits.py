@@ -11,7 +11,7 @@ def training_splits(training: Config, dataset: Dataset) -> tuple[Split, Split, b
     """What is trained on, what is validated on, and whether the second is part of the first.
 
     Args:
-        training: has `split`, "train" or "fit" (without the validation samples), and `validation`, how many are looked at.
+        training: has `split`, "train" or "fit" (without the validation samples), and `validation`, how many of these to score.
 
     Raises:
         UserError: another split, or "fit" for data that set nothing aside.
@@ -28,7 +28,7 @@ def training_splits(training: Config, dataset: Dataset) -> tuple[Split, Split, b
 
 
 def checked_split(dataset: Dataset, name: str) -> Split:
-    """The split of that name, refused as a wrong value where there is none."""
+    """The split of that name; a name that does not exist is refused."""
     if name not in dataset.split_names:
         raise UserError(f"got the split {name!r} of {dataset.name}; expected one of {', '.join(dataset.split_names)}")
     return dataset.split(name)

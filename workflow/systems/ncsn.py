@@ -33,7 +33,13 @@ from workflow.system import Config, System
 
 @dataclass(frozen=True, kw_only=True)
 class SigmaLadder:
-    """Sigmas falling geometrically from `sigma_max` to `sigma_min` in L = `levels`."""
+    """Sigmas falling geometrically from `sigma_max` to `sigma_min` in L = `levels`.
+
+    Args:
+        levels: number of sigmas, at least 2.
+        sigma_max: the first and largest sigma.
+        sigma_min: the last and smallest sigma.
+    """
 
     levels: int = 10
     sigma_max: float = 1.0

@@ -4,6 +4,8 @@ r"""VP, the continuous limit of DDPM.
 
 (Song et al. 2021, arXiv:2011.13456, equation (11)). Trains a score model by denoising score matching, draws by
 predictor-corrector sampling and in 20 steps of DPM-Solver++, and scores in exact bits/dim by the probability flow.
+
+The settings, such as the digits' learning rate, are those of `workflow/defaults.py`.
 """
 
 from __future__ import annotations

@@ -32,7 +32,7 @@ def add_quiet(made: Parser) -> None:
     made.add_argument(
         "--quiet",
         action="store_true",
-        help="no progress bars and no words on the way: results, warnings and errors only",
+        help="print only results, warnings and errors, without progress bars",
     )
 
 
@@ -51,14 +51,14 @@ def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     """Adds --sampler, --steps and --option."""
     made.add_argument("--sampler", default=default, help="the sampler: " + ", ".join(samplers.available()))
     made.add_argument(
-        "--steps", default=None, type=whole_or_none, help="the sampler's number of steps; None: its own default"
+        "--steps", default=None, type=whole_or_none, help="number of steps of the sampler; None: its default"
     )
     made.add_argument(
         "--option",
         action="append",
         default=[],
         metavar="NAME=VALUE",
-        help="an option of the sampler, such as corrector=none or grid.rho=3; can be given several times",
+        help="an option of the sampler, such as corrector=none or grid.rho=3; may be repeated; see samplers.options(NAME)",
     )
 
 
@@ -133,7 +133,7 @@ def whole_or_none(text: str) -> int | None:
 whole_or_none.__name__ = "int"  # what argparse calls it in a complaint
 
 
-def add_label(made: Parser, help_text: str = "class, of a class-conditional run; None: any") -> None:
+def add_label(made: Parser, help_text: str = "class to draw or score, for a class-conditional run; None: any") -> None:
     """Adds --label."""
     made.add_argument("--label", default=None, type=whole_or_none, help=help_text)
 

@@ -75,12 +75,14 @@ def rows(
     """The table's rows for grey values `images` `(B, *)`.
 
     Args:
-        K: draws of the dequantisation noise, of the importance-weighted values.
-        steps: of the flow's solver. draws: of the continuous bounds. probes: trace estimates; 0 for the exact trace.
-        levels: of DDPM's chain, each of whose steps is evaluated once.
-        truncation: the noise at the t_min of the rows on grid points, in bins: sigma/alpha over the bin's width. The network
-            has learned images with uniform noise, and cannot tell where in its bin a pixel is once the noise is finer.
-        batch_size: images at once.
+        K: number of draws of the dequantisation noise, which the importance-weighted values use together.
+        steps: number of steps of the flow's solver.
+        draws: number of draws of the continuous bounds.
+        probes: number of trace estimates for each draw; 0 for the exact trace.
+        levels: number of levels of DDPM's chain, each evaluated once.
+        truncation: sigma/alpha at the t_min of the rows on grid points, in bins. The network has learned images with uniform
+            noise; once the noise is finer, it cannot tell where in its bin a pixel is.
+        batch_size: number of images scored together.
     """
     sde, score, transform = run.sde, run.score, run.transform
     D = images[0].numel()
@@ -189,17 +191,17 @@ def table(found: list[Row], run: TrainedRun, split: str, images: int) -> str:
 
 
 def main(arguments: list[str]) -> int:
-    """Scores in all ways, and prints the table."""
-    parser = shared.parser("The three ways of stating bits/dim of a finished run, in one table.")
+    """Scores in all three ways and prints the table."""
+    parser = shared.parser("State bits/dim of a finished run in the three ways that papers do, in one table.")
     parser.add_argument("--split", default="test", help="split of the run's data set")
-    parser.add_argument("--limit", default=64, type=int, help="score only so many images; 0: all")
-    parser.add_argument("--K", default=8, type=int, help="draws of the dequantisation noise")
-    parser.add_argument("--steps", default=64, type=int, help="steps of the flow's solver")
-    parser.add_argument("--draws", default=128, type=int, help="draws of the continuous bounds")
-    parser.add_argument("--levels", default=1000, type=int, help="levels of the chain, each evaluated once")
-    parser.add_argument("--probes", default=4, type=int, help="trace estimates a draw; 0: exact trace")
-    parser.add_argument("--truncation", default=0.25, type=float, help="noise on grid points at t_min, in bins")
-    parser.add_argument("--batch_size", default=32, type=int, help="images at once")
+    parser.add_argument("--limit", default=64, type=int, help="number of images to score; 0: all")
+    parser.add_argument("--K", default=8, type=int, help="number of draws of the dequantisation noise")
+    parser.add_argument("--steps", default=64, type=int, help="number of steps of the flow's solver")
+    parser.add_argument("--draws", default=128, type=int, help="number of draws of the continuous bounds")
+    parser.add_argument("--levels", default=1000, type=int, help="number of levels of the chain, each evaluated once")
+    parser.add_argument("--probes", default=4, type=int, help="number of trace estimates for each draw; 0: exact trace")
+    parser.add_argument("--truncation", default=0.25, type=float, help="sigma/alpha on grid points at t_min, in bins")
+    parser.add_argument("--batch_size", default=32, type=int, help="number of images scored together")
     parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
     shared.add_label(parser)
     options = shared.parsed(parser, arguments)

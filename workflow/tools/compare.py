@@ -12,7 +12,7 @@ import torch
 
 import samplers
 from evaluation import evaluate_samples
-from evaluation.report import default_features
+from evaluation.report import AVAILABLE, default_features
 from evaluation.sampler_comparison import compare_samplers, dataset_quality
 from numerics import UserError
 from workflow import progress
@@ -24,19 +24,21 @@ def main(arguments: list[str]) -> int:
     """Compares, and prints the table."""
     parser = shared.parser("Compare samplers on a finished run.")
     parser.add_argument(
-        "--samplers", default="pc,ddim,dpm_solver", help="names with commas: " + ", ".join(samplers.available())
+        "--samplers",
+        default="pc,ddim,dpm_solver",
+        help="names, separated by commas: " + ", ".join(samplers.available()),
     )
-    parser.add_argument("--nfe", default="10,20,50,100", help="budgets of evaluations, with commas")
-    parser.add_argument("--n", default=1000, type=int, help="samples by each")
-    parser.add_argument("--measures", default="FD,SW", help="measures of `evaluation`, with commas")
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise, which all share")
-    parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
+    parser.add_argument("--nfe", default="10,20,50,100", help="budgets of evaluations, separated by commas")
+    parser.add_argument("--n", default=1000, type=int, help="number of samples drawn by each sampler")
+    parser.add_argument("--measures", default="FD,SW", help="measures, separated by commas: " + ", ".join(AVAILABLE))
+    parser.add_argument("--seed", default=0, type=int, help="seed of the noise that all samplers start from")
+    parser.add_argument("--batch_size", default=500, type=int, help="number of samples drawn together")
     shared.add_label(parser)
     args = shared.parsed(parser, arguments)
     try:
         budgets = tuple(int(v) for v in args.nfe.split(","))
     except ValueError as error:
-        raise UserError(f"got --nfe={args.nfe!r}; expected integers with commas") from error
+        raise UserError(f"got --nfe={args.nfe!r}; expected integers separated by commas, such as 10,20") from error
     chosen = {name: samplers.create(name) for name in args.samplers.split(",")}
     run = load_run(args.run, args.device)
     run = run if args.label is None else run.given(args.label)

@@ -48,18 +48,18 @@ def main(arguments: list[str]) -> int:
     """Draws, measures, and prints the measures beside those of held-out data."""
     parser = shared.parser("Measure a finished run's samples.")
     shared.add_sampler(parser)
-    parser.add_argument("--n", default=2000, type=int, help=f"samples, at least {LEAST}; for good numbers thousands")
+    parser.add_argument("--n", default=2000, type=int, help=f"number of samples, at least {LEAST}; take thousands")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=500, type=int, help="samples at a time")
-    shared.add_label(parser, "class, of a class-conditional run, compared with its data; None: any")
-    parser.add_argument("--split", default="test", help="held-out data that the samples are shown beside")
+    parser.add_argument("--batch_size", default=500, type=int, help="number of samples drawn together")
+    shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
+    parser.add_argument("--split", default="test", help="split of held-out data to compare with")
     parser.add_argument(
         "--features",
         default="auto",
         choices=("auto", "classifier", "pixels", "inception"),
-        help="auto: a classifier of labelled images, the pixels of others, the coordinates of what is no image",
+        help="auto: a classifier for labelled images, pixels for other images, coordinates for other data",
     )
-    parser.add_argument("--inception", default=None, type=Path, help="file of --features inception")
+    parser.add_argument("--inception", default=None, type=Path, help="TorchScript file for --features inception")
     args = shared.parsed(parser, arguments)
     if args.n < LEAST or args.batch_size < 1:
         raise UserError(
@@ -70,7 +70,7 @@ def main(arguments: list[str]) -> int:
     checked_split(run.dataset, args.split)
     if args.split in ("train", "fit"):
         raise UserError(
-            f"got --split {args.split}, which is what is learned from; expected held-out data, such as test"
+            f"got --split {args.split}, which the model was trained on; expected held-out data, such as test"
         )
     features = _features(args.features, args.inception, run.dataset)
     if args.label is not None:

@@ -19,7 +19,7 @@ _KEPT = ("bits_per_dim", "training", "sampling", "environment")
 
 def main(arguments: list[str]) -> int:
     """Writes the folder, and says how large it is."""
-    parser = shared.parser("Writes a run's model as a pretrained folder.")
+    parser = shared.parser("Write a run's model as a pretrained folder.")
     parser.add_argument("--to", required=True, type=Path, help="the folder to write; its model is replaced")
     args = shared.parsed(parser, arguments)
     run = load_run(args.run, args.device)

@@ -45,8 +45,8 @@ class Line:
 
 def main(arguments: list[str]) -> int:
     """Prints the tables."""
-    parser = Parser(description="Tables over finished runs.")
-    parser.add_argument("runs", nargs="+", type=Path, help="run or pretrained folders; others are passed over")
+    parser = Parser(description="Tabulate finished runs, best bits/dim first.")
+    parser.add_argument("runs", nargs="+", type=Path, help="run or pretrained folders; others are skipped")
     shared.add_quiet(parser)
     args = shared.parsed(parser, arguments)
     tables: dict[tuple[str, str, str], list[Line]] = {}

@@ -4,7 +4,7 @@
     score-sde sample --run runs/vp --sampler pc --option corrector=none --option grid=log_snr --gif run.gif
     torchrun --nproc-per-node 2 experiments/sample.py --run runs/vp --n 10000       the same samples, shared out
 
-Sample i is the same for any --n and any number of processes, and an interrupted command goes on where it stopped. The picture
+Sample i is the same for any --n and any number of processes, and an interrupted command continues where it stopped. The picture
 goes to RUN/samples/SAMPLER-....png, the values beside it in parts (.npz). With `--save png` the folder
 RUN/samples/SAMPLER-...-png gets an 8-bit file for each sample, and SAMPLER-...-png.npz all of them: what tools for FID read.
 """
@@ -30,21 +30,21 @@ _SHOWN_IMAGES, _SHOWN_POINTS = 1024, 10_000
 
 def main(arguments: list[str]) -> int:
     """Draws, and says where the picture and the values are."""
-    parser = shared.parser("Samples from a finished run.")
+    parser = shared.parser("Draw samples from a finished run.")
     shared.add_sampler(parser)
     parser.add_argument("--n", default=64, type=int, help="number of samples")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=256, type=int, help="samples at a time")
-    parser.add_argument("--out", default=None, type=Path, help="file of the picture; None: beside the parts")
+    parser.add_argument("--batch_size", default=256, type=int, help="number of samples drawn together")
+    parser.add_argument("--out", default=None, type=Path, help="file for the picture; None: beside the parts")
     parser.add_argument(
-        "--gif", default=None, type=Path, help="file of an animation of the first 16 images on their way"
+        "--gif", default=None, type=Path, help="file for an animation of the first 16 images from noise to data"
     )
     shared.add_label(parser)
     parser.add_argument(
         "--save",
         default="none",
         choices=("none", "png"),
-        help="png: also every sample as an 8-bit file of its own, in a folder beside the parts, and all of them as one npz",
+        help="png: also write each sample as an 8-bit PNG, in a folder beside the parts, and all of them in one npz",
     )
     args = shared.parsed(parser, arguments)
     for name in ("n", "batch_size"):
@@ -73,7 +73,7 @@ def main(arguments: list[str]) -> int:
 
 
 def _animate(file: Path, run: TrainedRun, sampler: Sampler, seed: int, n: int) -> None:
-    """The states of the first samples on their way, each scaled to the picture's range by its own spread."""
+    """The states of the first samples from noise to data, each scaled to the picture's range by its own spread."""
     if run.dataset.levels is None:
         raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
     path = Trajectory()
