@@ -7,6 +7,7 @@ report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_flo
 
 from __future__ import annotations
 
+from evaluation.calibration import Calibration, calibration, share
 from evaluation.classifier import Classifier, train_classifier
 from evaluation.estimate import Estimate
 from evaluation.features import Coordinates, Extracted, Features, Pixels, RandomConvolutions
@@ -21,6 +22,7 @@ from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_
 from evaluation.sliced import sliced_wasserstein
 
 __all__ = [
+    "Calibration",
     "Classifier",
     "Comparison",
     "Coordinates",
@@ -35,6 +37,7 @@ __all__ = [
     "Moments",
     "Pixels",
     "RandomConvolutions",
+    "calibration",
     "class_score",
     "compare_samplers",
     "dataset_quality",
@@ -55,6 +58,7 @@ __all__ = [
     "save_histogram",
     "save_lines",
     "save_scatter",
+    "share",
     "sliced_wasserstein",
     "train_classifier",
 ]

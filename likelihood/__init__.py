@@ -20,6 +20,7 @@ from likelihood.latent import (
     round_trip,
     sample_with_log_prob,
 )
+from likelihood.latent_edits import SlerpGrid, attribute_direction, edit_latents, slerp_grid
 from likelihood.method import Method
 from likelihood.methods import accurate, fast
 from likelihood.pilot import pilot_grid
@@ -47,17 +48,20 @@ __all__ = [
     "NoDequantization",
     "RoundTrip",
     "SampledLikelihood",
+    "SlerpGrid",
     "Transported",
     "TruncatedNormal",
     "Uniform",
     "UniformDequantizer",
     "accurate",
+    "attribute_direction",
     "available",
     "bits_per_dim",
     "companion_error",
     "create",
     "decode",
     "describe",
+    "edit_latents",
     "elbo",
     "encode",
     "fast",
@@ -67,4 +71,5 @@ __all__ = [
     "pilot_grid",
     "round_trip",
     "sample_with_log_prob",
+    "slerp_grid",
 ]

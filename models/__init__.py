@@ -21,6 +21,7 @@ from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.network import Network, parameter_count
 from models.networks import NETWORKS, available, create, for_data, needed_conditioning, options
+from models.noise_classifier import NoiseClassifier
 from models.parametrization import (
     DATA,
     NOISE,
@@ -63,6 +64,7 @@ __all__ = [
     "NCSNpp",
     "Network",
     "Noise",
+    "NoiseClassifier",
     "Parametrization",
     "Preconditioned",
     "ScoreModel",

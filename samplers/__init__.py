@@ -23,6 +23,7 @@ from samplers.probability_flow import ProbabilityFlow
 from samplers.result import Callback, SampleResult, SamplingError, StepInfo
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.run import Run
+from samplers.sdedit import Edited, sdedit
 from samplers.seeds import SEEDS
 from samplers.step import StatefulStep, Step
 from samplers.torchsde_solver import TorchSDE
@@ -59,6 +60,7 @@ __all__ = [
     "DEIS",
     "DPMSolver",
     "DynamicThreshold",
+    "Edited",
     "EulerMaruyama",
     "GridSampler",
     "HeunEDM",
@@ -93,5 +95,6 @@ __all__ = [
     "available",
     "create",
     "options",
+    "sdedit",
     "time_grids",
 ]

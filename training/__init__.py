@@ -27,6 +27,7 @@ from training.errors import (
     UsageError,
 )
 from training.loop import train
+from training.noise_classifier import train_noise_classifier
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
@@ -136,4 +137,5 @@ __all__ = [
     "reconstruct",
     "to_plain",
     "train",
+    "train_noise_classifier",
 ]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 
 from data import Dataset
 from data.transforms import Transform
+from guidance import classifier_free
 from models import ScoreModel
 from numerics import UserError
 from sde_lib import SDE, Score, WhitenedFlow
@@ -79,6 +80,15 @@ class TrainedRun:
             UserError: a model without classes, or without that one.
         """
         return replace(self, score=self.model.condition(label), fingerprint=f"{self.fingerprint}/{label}")
+
+    def guided(self, label: int, scale: float) -> TrainedRun:
+        """The same run guided to one class, see `guidance.classifier_free`.
+
+        Raises:
+            UserError: a model without classes, or without that one; a scale that is not finite.
+        """
+        score = classifier_free(self.model, label, scale)
+        return replace(self, score=score, fingerprint=f"{self.fingerprint}/{label}/guidance {scale:g}")
 
 
 def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = None) -> TrainedRun:

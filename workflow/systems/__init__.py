@@ -4,13 +4,14 @@ from __future__ import annotations
 
 from numerics import Catalogue
 from workflow.system import System
+from workflow.systems.classes import Classes
 from workflow.systems.ddpm import DDPM
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
 
-SYSTEMS: Catalogue[System] = Catalogue("system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN)})
+SYSTEMS: Catalogue[System] = Catalogue("system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, Classes)})
 
 
 def available() -> tuple[str, ...]:
