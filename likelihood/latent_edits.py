@@ -129,7 +129,7 @@ def slerp_grid(
     require_count(rows, "rows", 2)
     require_count(columns, "columns", 2)
     ends = round_trip(sde, score, corners, method=method)
-    top_left, top_right, bottom_left, bottom_right = ends.latent.split(1)
+    top_left, top_right, bottom_left, bottom_right = (ends.latent[i : i + 1] for i in range(4))
     across = [j / (columns - 1) for j in range(columns)]
     top = torch.cat([slerp(top_left, top_right, w) for w in across])
     bottom = torch.cat([slerp(bottom_left, bottom_right, w) for w in across])

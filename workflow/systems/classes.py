@@ -107,6 +107,8 @@ class Classes(System):
         config = base_config("classes")
         config.sde = section(sde_lib.SDES, "vp")
         config.model.class_conditional = True
+        # fewer than an unconditional run, so that the rest has time
+        config.training.steps = 1200
         # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
         config.sampling.sampler = section(SAMPLERS, "ddim", steps=40)
         # bits/dim of each image given its class; half of what an unconditional run takes for it leaves time for the rest
