@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from models import presets
 from models.adm import ADM
+from models.captioned_unet import CaptionedUNet
+from models.captions import CaptionEncoder
 from models.checkpoint_reader import CheckpointError
 from models.conditioning import CONDITIONINGS, Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
 from models.diffusers import from_diffusers
@@ -54,6 +56,8 @@ __all__ = [
     "NOISE",
     "SCORE",
     "VELOCITY",
+    "CaptionEncoder",
+    "CaptionedUNet",
     "ConditionedScore",
     "Conditioning",
     "ContinuousTime",

@@ -12,13 +12,16 @@ from test_guidance import Classes
 from data import from_tensor
 from data.transforms import Standardize
 from experiments import classes, sample
-from numerics import UserError, batch_time
+from guidance import classifier_free
+from numerics import SampleStreams, UserError, batch_time
+from samplers import DDIM
 from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
 from workflow import systems
 from workflow.class_likelihood import bits_by_class, class_shares
 from workflow.configuration import config_for
 from workflow.guidance_sweep import floors, judge_of, sweep
+from workflow.pictures import draw_samples
 from workflow.run_folder import RunFolder
 from workflow.setup import resolve
 from workflow.systems.classes import Study
@@ -79,9 +82,6 @@ def test_shares_of_classes():
 
 def test_a_sweep_over_exact_scores_gains_class_and_loses_variety(tmp_path):
     """The guided law is N(m_0 + w (m_k - m_0), v), so at scale 3 the classes are told apart and the middle is empty."""
-    from guidance import classifier_free
-    from samplers import DDIM
-
     run = oracle_run(tmp_path)
     run.setup.sampler = DDIM(steps=12)
     judge = judge_of(run.dataset)
@@ -174,3 +174,12 @@ def test_a_rehearsal_leaves_everything_and_the_run_is_guided(tmp_path):
     assert float((four - plain).abs().max()) > 1e-3
     refused(called(sample.main, "--run", folder, "--guidance", 2, check=False), 2, "--guidance 2.0", "--label K")
     refused(called(sample.main, "--run", folder, "--guidance", "nan", "--label", 1, check=False), 2, "scale=nan")
+
+
+def test_samples_keep_their_classes_over_batches(tmp_path):
+    run = oracle_run(tmp_path)
+    labels, sampler = torch.arange(5003) % 3, DDIM(steps=3)
+    x, _ = draw_samples(run.setup, classifier_free(run.model, labels, 2.0), sampler, 5003, shown=False)
+    last = classifier_free(run.model, labels[5000:], 2.0)
+    again = sampler(run.sde, last, (3, 2), generator=SampleStreams(0, torch.arange(5000, 5003))).x
+    torch.testing.assert_close(x[5000:], again)
