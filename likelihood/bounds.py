@@ -49,6 +49,8 @@ from numerics import (
 )
 from sde_lib import SDE, Score, ScoreIn, prior_mismatch, require_eval_mode
 
+_TABLE = 2**22  # pixels times levels, of `Bins`
+
 CELLS = 256
 """Of the log-SNR, within each of which the continuous bound's density of draws is constant."""
 
@@ -117,10 +119,18 @@ class Bins(Decoder):
 
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
         levels = torch.arange(self.transform.levels or 0, dtype=torch.float64, device=x.device)
-        centres = self.transform(levels + 0.5)
-        logits = -0.5 * ((x.to(torch.float64).unsqueeze(-1) - alpha * centres) / sigma).square()
-        chosen = logits.log_softmax(dim=-1).gather(-1, data.long().unsqueeze(-1)).squeeze(-1)
-        return chosen.flatten(1).sum(dim=1)
+        centres = alpha * self.transform(levels + 0.5)
+        pixels = max(1, _TABLE // len(centres))  # at once: 65,536 levels of a whole batch would fill the memory
+        chosen = [
+            (-0.5 * ((at.unsqueeze(1) - centres) / sigma).square())
+            .log_softmax(dim=1)
+            .gather(1, k.unsqueeze(1))
+            .squeeze(1)
+            for at, k in zip(
+                x.to(torch.float64).flatten().split(pixels), data.long().flatten().split(pixels), strict=True
+            )
+        ]
+        return torch.cat(chosen).view(len(x), -1).sum(dim=1)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -129,7 +129,7 @@ QUICKLY = (("digits", "vp"), ("fashion_mnist", "ve"))
     ],
 )
 def test_every_preset_runs_from_its_script(name, script, files, tmp_path):
-    kind = presets.changes(name, script).get("data.name", "digits")
+    kind = presets.of(script)[name].get("data.name", "digits")
     root = [] if kind == "digits" else [f"--config.data.root={files / kind}"]
     network = CUT_DOWN if SIZES[name][0] == 3 else ["--config.model.channels=8"]
     size = min(32, SIZES[name][1])

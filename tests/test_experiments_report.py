@@ -397,8 +397,8 @@ class TestBeforeARun:
     def test_expected_times_are_those_of_the_small_run_scaled(self):
         made = replace(setup.resolve(configuration.plain(vp_config())), n=128)
         small = dry_run.shorten(made)
-        assert (small.n, small.sampler.steps, small.second.steps) == (64, 4, 4)
-        assert made.sampler.steps == 250 and small.options.batch_size == made.options.batch_size
+        assert (small.n, *(s.steps for s in small.samplers.values())) == (64, 4, 4)
+        assert made.samplers["pc"].steps == 250 and small.options.batch_size == made.options.batch_size
         cost = dry_run.Plan(parameters=1, steps_per_second=2.0, seconds=1100.0, memory=1, checkpoint=1, disk=1)
         drawn = {
             name: Drawn(sampler="", nfe=nfe, seconds=seconds, samples=64, picture="")

@@ -253,6 +253,17 @@ class TestGreyLevels:
         for decoder in (Bins(transform=self.TRANSFORM), DiscretizedGaussian(transform=self.TRANSFORM)):
             assert -1e7 < float(decoder.log_prob(images, state, state, 1.0, 1e-3)) < -1e4
 
+    def test_many_levels_of_many_pixels_take_little_memory(self):
+        """Pixels are looked at in parts; far from the ends the levels' sum is the Gaussian integral over their spacing."""
+        transform, sigma, alpha = Rescale(levels=65_536), 1e-3, 0.9
+        levels = torch.randint(20_000, 45_000, (2, 100), generator=torch.Generator().manual_seed(0))
+        z = torch.randn(2, 100, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+        state = alpha * transform(levels.double() + 0.5) + sigma * z
+        found = Bins(transform=transform).log_prob(levels, state, None, alpha, sigma)
+        spacing = alpha * math.exp(transform.log_det)
+        expected = -z.square() / 2 - math.log(sigma * math.sqrt(2 * math.pi) / spacing)
+        assert torch.allclose(found, expected.sum(dim=1), rtol=1e-9)
+
     @each_sde
     def test_bins_give_the_exact_probability_of_discrete_data(self, sde):
         """A law on grid points, with its exact score: the bound is -log of the image's probability."""

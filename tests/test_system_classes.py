@@ -53,7 +53,7 @@ def oracle_run(folder, variances=(0.25, 0.25, 0.25), n=400):
             sde=sde,
             dataset=dataset,
             device=torch.device("cpu"),
-            sampler=None,
+            samplers={},
         ),
     )
 
@@ -83,7 +83,7 @@ def test_shares_of_classes():
 def test_a_sweep_over_exact_scores_gains_class_and_loses_variety(tmp_path):
     """The guided law is N(m_0 + w (m_k - m_0), v), so at scale 3 the classes are told apart and the middle is empty."""
     run = oracle_run(tmp_path)
-    run.setup.sampler = DDIM(steps=12)
+    run.setup.samplers = {"ddim": DDIM(steps=12)}
     judge = judge_of(run.dataset)
     assert judge.name == "the nearest training sample" and judge.accuracy.value > 0.7
 
@@ -183,3 +183,8 @@ def test_samples_keep_their_classes_over_batches(tmp_path):
     last = classifier_free(run.model, labels[5000:], 2.0)
     again = sampler(run.sde, last, (3, 2), generator=SampleStreams(0, torch.arange(5000, 5003))).x
     torch.testing.assert_close(x[5000:], again)
+
+
+def test_data_without_classes_to_tell_apart_are_refused():
+    with pytest.raises(UserError, match="swiss_roll of 1 classes"):
+        resolve(config_for("classes", changes={"data.name": "swiss_roll"}))

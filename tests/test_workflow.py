@@ -9,11 +9,13 @@ import json
 import re
 from dataclasses import dataclass, fields, is_dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
 from ml_collections import ConfigDict
+from torch import nn
 
 import data
 import models
@@ -22,10 +24,12 @@ import sde_lib
 import training
 from numerics import Catalogue, UserError, argument_help
 from sde_lib import KernelSDE
-from training import TrainingOptions
-from workflow import command_line, configuration, experiment, main, presets, systems
+from training import Objective, TrainingOptions
+from workflow import command_line, configuration, experiment, main, systems
 from workflow.command_line import parse_system
 from workflow.defaults import base_config
+from workflow.draw import Drawn, report_drawn
+from workflow.pictures import save_samples
 from workflow.protocol import Protocol
 from workflow.run_folder import RunFolder
 from workflow.sections import leaves, section
@@ -136,7 +140,7 @@ class TestEveryOptionIsAFlag:
             "--config.sampling.sampler.corrector=none",
         )
         assert made.objective.weighting == training.MinSNR(gamma=3.5)
-        assert made.second.grid == samplers.Karras(rho=3.0) and made.sampler.corrector is None
+        assert made.samplers["heun"].grid == samplers.Karras(rho=3.0) and made.samplers["pc"].corrector is None
 
     def test_none_leaves_a_value_open(self):
         assert set_up("--config.training.clip=none").options.clip is None
@@ -225,7 +229,7 @@ class TestBugsAreBugs:
         def planted(*args, **options):
             raise error("planted")
 
-        monkeypatch.setattr("workflow.setup.models.for_data", planted)
+        monkeypatch.setattr("workflow.score_model.models.for_data", planted)
         with pytest.raises(error, match="planted"):
             command_line.run(lambda a: experiment.main("vp", a), [f"--workdir={tmp_path / 'x'}"])
 
@@ -380,6 +384,105 @@ def test_a_toy_system_goes_through_every_stage(toy, tmp_path):
     assert "every stage went through" in out.getvalue()
 
 
+class Column(nn.Module):
+    """A Gaussian fitted by maximum likelihood: no score, no sampler of an SDE."""
+
+    def __init__(self, sde, dim):
+        super().__init__()
+        self.sde, self.mean, self.log_std = sde, nn.Parameter(torch.ones(dim)), nn.Parameter(torch.zeros(dim))
+
+    def log_prob(self, x):
+        return torch.distributions.Normal(self.mean, self.log_std.exp()).log_prob(x).sum(1)
+
+
+@dataclass(frozen=True, kw_only=True)
+class MaximumLikelihood(Objective):
+    """-log p."""
+
+    needs: ClassVar[tuple[str, ...]] = ("log_prob",)
+
+    def draw(self, sde, shape, streams, *, dtype=torch.float32):
+        return {"t": torch.ones(shape[0]), "weight": torch.ones(shape[0])}
+
+    def loss(self, model, x_0, draws, labels):
+        return -model.log_prob(x_0)
+
+
+class Fitted(System):
+    """A system whose model is no score."""
+
+    name = "fitted"
+    about = "A Gaussian."
+    no_score = "it draws its own samples, in samples/"
+    no_likelihood = ""
+
+    def get_config(self):
+        config = base_config("fitted")
+        config.sde = section(self.catalogues["sde"], "vp")
+        del config.sampling["sampler"], config.sampling["second"]
+        return config
+
+    def model(self, config, sde, dataset, transform, data_std):
+        return Column(sde, dataset.dim)
+
+    def objective(self, config):
+        return MaximumLikelihood()
+
+    def draw(self, run):
+        picture = run.folder.path / "samples" / "own.png"
+        model, generator = run.setup.model, torch.Generator().manual_seed(0)
+        x = model.mean + model.log_std.exp() * torch.randn(run.setup.n, run.dataset.dim, generator=generator)
+        save_samples(picture, x.detach(), run.setup)
+        drawn = {"own": Drawn(sampler="own", nfe=1, seconds=0.0, samples=len(x), picture="samples/own.png")}
+        report_drawn(run.folder, drawn)
+        return drawn
+
+    def score(self, run):
+        nats = -run.setup.model.log_prob(run.transform(run.dataset.split("test").x.float())).mean()
+        entry = {"mean": float(nats), "stderr": 0.1, "kind": "bound", "unit": "nats", "reason": "", "split": "test"}
+        run.folder.update_results({"bits_per_dim": {**entry, "seconds": 0.0, "text": f"{float(nats):.2f} nats"}})
+
+
+WITHOUT_SAMPLERS = [a for a in STAGES if not any(w in a for w in ("sde.c", "sampling.s", "model.width"))]
+
+
+def test_a_system_without_a_score_goes_through_every_stage(monkeypatch, tmp_path):
+    monkeypatch.setitem(systems.SYSTEMS.entries, "fitted", Fitted)
+    folder, tools = (
+        tmp_path / "run",
+        [["sample", "--n", "2"], ["nll"], ["export", "--to", str(tmp_path / "e")]],
+    )
+    with contextlib.redirect_stdout(io.StringIO()):
+        assert main.main(["fitted", f"--workdir={folder}", *WITHOUT_SAMPLERS]) == 0
+        results = json.loads((folder / "results.json").read_text())
+        assert results["bits_per_dim"]["kind"] == "bound" and results["sampling"]["sampler"] == "own"
+        text = (folder / "report.md").read_text()
+        assert "(fitted, a bound)" in text and "nats of the test set, per point" in text
+        assert main.main(["fitted", f"--workdir={tmp_path / 'dry'}", "--dry_run", *WITHOUT_SAMPLERS]) == 0
+        for tool in tools:
+            with pytest.raises(UserError, match="a run of fitted, which has no score: it draws its own samples"):
+                main.main([tool[0], "--run", str(folder), "--quiet", *tool[1:]])
+        Fitted.no_likelihood = "nothing is normalised"
+        assert main.main(["fitted", f"--workdir={folder}", "--resume", *WITHOUT_SAMPLERS]) == 0
+        with pytest.raises(UserError, match="which has no likelihood: nothing is normalised"):
+            main.main(["nll", "--run", str(folder), "--quiet"])
+
+
+def test_a_system_without_a_likelihood_says_why(monkeypatch, tmp_path):
+    class Silent(Toy):
+        no_likelihood = "its density is not normalised"
+
+    monkeypatch.setitem(systems.SYSTEMS.entries, "toy", Silent)
+    with contextlib.redirect_stdout(io.StringIO()) as out:
+        assert main.main(["toy", f"--workdir={tmp_path}", *STAGES]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["bits_per_dim"]
+    assert found["kind"] == "none" and found["mean"] is None and found["reason"] == Silent.no_likelihood
+    assert (
+        "no bits/dim: its density is not normalised" in out.getvalue()
+        and "none" in (tmp_path / "report.md").read_text()
+    )
+
+
 def test_nothing_outside_a_system_asks_which_one_it_is():
     names = set(systems.available())
     for file in (ROOT / "workflow").rglob("*.py"):
@@ -416,10 +519,11 @@ class TestTools:
 
 
 def test_presets_change_values_that_exist():
-    for name in presets.PRESETS:
-        for system in systems.available():
-            config = configuration.default_config(systems.create(system), name)
-            assert isinstance(config, ConfigDict)
+    for system in map(systems.create, systems.available()):
+        for name in system.presets:
+            assert isinstance(configuration.default_config(system, name), ConfigDict)
+        with pytest.raises(UserError, match="expected one of digits"):
+            configuration.default_config(system, "no_such")
 
 
 def test_setup_is_frozen():

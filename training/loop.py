@@ -23,7 +23,7 @@ from torch import nn
 
 from data import Split
 from data.transforms import Transform
-from sde_lib import mismatch_warning, prior_mismatch
+from sde_lib import SDE, mismatch_warning, prior_mismatch
 from training.batches import Batches
 from training.callbacks import Callback
 from training.checkpoint import CHECKPOINTS, CheckpointFolder
@@ -61,8 +61,8 @@ def train(
     """Trains `model` on `split`; its weights are those of the last step when this returns.
 
     Args:
-        model: a `models.ScoreModel`, or a module with `.sde` and `.noise(x, t[, labels])`; see `training.trainable`. It stays
-            on the device where it is.
+        model: a `models.ScoreModel`, or a module with `.sde` and `.noise(x, t[, labels])`, or what else the objective needs;
+            see `training.trainable`. It stays on the device where it is.
         split: grey values or points.
         transform: to model units.
         options: see `TrainingOptions`.
@@ -92,8 +92,10 @@ def train(
         checkpoints = CheckpointFolder(folder / CHECKPOINTS, keep=options.keep, keep_every=options.keep_every)
     place = folder if folder is not None or checkpoints is None else checkpoints.folder
     device = next(model.parameters(), torch.zeros(())).device
-    if group.is_main:
-        _say_what_shows(model, split, transform)
+    objective = DSM() if objective is None else objective
+    trainable = as_trainable(model, objective.needs)
+    if group.is_main and "noise" in objective.needs:
+        _say_what_shows(trainable.sde, split, transform)
     with contextlib.ExitStack() as stack:
         stack.enter_context(preserved_global_rng())
         batches = Batches(
@@ -105,9 +107,9 @@ def train(
             dequantize=options.dequantize,
             flip=options.flip,
             label_dropout=options.label_dropout,
-            num_classes=as_trainable(model).num_classes,
+            num_classes=trainable.num_classes,
         )
-        updater = Updater(model, DSM() if objective is None else objective, options, group, device)
+        updater = Updater(model, objective, options, group, device)
         state = updater.state
         state.config, state.data_fingerprint = config or {}, data_fingerprint
         if place is not None:
@@ -143,9 +145,9 @@ def train(
         return run.go(batches)
 
 
-def _say_what_shows(model: torch.nn.Module, split: Split, transform: Transform | None) -> None:
+def _say_what_shows(sde: SDE, split: Split, transform: Transform | None) -> None:
     """Warns where the noise at T does not hide the data: samples then begin where nothing was learned."""
-    sde, x = as_trainable(model).sde, split.x[:1000]
+    x = split.x[:1000]
     x_0 = x.to(torch.float32) if transform is None else transform.centres(x)
     warning = mismatch_warning(sde, float(prior_mismatch(sde, x_0).mean()) / x_0[0].numel())
     if warning is not None:

@@ -15,6 +15,7 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch import Tensor
@@ -64,7 +65,12 @@ class Objective(ABC):
     """What is minimised: `draw` says what is random, `loss` what is computed from it.
 
     An objective of your own is a keyword-only dataclass with these two.
+
+    Attributes:
+        needs: what it asks of the model beside `.sde`, by name.
     """
+
+    needs: ClassVar[tuple[str, ...]] = ("noise",)
 
     @abstractmethod
     def draw(

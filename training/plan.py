@@ -153,13 +153,14 @@ def _saved(
             storages[storage.data_ptr()] = storage.nbytes()
         return tensor  # kept alive by the graph, so no storage's address is used twice
 
+    trainable = as_trainable(model, objective.needs)
     batches = Batches(
         split.take(slice(0, rows)),
         transform,
         batch_size=rows,
         seed=options.seed,
         device=device,
-        num_classes=as_trainable(model).num_classes,
+        num_classes=trainable.num_classes,
     )
     was_training = model.training
     with contextlib.ExitStack() as stack:
@@ -169,7 +170,7 @@ def _saved(
         try:
             model.train()
             batch = batches(0)
-            draws = objective.draw(as_trainable(model).sde, batch.x_0.shape, StepStreams(options.seed, 0, device))
+            draws = objective.draw(trainable.sde, batch.x_0.shape, StepStreams(options.seed, 0, device))
             loss = objective.loss(model, batch.x_0, draws, batch.labels)  # type: ignore[arg-type]
         finally:
             model.train(was_training)

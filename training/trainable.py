@@ -2,7 +2,8 @@
 
 A loss needs the SDE and the predicted noise. The rest of training also asks how many classes there are, which network to
 compile, whether variances are learned, and for a score to validate. `models.ScoreModel` answers all of it. A module of
-your own needs `.sde` and `.noise(x, t)` alone: `as_trainable` fills in the rest, here and nowhere else.
+your own needs `.sde` and `.noise(x, t)` alone, or what its objective asks in place of the noise (`Objective.needs`):
+`as_trainable` fills in the rest, here and nowhere else.
 """
 
 from __future__ import annotations
@@ -68,7 +69,7 @@ class Trainable(Protocol):
 _ANSWERS = ("sde", "network", "num_classes", "learned_variance", "data_std", "noise", "noise_and_variance", "condition")
 
 
-def as_trainable(model: nn.Module) -> Trainable:
+def as_trainable(model: nn.Module, needs: tuple[str, ...] = ("noise",)) -> Trainable:
     """`model` itself where it is `Trainable`, else `model` with these answers for what it does not say itself:
 
         network              model.net if it has one, or model
@@ -78,16 +79,25 @@ def as_trainable(model: nn.Module) -> Trainable:
         noise_and_variance   refused
         condition(labels)    the score -noise(x, t[, labels]) / sigma(t)
 
+    Args:
+        needs: what the objective asks of the model, `Objective.needs`.
+
     Raises:
-        UsageError: a model without `.sde` or `.noise`.
+        UsageError: a model without `.sde`, or without what is needed.
     """
     if all(hasattr(model, name) for name in _ANSWERS):
         return cast(Trainable, model)
-    lacking = " and ".join(f".{name}" for name in ("sde", "noise") if not hasattr(model, name))
+    asked = ("sde", *needs)
+    lacking = " and ".join(f".{name}" for name in asked if not hasattr(model, name))
     if lacking:
+        expected = ".sde and .noise(x, t): use models.ScoreModel(network, sde), or add them"
         raise UsageError(
-            f"got a model of class {type(model).__name__} without {lacking}; expected .sde and .noise(x, t): "
-            "use models.ScoreModel(network, sde), or add them"
+            f"got a model of class {type(model).__name__} without {lacking}; expected "
+            + (
+                expected
+                if needs == ("noise",)
+                else f"{' and '.join(f'.{name}' for name in asked)}, which this objective asks"
+            )
         )
     return _Completed(model)
 

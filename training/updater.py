@@ -64,7 +64,7 @@ class Updater:
     def __init__(
         self, model: nn.Module, objective: Objective, options: TrainingOptions, group: Group, device: torch.device
     ) -> None:
-        trainable = as_trainable(model)
+        trainable = as_trainable(model, objective.needs)
         if options.checkpoint_activations:
             recompute_activations(trainable)
         if options.compile:

@@ -96,6 +96,6 @@ class Validation(Callback):
         """The weighted losses `(B,)` of a part that begins at `first`, with the `i`-th draws."""
         assert self.objective is not None
         streams = StepStreams(mix(self.seed, "validation", first), i, x_0.device)
-        draws = self.objective.draw(as_trainable(model).sde, x_0.shape, streams)
+        draws = self.objective.draw(as_trainable(model, self.objective.needs).sde, x_0.shape, streams)
         loss = self.objective.loss(model, x_0, draws, labels)  # type: ignore[arg-type]
         return (loss * draws["weight"].to(loss.dtype)).detach().cpu()

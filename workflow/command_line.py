@@ -25,7 +25,7 @@ from ml_collections.config_flags import config_flags
 from numerics import UserError, nearest
 from samplers import SamplingError
 from training.errors import NON_FINITE, USAGE, TrainingError
-from workflow import configuration, presets
+from workflow import configuration
 from workflow.sections import leaves
 from workflow.system import Config, System
 
@@ -36,7 +36,7 @@ EXIT_CODES = (
 )
 _SHARED = {
     "workdir": "the run folder",
-    "preset": "whole settings by name: " + ", ".join(presets.PRESETS) + "; the values below are the chosen one's",
+    "preset": "whole settings by name: {presets}; the values below are the chosen one's",
     "resume": "go on from the run folder's newest checkpoint, or start where there is none",
     "allow_change": "names of values, with commas, that may differ from the run folder's on --resume",
     "init_from": "begin with the averaged weights of a run folder, a checkpoint's file or a pretrained folder (of export.py), "
@@ -218,7 +218,8 @@ def _read_flags(system: System, config: ConfigDict, arguments: list[str]) -> tup
 def _help(system: System, config: ConfigDict) -> str:
     default = {"workdir": f"runs/{system.name}", "preset": "digits", "allow_change": "", "init_from": ""}
     lines = [system.about.strip(), ""]
-    lines += [f"  --{name}={default.get(name, 'False')}  {text}" for name, text in _SHARED.items()]
+    shared = {**_SHARED, "preset": _SHARED["preset"].format(presets=", ".join(system.presets))}
+    lines += [f"  --{name}={default.get(name, 'False')}  {text}" for name, text in shared.items()]
     lines += [
         "",
         "values of the configuration, with their defaults. A section shows the options of the class that its name chooses, and",

@@ -21,7 +21,7 @@ import models
 from models.pretrained import CARD
 from numerics import Catalogue, UserError, argument_help, nearest
 from training import TrainingOptions
-from workflow import presets, systems
+from workflow import systems
 from workflow.protocol import Protocol
 from workflow.run_folder import CONFIG, read_json
 from workflow.sections import is_section, leaves, names_first, set_value
@@ -126,7 +126,10 @@ def default_config(system: System, preset: str = "digits") -> ConfigDict:
         UserError: an unknown preset.
     """
     config = system.get_config()
-    change(config, system, presets.changes(preset, system.name))
+    known = system.presets
+    if preset not in known:
+        raise UserError(f"got the preset {preset!r}{nearest(preset, known)}; expected one of {', '.join(known)}")
+    change(config, system, known[preset])
     return config
 
 

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import time
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
 from workflow.pictures import draw_samples, save_samples
+from workflow.run_folder import RunFolder
 from workflow.trained_run import TrainedRun
 
 
@@ -32,8 +34,7 @@ def draw(run: TrainedRun) -> dict[str, Drawn]:
     """Samples by both samplers, by the name of each, also in results.json."""
     setup = run.setup
     drawn = {}
-    for key, sampler in (("sampler", setup.sampler), ("second", setup.second)):
-        name = setup.config["sampling"][key]["name"]
+    for name, sampler in setup.samplers.items():
         begun = time.perf_counter()
         x, nfe = draw_samples(setup, run.score, sampler, setup.n, name=f"sampling, {name}")
         picture = run.folder.path / "samples" / f"{name}.png"
@@ -45,6 +46,11 @@ def draw(run: TrainedRun) -> dict[str, Drawn]:
             samples=len(x),
             picture=picture.relative_to(run.folder.path).as_posix(),
         )
-    every = {name: asdict(d) for name, d in drawn.items()}
-    run.folder.update_results({"sampling": {**next(iter(every.values())), "all": every}})
+    report_drawn(run.folder, drawn)
     return drawn
+
+
+def report_drawn(folder: RunFolder, drawn: Mapping[str, Drawn]) -> None:
+    """Writes under `sampling` in results.json what was drawn: the first one's entries, and all by name."""
+    every = {name: asdict(d) for name, d in drawn.items()}
+    folder.update_results({"sampling": {**next(iter(every.values())), "all": every}})

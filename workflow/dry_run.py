@@ -11,7 +11,7 @@ import copy
 import io
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -20,10 +20,10 @@ from training import Plan, UsageError, process_group
 from training import plan as plan_training
 from workflow import progress, report
 from workflow.baselines import bits_per_dim_of_baselines
-from workflow.draw import Drawn, draw
+from workflow.draw import Drawn
 from workflow.fit import fit
 from workflow.run_folder import RunFolder
-from workflow.score import Scored, score
+from workflow.score import Scored
 from workflow.setup import Setup
 from workflow.trained_run import load_run
 
@@ -77,10 +77,11 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
         with clock.timed("resume", f"training, {_MORE} more from the checkpoint"):
             fit(longer, place, group, resume=True, quiet=True)
         run = load_run(place.path, setup=longer)
-        with clock.timed("draw", f"drawing {small.n} samples by two samplers"):
-            drawn = draw(run)
+        place.update_results({"weights": run.fingerprint})
+        with clock.timed("draw", f"drawing {small.n} samples"):
+            drawn = small.system.draw(run)
         with clock.timed("score", f"scoring {small.protocol.limit} {small.noun}s"):
-            scored = score(run)
+            scored = small.system.score(run)
         if small.baselines and small.dataset.levels is not None:
             with clock.timed("baselines", "baselines"):
                 place.update_results({"baselines": bits_per_dim_of_baselines(small.dataset, small.options.seed)})
@@ -93,7 +94,7 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
             cost = plan_training(
                 fresh, setup.training_data, setup.transform, setup.options, objective=setup.objective, steps=5
             )
-        pilot = _pilot_seconds(scored.parts)
+        pilot = 0.0 if scored is None else _pilot_seconds(scored.parts)
         expected = expected_seconds(setup, small, cost, drawn, scored, clock.seconds, pilot=pilot)
     kept = f"what was written is in {folder}" if keep else "nothing is kept"
     print(f"every stage went through, in {time.perf_counter() - started:.0f} s; {kept}")
@@ -117,8 +118,7 @@ def shorten(setup: Setup) -> Setup:
         protocol=protocol,
         validation=min(setup.validation, _VALIDATION),
         n=min(setup.n, _SAMPLES),
-        sampler=_short(setup.sampler),
-        second=_short(setup.second),
+        samplers={name: _short(sampler) for name, sampler in setup.samplers.items()},
     )
     return setup.system.rehearsal(small)
 
@@ -147,8 +147,8 @@ def expected_seconds(
     setup: Setup,
     small: Setup,
     cost: Plan,
-    drawn: dict[str, Drawn],
-    scored: Scored,
+    drawn: Mapping[str, Drawn],
+    scored: Scored | None,
     seconds: dict[str, float],
     *,
     pilot: float,
@@ -160,16 +160,18 @@ def expected_seconds(
         pilot: seconds of the run that places the solver's steps, which do not grow with the samples.
     """
     expected = {"training": cost.seconds}
-    for (name, found), sampler in zip(drawn.items(), (setup.sampler, setup.second), strict=True):
-        nfe = sampler.evaluations or found.nfe
+    for name, found in drawn.items():
+        sampler = setup.samplers.get(name)
+        nfe = (sampler.evaluations if sampler else None) or found.nfe
         expected[name] = found.seconds * nfe / found.nfe * setup.n / small.n
     images = _images(setup) / small.protocol.limit
-    nfe = scored.result.nfe
-    if setup.protocol.solver == "fast":
-        nfe += (setup.protocol.steps or 0) - (
-            small.protocol.steps or 0
-        )  # the first ones are as many for any number of steps
-    expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
+    if scored is None:
+        expected["scoring"] = seconds["score"] * images
+    else:
+        nfe = scored.result.nfe
+        if setup.protocol.solver == "fast":  # the first evaluations are as many for any number of steps
+            nfe += (setup.protocol.steps or 0) - (small.protocol.steps or 0)
+        expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:
         expected["its own"] = seconds["finish"] * setup.system.effort(setup, _images(setup)) / done

@@ -12,10 +12,8 @@ from training.signals import stopped_at_once
 from workflow import dry_run, progress, report, systems
 from workflow.baselines import bits_per_dim_of_baselines
 from workflow.command_line import Request, parse_system
-from workflow.draw import draw
 from workflow.fit import fit
 from workflow.run_folder import RunFolder
-from workflow.score import score
 from workflow.setup import Setup, resolve
 from workflow.system import System
 from workflow.trained_run import load_run
@@ -52,10 +50,11 @@ def run(setup: Setup, folder: RunFolder, asked: Request) -> None:
 
 def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True) -> None:
     """Samples and scores what was trained, and reports it; `started` is when the session began."""
-    before = folder.results().get("bits_per_dim", {}).get("protocol", {}).get("model")
+    before = folder.results().get("weights")
     trained = load_run(folder.path, setup=setup)  # the averaged weights, as any tool will read them
-    draw(trained)
-    score(trained)
+    folder.update_results({"weights": trained.fingerprint})
+    setup.system.draw(trained)
+    setup.system.score(trained)
     if setup.baselines and setup.dataset.levels is not None:
         folder.update_results({"baselines": bits_per_dim_of_baselines(setup.dataset, setup.options.seed)})
     folder.update_results({"seconds": time.perf_counter() - started})

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 from PIL import Image
 
+from models import ScoreModel
 from training import (
     Callback,
     Estimate,
@@ -69,13 +70,15 @@ def fit(
             "or give another --workdir"
         )
     group.broadcast_error(problem)
-    parameters = sum(p.numel() for p in setup.model.net.parameters())
+    parameters = sum(p.numel() for p in setup.model.parameters())
     notes = list(setup.data_notes) if group.is_main else []
     started: dict[str, Any] = {"seed": options.seed, "data": {"name": setup.dataset.name, "notes": notes}}
     if origin is not None:
         started["init_from"] = origin
-    callbacks: list[Callback] = [_Pictures(setup, folder)]
-    if setup.validation:
+    callbacks = list(setup.system.callbacks(setup, folder))
+    if setup.samplers:
+        callbacks.append(_Pictures(setup, folder))
+    if setup.validation and isinstance(setup.model, ScoreModel):
         validation = Validation(
             setup.held_out,
             setup.transform,
@@ -98,7 +101,7 @@ def fit(
         )
         processes = f", {group.world} processes" if group.world > 1 else ""
         progress.say(
-            f"{setup.name}: {shorten(str(setup.sde), 150)}\n"
+            f"{setup.name}: {shorten(str(getattr(setup.model, 'sde', '')), 150)}\n"
             f"{setup.dataset.name}, {len(setup.training_data):,} training samples of shape {setup.dataset.event_shape}; "
             f"{parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on {setup.device}{processes}\n"
             f"{_cost(cost, folder)}" + "".join(f"\n{setup.dataset.name}: {note}" for note in notes)
@@ -191,7 +194,8 @@ class _Pictures(Callback):
         setup = self.setup
         with state.averaged() as model:
             few = min(setup.n, 16 if setup.dataset.levels is not None else 500)
-            x, _ = draw_samples(setup, model, setup.second, few, shown=False)
+            *_, sampler = setup.samplers.values()
+            x, _ = draw_samples(setup, model, sampler, few, shown=False)
         file = self.folder.path / "samples" / f"step_{state.step:08d}.png"
         save_samples(file, x, setup)
         with Image.open(file) as picture:

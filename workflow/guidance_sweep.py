@@ -132,7 +132,9 @@ def sweep(
     for scale in scales:
         begun = time.perf_counter()
         score = guided(labels.to(run.device), scale)
-        x, nfe = draw_samples(run.setup, score, run.setup.sampler, n, name=f"{name}, scale {scale:g}")
+        x, nfe = draw_samples(
+            run.setup, score, next(iter(run.setup.samplers.values())), n, name=f"{name}, scale {scale:g}"
+        )
         seconds = time.perf_counter() - begun
         made = run.transform.to_data(x)
         right = judge.classes(made) == labels

@@ -1,4 +1,4 @@
-"""Whole settings by name: `--preset=fashion_mnist`. Each changes what it must of the defaults, which are the digits'.
+"""Whole settings of a score of images by name: `--preset=fashion_mnist`. Each changes what it must of the digits' defaults.
 
     digits         scikit-learn's digits, minutes on a CPU core
     fashion_mnist  28x28 and 256 grey levels: an hour (VP) and 25 minutes (VE, sub-VP) on a CPU core
@@ -16,8 +16,6 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from typing import Any
-
-from numerics import UserError, nearest
 
 Changes = Mapping[str, Any]
 """Values by dotted path, as a command line would give them."""
@@ -94,13 +92,6 @@ PRESETS: Mapping[str, Mapping[str, Changes]] = {
 }
 
 
-def changes(name: str, system: str) -> dict[str, Any]:
-    """What the preset changes for one system, by dotted path.
-
-    Raises:
-        UserError: an unknown preset.
-    """
-    if name not in PRESETS:
-        raise UserError(f"got the preset {name!r}{nearest(name, PRESETS)}; expected one of {', '.join(PRESETS)}")
-    chosen = PRESETS[name]
-    return {**chosen.get("all", {}), **chosen.get(system, {})}
+def of(system: str) -> dict[str, Changes]:
+    """What each of them changes for the system of that name, by dotted path."""
+    return {name: {**chosen.get("all", {}), **chosen.get(system, {})} for name, chosen in PRESETS.items()}

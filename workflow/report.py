@@ -58,7 +58,9 @@ def table(head: Sequence[str], rows: Sequence[Sequence[str]]) -> list[str]:
 
 
 def _heading(setup: Setup, results: dict[str, Any]) -> str:
-    split = results["bits_per_dim"]["split"]
+    split, unit = results["bits_per_dim"]["split"], results["bits_per_dim"].get("unit", "bits/dim")
+    if unit != "bits/dim":
+        return f"{unit} of the {split} set, per {setup.noun}"
     if setup.dataset.levels is not None:
         return f"bits/dim of the {split} set"
     return f"negative log-density of the {split} points, in bits per dimension of the data's own units"
@@ -67,8 +69,10 @@ def _heading(setup: Setup, results: dict[str, Any]) -> str:
 def _densities(setup: Setup, results: dict[str, Any]) -> list[tuple[str, str]]:
     scored = results["bits_per_dim"]
     baselines = sorted(results.get("baselines", {}).items(), key=lambda item: item[1])
+    kind = ", a bound" if scored.get("kind") == "bound" else ""
+    said = "none" if scored.get("kind") == "none" else f"{number(scored['mean'])} ± {number(scored['stderr'])}"
     return [
-        (f"this run ({setup.name})", f"{number(scored['mean'])} ± {number(scored['stderr'])}"),
+        (f"this run ({setup.name}{kind})", said),
         *((name, number(value)) for name, value in baselines),
     ]
 
@@ -80,18 +84,16 @@ def _scores(setup: Setup, results: dict[str, Any]) -> list[str]:
         ("dequantisation noise", "dequantization_stderr"),
         ("trace estimates", "probe_stderr"),
     ]
+    rows = [(name, number(scored[key])) for name, key in parts if key in scored]
+    if rows:
+        rows.append(("**in all**, in quadrature", f"**{number(scored['stderr'])}**"))
+    if "solver_error" in scored:
+        rows.append(("the solver's error, a bias beside it", number(scored["solver_error"])))
     return [
         *table(("density", _heading(setup, results)), _densities(setup, results)),
         scored["text"],
         "",
-        *table(
-            ("standard error", ""),
-            [
-                *((name, number(scored[key])) for name, key in parts),
-                ("**in all**, in quadrature", f"**{number(scored['stderr'])}**"),
-                ("the solver's error, a bias beside it", number(scored["solver_error"])),
-            ],
-        ),
+        *(table(("standard error", ""), rows) if rows else []),
     ]
 
 
@@ -142,7 +144,7 @@ def _protocol(results: dict[str, Any]) -> list[str]:
         ("versions", f"python {environment['python']}, torch {environment['torch']}, toolkit {environment['toolkit']}"),
         ("device", f"{environment['device']}, {environment['threads']} threads"),
         ("minutes", f"{results['seconds'] / 60:.1f} in all in the last session"),
-        ("weights", f"{results['bits_per_dim']['protocol']['model']}, averaged"),
+        ("weights", f"{results['weights']}, averaged"),
     ]
     rows += [("data", note) for note in results.get("data", {}).get("notes", [])]
     if origin:

@@ -69,6 +69,14 @@ def score(run: TrainedRun) -> Scored:
     return scored
 
 
+def say_none(run: TrainedRun, reason: str) -> None:
+    """Writes into results.json that there are no bits/dim, and why."""
+    entry = {"mean": None, "stderr": None, "kind": "none", "unit": "bits/dim", "reason": reason, "seconds": 0.0}
+    run.folder.update_results(
+        {"bits_per_dim": {**entry, "split": run.setup.protocol.split, "text": f"no bits/dim: {reason}"}}
+    )
+
+
 def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> Scored | None:
     """The bits/dim of a split, or None where other processes have still to write parts.
 
@@ -81,6 +89,8 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         UserError: an unknown split, or a part that cannot be read.
     """
     begun = time.perf_counter()
+    if run.setup.system.no_likelihood:
+        raise UserError(f"got a run of {run.setup.name}, which has no likelihood: {run.setup.system.no_likelihood}")
     sde, transform = run.sde, run.transform
     data = checked_split(run.dataset, protocol.split)
     protocol = protocol.for_samples(run.dataset.dim, transform.levels)

@@ -14,9 +14,9 @@ from functools import cached_property
 from typing import Any
 
 import torch
+from torch import nn
 
 import data
-import models
 from data import Dataset, Split
 from data.transforms import Transform
 from models import ScoreModel
@@ -43,9 +43,10 @@ class Setup:
         device: where the model is.
         dataset, transform: the data, and the map to model units.
         training_data, held_out: what is trained on, and what is validated on; `seen`: whether the second is part of the first.
-        model: the score model, with fresh weights from the configuration's seed.
+        model: with fresh weights from the configuration's seed: a `models.ScoreModel`, or what the system has in its place.
         objective, options: what is minimised, and how.
-        sampler, second: the two samplers; n: how many samples each of them draws.
+        samplers: by name, in the order in which they draw (the last one also in the course of training); none where the system
+            has a way of its own. n: how many samples each of them draws.
         protocol: how bits/dim are computed.
         validation: how many held-out samples are looked at in training.
         baselines: whether simple densities are scored beside the model.
@@ -59,11 +60,10 @@ class Setup:
     training_data: Split
     held_out: Split
     seen: bool
-    model: ScoreModel
+    model: nn.Module
     objective: Objective
     options: TrainingOptions
-    sampler: Sampler
-    second: Sampler
+    samplers: Mapping[str, Sampler]
     n: int
     protocol: Protocol
     validation: int
@@ -75,14 +75,25 @@ class Setup:
         return self.system.name
 
     @property
+    def score_model(self) -> ScoreModel:
+        """The model, where it is a score.
+
+        Raises:
+            UserError: a system without one, with what to use in its place.
+        """
+        if not isinstance(self.model, ScoreModel):
+            raise UserError(f"got a run of {self.name}, which has no score: {self.system.no_score}")
+        return self.model
+
+    @property
     def sde(self) -> SDE:
         """The SDE that the model is a score of."""
-        return self.model.sde
+        return self.score_model.sde
 
     @property
     def flow(self) -> WhitenedFlow:
         """The variables in which the probability flow of these data is best integrated."""
-        return WhitenedFlow(data_std=self.model.data_std or 1.0)
+        return WhitenedFlow(data_std=self.score_model.data_std or 1.0)
 
     @cached_property
     def data_notes(self) -> tuple[str, ...]:
@@ -104,7 +115,7 @@ class Setup:
         return "image" if self.dataset.levels is not None else "point"
 
 
-def resolve(config: Config, *, model: ScoreModel | None = None, device: str | None = None) -> Setup:
+def resolve(config: Config, *, model: nn.Module | None = None, device: str | None = None) -> Setup:
     """The set-up of a configuration.
 
     Args:
@@ -128,16 +139,17 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
     with _part("sde"):
         sde = system.sde(c)
     with _part("model"):
-        model = _model(c, sde, dataset, transform, data_std) if model is None else model
+        model = system.model(c, sde, dataset, transform, data_std) if model is None else model
     with _part("training"):
         objective, options = system.objective(c), _options(c, dataset)
         training_data, held_out, seen = training_splits(c["training"], dataset)
     with _part("sampling"):
         n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
         require_count(n, "n")
-        sampler, second = (system.sampler(c, c["sampling"][name]) for name in ("sampler", "second"))
-        if c["sampling"]["sampler"]["name"] == c["sampling"]["second"]["name"]:
-            raise UserError(f"got sampler and second both {c['sampling']['second']['name']!r}; expected two samplers")
+        sections = [c["sampling"][k] for k in ("sampler", "second") if k in c["sampling"]]
+        drawn_by = {s["name"]: system.sampler(c, s) for s in sections}
+        if len(drawn_by) < len(sections):
+            raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two samplers")
     with _part("likelihood"):
         protocol = _PROTOCOL.create("protocol", seed=config["seed"], **c["likelihood"])
         checked_split(dataset, protocol.split)
@@ -155,8 +167,7 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
         model=model.to(place),
         objective=objective,
         options=options,
-        sampler=sampler,
-        second=second,
+        samplers=drawn_by,
         n=n,
         protocol=protocol.for_samples(dataset.dim, dataset.levels),
         validation=c["training"]["validation"],
@@ -166,7 +177,6 @@ def resolve(config: Config, *, model: ScoreModel | None = None, device: str | No
 
 _PROTOCOL: Catalogue[Protocol] = Catalogue("likelihood", {"protocol": Protocol})
 _OPTIONS: Catalogue[TrainingOptions] = Catalogue("training", {"options": TrainingOptions})
-_EMBEDDINGS = {"time": "positional", "continuous_time": "positional", "sigma": "fourier"}
 
 
 def load_data(section: Config) -> tuple[Dataset, Transform]:
@@ -195,38 +205,6 @@ def _filled(values: Mapping[str, Any], data_std: float) -> dict[str, Any]:
         k: _filled(v, data_std) if isinstance(v, Mapping) else data_std if k == "data_std" and v is None else v
         for k, v in values.items()
     }
-
-
-def _model(c: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> ScoreModel:
-    m, shape = c["model"], dataset.event_shape
-    classes = dataset.num_classes if m["class_conditional"] else None
-    if m["class_conditional"] and not classes:
-        raise UserError(f"got class_conditional=True for {dataset.name}, which has no labels; expected False")
-    published = m["name"] in models.presets.available()  # what is left open stays as it was published
-    options = {k: v for k, v in m.items() if k in models.options(m["name"])}
-    if "embedding" in options and options["embedding"] is None:
-        del options["embedding"]
-        if not published:
-            options["embedding"] = _EMBEDDINGS.get(m["conditioning"]["name"], "smooth")
-    # above 256 levels the noise at t_min hides single ones, and features that turn in each make the flow too rough to solve
-    few_levels = dataset.levels is not None and dataset.levels <= 256
-    if "fourier_features" in options and not options["fourier_features"] and few_levels and not published:
-        # a preconditioned network sees x / data_std at low noise
-        spread = data_std if m["parametrization"]["name"] == "preconditioned" else 1.0
-        spacing = (c["data"]["high"] - c["data"]["low"]) / (dataset.levels or 1)
-        options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(c["seed"])
-        names = dataset.classes if classes else ()
-        net = models.for_data(m["name"], shape, classes, class_names=names, **options)
-    return ScoreModel(
-        net,
-        sde,
-        models.PARAMETRIZATIONS.make(m["parametrization"]),
-        conditioning=models.CONDITIONINGS.make(m["conditioning"]),
-        data_std=data_std,
-        data_range=(c["data"]["low"], c["data"]["high"]),
-    )
 
 
 def _options(c: Config, dataset: Dataset) -> TrainingOptions:

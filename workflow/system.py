@@ -10,23 +10,29 @@ A system is one file of `workflow/systems/`, with its `get_config()` and its obj
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any, ClassVar
 
 from ml_collections import ConfigDict
+from torch import nn
 
 import data
 import models
 import samplers
 import sde_lib
 import training
+from data import Dataset
+from data.transforms import Transform
 from numerics import Catalogue
 from samplers import Sampler
 from sde_lib import SDE
-from training import Objective
+from training import Callback, Objective
+from workflow.score_model import score_model
 
 if TYPE_CHECKING:
+    from workflow.draw import Drawn
     from workflow.run_folder import RunFolder
+    from workflow.score import Scored
     from workflow.setup import Setup
     from workflow.trained_run import TrainedRun
 
@@ -40,10 +46,15 @@ class System(ABC):
     Attributes:
         name: what a command line and config.json call it.
         about: the text of its `--help`.
+        no_score: of a system whose model is no score: what to use where one is asked for, as in "its samples come from its own
+            chain". Such a system brings `model` and `draw`, and its configuration has no samplers.
+        no_likelihood: of a system that says nothing of a density: why, for results.json and report.md.
     """
 
     name: ClassVar[str]
     about: ClassVar[str]
+    no_score: ClassVar[str] = ""
+    no_likelihood: ClassVar[str] = ""
 
     @abstractmethod
     def get_config(self) -> ConfigDict:
@@ -63,10 +74,26 @@ class System(ABC):
             "sampling.second": samplers.SAMPLERS,
         }
 
+    @property
+    def presets(self) -> Mapping[str, Mapping[str, Any]]:
+        """Whole settings by name, each as changes of `get_config()` by dotted path; `digits` is what holds without a choice.
+        Scores of images share those of `workflow.presets`."""
+        return {"digits": {}}
+
     def sde(self, config: Config) -> SDE:
         """The SDE that the model is a score of, from the section `sde`."""
         made: SDE = self.catalogues["sde"].make(config["sde"])
         return made
+
+    def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
+        """The model, with weights from the configuration's seed: a score, unless the system has another.
+
+        Args:
+            sde: of `sde`.
+            dataset, transform: the data, and the map to model units.
+            data_std: the standard deviation of the training data in model units.
+        """
+        return score_model(config, sde, dataset, transform, data_std)
 
     def objective(self, config: Config) -> Objective:
         """What is minimised, from the section `training.objective`."""
@@ -84,6 +111,25 @@ class System(ABC):
         Raises:
             UserError: a value that does not fit.
         """
+
+    def callbacks(self, setup: Setup, folder: RunFolder) -> Sequence[Callback]:
+        """What looks at the training beside the bound and the samples of a score, such as a validation curve of its own."""
+        return ()
+
+    def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
+        """Samples, by the name of what drew them: as pictures, and under `sampling` in results.json."""
+        from workflow.draw import draw  # it imports the systems
+
+        return draw(run)
+
+    def score(self, run: TrainedRun) -> Scored | None:
+        """The bits/dim, also in results.json; None where they come from no flow, and are in results.json alone."""
+        from workflow.score import say_none, score  # it imports the systems
+
+        if not self.no_likelihood:
+            return score(run)
+        say_none(run, self.no_likelihood)
+        return None
 
     def rehearsal(self, setup: Setup) -> Setup:
         """The set-up of a dry run, from one whose training, sampling and scoring are already short."""

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from dataclasses import dataclass, replace
+from functools import cached_property
 from pathlib import Path
 
 import torch
@@ -30,19 +31,36 @@ class TrainedRun:
         setup: what its configuration says; the model in it has the trained weights, in evaluation mode.
         step: of the checkpoint.
         fingerprint: names the weights (and the class, where one is chosen).
-        score: what is sampled and scored: the model, or the model given a class.
+        label: the class that the score is given; None: without.
+        guidance: scale of classifier-free guidance to it; None: the class alone.
     """
 
     folder: RunFolder
     setup: Setup
     step: int
     fingerprint: str
-    score: Score
+    label: int | None = None
+    guidance: float | None = None
 
     @property
     def model(self) -> ScoreModel:
-        """The score model."""
-        return self.setup.model
+        """The score model.
+
+        Raises:
+            UserError: a run of a system without one.
+        """
+        return self.setup.score_model
+
+    @cached_property
+    def score(self) -> Score:
+        """What is sampled and scored: the model, or the model given the class.
+
+        Raises:
+            UserError: a run of a system without a score, or a class that the model does not have.
+        """
+        if self.guidance is not None:
+            return classifier_free(self.model, self.label, self.guidance)
+        return self.model if self.label is None else self.model.condition(self.label)
 
     @property
     def sde(self) -> SDE:
@@ -79,7 +97,9 @@ class TrainedRun:
         Raises:
             UserError: a model without classes, or without that one.
         """
-        return replace(self, score=self.model.condition(label), fingerprint=f"{self.fingerprint}/{label}")
+        given = replace(self, label=label, fingerprint=f"{self.fingerprint}/{label}")
+        _ = given.score  # refused here, if at all
+        return given
 
     def guided(self, label: int, scale: float) -> TrainedRun:
         """The same run guided to one class, see `guidance.classifier_free`.
@@ -87,8 +107,10 @@ class TrainedRun:
         Raises:
             UserError: a model without classes, or without that one; a scale that is not finite.
         """
-        score = classifier_free(self.model, label, scale)
-        return replace(self, score=score, fingerprint=f"{self.fingerprint}/{label}/guidance {scale:g}")
+        name = f"{self.fingerprint}/{label}/guidance {scale:g}"
+        guided = replace(self, label=label, guidance=scale, fingerprint=name)
+        _ = guided.score  # refused here, if at all
+        return guided
 
 
 def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = None) -> TrainedRun:
@@ -113,9 +135,9 @@ def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = 
         except CheckpointError as error:
             raise UserError(f"got the run folder {folder}, whose checkpoints cannot be used: {error}") from error
     model = setup.model.eval().requires_grad_(False)
-    if model.learned_without_class is None and model.num_classes is not None:  # a run of an earlier version
-        model.learned_without_class = setup.options.label_dropout > 0
-    return TrainedRun(folder=RunFolder(folder), setup=setup, step=step, fingerprint=fingerprint(model), score=model)
+    if isinstance(model, ScoreModel) and model.learned_without_class is None and model.num_classes is not None:
+        model.learned_without_class = setup.options.label_dropout > 0  # a run of an earlier version
+    return TrainedRun(folder=RunFolder(folder), setup=setup, step=step, fingerprint=fingerprint(model))
 
 
 def fingerprint(model: nn.Module) -> str:

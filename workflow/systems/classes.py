@@ -20,17 +20,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
+from torch import Tensor, nn
 
 import sde_lib
+from data import Dataset
+from data.transforms import Transform
 from evaluation import Calibration, calibration, save_grid
 from guidance import classifier_free, classifier_guidance
 from models import NoiseClassifier
 from numerics import Catalogue, UserError, batch_time, require_count, require_range
 from samplers import SAMPLERS
-from sde_lib import Score
+from sde_lib import SDE, Score
 from training import LogNormal, TrainingOptions, train_noise_classifier
-from workflow import progress
+from workflow import presets, progress
 from workflow.class_likelihood import bits_by_class, bits_of_classes
 from workflow.defaults import base_config
 from workflow.guidance_sweep import Judge, SweepPoint, floors, judge_of, save_trade_off, sweep
@@ -85,7 +87,7 @@ class Study:
 
     def count(self, setup: Setup) -> int:
         """Samples at each scale: a whole number of times the classes."""
-        classes = int(setup.model.num_classes or 1)
+        classes = int(setup.score_model.num_classes or 1)
         wanted = min(len(setup.dataset.split("test")), 2000) if self.samples is None else self.samples
         return -(-wanted // classes) * classes
 
@@ -117,6 +119,19 @@ class Classes(System):
         config.classes = fields_section(Study)
         return config
 
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
+
+    def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
+        """A score with classes, of which the data must have two at least."""
+        if dataset.num_classes < 2:
+            raise UserError(
+                f"got {dataset.name} of {dataset.num_classes} classes; expected labelled data of at least 2"
+            )
+        return super().model(config, sde, dataset, transform, data_std)
+
     def study(self, config: Config) -> Study:
         """What is measured."""
         made: Study = _STUDY.create("study", **config["classes"])
@@ -147,9 +162,9 @@ class Classes(System):
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of the network on one image; a trace costs two more, an update of the small classifier about one."""
-        study, calls = self.study(setup.config), setup.sampler.evaluations or 100
+        study, calls = self.study(setup.config), next(iter(setup.samplers.values())).evaluations or 100
         drawn = 2 * study.count(setup) * calls * 2 * len(study.scales)
-        scored = study.images * int(setup.model.num_classes or 1) * study.flow_steps * 3
+        scored = study.images * int(setup.score_model.num_classes or 1) * study.flow_steps * 3
         fixed = 20_000  # the judge, the measures and the pilot run, whatever is drawn
         return float(fixed + drawn + scored + study.classifier_steps * setup.options.batch_size)
 

@@ -26,7 +26,7 @@ from numerics import Catalogue, UserError, require_choice, require_count
 from samplers import Ancestral, Correction, DDPMIndices, PredictorCorrector, Sampler
 from sde_lib import TableVPSDE
 from training import DDPMSimple, DiscreteTime, linear_betas
-from workflow import chain_bound
+from workflow import chain_bound, presets
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import Config, System
@@ -119,6 +119,11 @@ class DDPM(System):
         # draws of step and noise for each image's bound
         config.bound = ConfigDict({"draws": 64})
         return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:

@@ -25,6 +25,7 @@ from numerics import Catalogue, require_count, require_positive
 from samplers import AnnealedLangevin, Correction, Sampler, Uniform
 from sde_lib import TableVESDE
 from training import SMLD, DiscreteTime, geometric_sigmas
+from workflow import presets
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import Config, System
@@ -103,6 +104,11 @@ class NCSN(System):
         # best for 40 steps, 1.2e-5, leaves 4 %)
         config.sampling.sampler = section(SAMPLERS, "ald", steps=40)
         return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:

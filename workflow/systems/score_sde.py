@@ -9,6 +9,7 @@ from ml_collections import ConfigDict
 
 from numerics import Catalogue
 from sde_lib import SDE
+from workflow import presets
 from workflow.defaults import base_config
 from workflow.sections import section
 from workflow.system import System
@@ -30,6 +31,11 @@ class ScoreSDE(System):
         config = base_config(self.name)
         config.sde = section(self.catalogues["sde"], self.name, **self.changes)
         return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of a score of images."""
+        return presets.of(self.name)
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
