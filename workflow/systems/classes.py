@@ -113,9 +113,8 @@ class Classes(System):
         config.training.steps = 1200
         # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
         config.sampling.sampler = section(SAMPLERS, "ddim", steps=40)
-        # bits/dim of each image given its class; half of what an unconditional run takes for it leaves time for the rest
+        # bits/dim of each image given its class
         config.likelihood.label = "own"
-        config.likelihood.steps = 64
         config.classes = fields_section(Study)
         return config
 
