@@ -9,6 +9,7 @@ from likelihood.companion import companion_error
 from likelihood.dequantization import Dequantizer, NoDequantization, TruncatedNormal, Uniform, UniformDequantizer
 from likelihood.divergence import Coloured, Divergence, Exact, Hutchinson
 from likelihood.error_budget import ErrorBudget
+from likelihood.gaussian_chain import GaussianChain
 from likelihood.integration import Likelihood
 from likelihood.latent import (
     Interpolation,
@@ -40,6 +41,7 @@ __all__ = [
     "Divergence",
     "ErrorBudget",
     "Exact",
+    "GaussianChain",
     "GaussianDecoder",
     "Hutchinson",
     "Interpolation",

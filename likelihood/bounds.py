@@ -150,19 +150,30 @@ class DiscretizedGaussian(Decoder):
         check_grey_values(data, self.transform)
 
     def log_prob(self, data: Tensor, x: Tensor, denoised: Tensor | None, alpha: float, sigma: float) -> Tensor:
-        s, half = sigma / alpha, math.exp(self.transform.log_det) / 2
         assert denoised is not None
-        # in float64, or neighbouring bins would leave gaps of float32's size
-        centred = self.transform(data.to(torch.float64) + 0.5) - denoised.to(torch.float64)
-        above, below = (centred + half) / s, (centred - half) / s
-        above = torch.where(data == (self.transform.levels or 0) - 1, math.inf, above)
-        below = torch.where(data == 0, -math.inf, below)
-        # on the side of the smaller tails, where the difference of two cdfs keeps its digits
-        flip = below > 0
-        low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
-        log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
-        mass: Tensor = log_high + torch.log1p(-torch.exp(log_low - log_high).clamp(max=1 - 1e-16))
-        return mass.flatten(1).sum(dim=1)
+        return log_mass_of_bins(self.transform, data, denoised, sigma / alpha).flatten(1).sum(dim=1)
+
+
+def log_mass_of_bins(transform: Transform, data: Tensor, mean: Tensor, std: Tensor | float) -> Tensor:
+    """Log of the mass that N(mean, std^2) puts into the bin of each grey value, the outermost bins open: `(B, *)`, float64.
+
+    Ho et al. 2020 (arXiv:2006.11239), equation (13).
+
+    Args:
+        data: grey values `(B, *)`. mean: in model units `(B, *)`. std: one number, or `(B, *)`.
+    """
+    half = math.exp(transform.log_det) / 2
+    # in float64, or neighbouring bins would leave gaps of float32's size
+    centred = transform(data.to(torch.float64) + 0.5) - mean.to(torch.float64)
+    above, below = (centred + half) / std, (centred - half) / std
+    above = torch.where(data == (transform.levels or 0) - 1, math.inf, above)
+    below = torch.where(data == 0, -math.inf, below)
+    # on the side of the smaller tails, where the difference of two cdfs keeps its digits
+    flip = below > 0
+    low, high = torch.where(flip, -above, below), torch.where(flip, -below, above)
+    log_low, log_high = torch.special.log_ndtr(low), torch.special.log_ndtr(high)
+    mass: Tensor = log_high + torch.log1p(-torch.exp(log_low - log_high).clamp(max=1 - 1e-16))
+    return mass
 
 
 @dataclass(frozen=True, kw_only=True)

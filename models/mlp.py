@@ -45,6 +45,7 @@ class MLP(Network):
         embedding: `"smooth"`, `"positional"` or `"fourier"`, see `models.embeddings`.
         fourier_scale: of the Fourier embedding's random frequencies.
         num_classes: of class labels, or None.
+        learned_variance: twice the output channels, the second half for variances.
         fourier_features: frequencies of sine features of the input, see `models.input_features`.
         checkpoint_activations: recompute activations in the backward pass.
 
@@ -61,6 +62,7 @@ class MLP(Network):
         embedding: str = "smooth",
         fourier_scale: float = 16.0,
         num_classes: int | None = None,
+        learned_variance: bool = False,
         fourier_features: Sequence[float] | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
@@ -68,6 +70,7 @@ class MLP(Network):
         if dim < 1 or width < 4 or depth < 1:
             raise UserError(f"got dim={dim}, width={width}, depth={depth}; expected dim, depth >= 1 and width >= 4")
         self.dim, self.num_classes, self.checkpoint_activations = dim, num_classes, checkpoint_activations
+        self.learned_variance = learned_variance
         self.embedding = NoiseLevelEmbedding(
             noise_features(embedding, 16, scale=fourier_scale), width, num_classes=num_classes
         )
@@ -75,7 +78,7 @@ class MLP(Network):
         self.fine_input = bool(fourier_features)
         self.input = linear(dim * self.features.multiple, width)
         self.blocks = nn.ModuleList(MLPBlock(width, width) for _ in range(depth))
-        self.output = linear(width, dim, scale=0.0)
+        self.output = linear(width, dim * (2 if learned_variance else 1), scale=0.0)
 
     def check_labels(self, labels: Tensor) -> None:
         """Refuse labels that are not positive for the Fourier embedding."""
@@ -90,4 +93,6 @@ class MLP(Network):
         h = self.input(self.features(flat).to(self.input.weight.dtype))
         for block in self.blocks:
             h = self.run(block, h, embedding)
-        return self.output(F.silu(h)).reshape(x.shape)
+        # the second half of the channels are variances
+        channels = x.shape[1] * (2 if self.learned_variance else 1)
+        return self.output(F.silu(h)).reshape(x.shape[0], channels, *x.shape[2:])

@@ -98,6 +98,7 @@ class NCSNpp(Network):
         fourier_scale: of the Fourier embedding's random frequencies.
         conditional: False for a network that is not told the noise level.
         num_classes: of class labels, or None.
+        learned_variance: twice the output channels, the second half for variances.
         centered: False maps images from [0, 1] to [-1, 1] first.
         scale_by_sigma: divide the output by sigma: by the label, or by `sigmas[label]` where the label is an
             index.
@@ -138,6 +139,7 @@ class NCSNpp(Network):
         fourier_scale: float = 16.0,
         conditional: bool = True,
         num_classes: int | None = None,
+        learned_variance: bool = False,
         centered: bool = True,
         scale_by_sigma: bool = False,
         sigmas: Sequence[float] | None = None,
@@ -171,6 +173,7 @@ class NCSNpp(Network):
             )
 
         self.num_classes, self.in_channels = num_classes, in_channels
+        self.learned_variance = learned_variance
         self.checkpoint_activations = checkpoint_activations
         self.conditional, self.centered, self.scale_by_sigma = conditional, centered, scale_by_sigma
         self.progressive_output, self.combine = progressive_output, combine
@@ -233,7 +236,7 @@ class NCSNpp(Network):
 
         self.middle = Middle(block(n, n), attention(n, None), block(n, n))
 
-        n_out = in_channels if out_channels is None else out_channels
+        n_out = (in_channels if out_channels is None else out_channels) * (2 if learned_variance else 1)
         pyramid = 0
         self.decoder: ListOf[DecoderLevel] = ListOf()
         for i, multiplier in reversed(list(enumerate(multipliers))):

@@ -25,6 +25,7 @@ def UNet(  # noqa: N802 - reads as the network it makes
     embedding: str = "smooth",
     scale_shift: bool = True,
     num_classes: int | None = None,
+    learned_variance: bool = False,
     fourier_features: Sequence[float] | None = None,
     checkpoint_activations: bool = False,
 ) -> NCSNpp:
@@ -50,6 +51,7 @@ def UNet(  # noqa: N802 - reads as the network it makes
         heads=heads,
         dropout=dropout,
         num_classes=num_classes,
+        learned_variance=learned_variance,
         fourier_features=tuple(fourier_features or ()),
         checkpoint_activations=checkpoint_activations,
     )

@@ -16,7 +16,7 @@ from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -54,6 +54,24 @@ class CorrectedScore:
         for correction in self.corrections:
             value = correction.apply(self.sde, x, t, value)
         return value
+
+    def score_and_variance(self, x: Tensor, t: Tensor) -> tuple[Tensor, Tensor]:
+        """The corrected score and the learned variance's place, as it is, both `(B, *)`, from one evaluation.
+
+        Raises:
+            UserError: for a score that has no variance.
+        """
+        asked: Callable[[Tensor, Tensor], tuple[Tensor, Tensor]] | None = getattr(
+            self.score, "score_and_variance", None
+        )
+        if asked is None:
+            raise UserError(
+                "got a score without score_and_variance(x, t); expected a model trained with a learned variance"
+            )
+        value, place = asked(x, t)
+        for correction in self.corrections:
+            value = correction.apply(self.sde, x, t, value)
+        return value, place
 
     def take(self, index: Tensor) -> CorrectedScore:
         return CorrectedScore(self.sde, take(self.score, index), self.corrections)

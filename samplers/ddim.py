@@ -8,10 +8,12 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from numerics import require_range
+from numerics import UserError, require_range
 from samplers.base import GridSampler
+from samplers.run import Run, numbers
 from samplers.step import Step, affine
-from sde_lib import SDE
+from sde_lib import SDE, Score
+from sde_lib.flow_map import check_batch
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -44,6 +46,33 @@ class DDIM(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_range(self.eta, "eta", 0, 1)
+
+    @torch.no_grad()
+    def encode(self, sde: SDE, score: Score, x: Tensor) -> Tensor:
+        """The latent at T of data `x` `(B, *)`, taken as the state at t_end, by the loop walked backwards: `(B, *)`.
+
+            x_t = (alpha_t / alpha_s) x_s + alpha_t (kappa_t - kappa_s) eps(x_s, s)
+
+        (sections 4.3 and 5.4 there.) The noise of a step is asked for at s, where the step down asks for it at t; so this is
+        Euler's method on the same flow, and the way down returns to `x` only up to an error of order 1 in the step.
+        `ProbabilityFlow.encode` and `likelihood.encode` solve the flow instead.
+
+        Raises:
+            UserError: for an eta above 0, which has no inverse, or an x that is not a floating batch.
+        """
+        if self.eta != 0:
+            raise UserError(
+                f"got eta={self.eta} to encode with; expected 0: steps with noise have no inverse, use DDIM(eta=0)"
+            )
+        check_batch(x)
+        times = self._times(sde).flip(0)
+        run = Run(sde, score, self.corrections, None, x)
+        alpha, kappa = sde.alpha(times), torch.exp(-sde.log_snr(times) / 2)
+        of_x, of_score = numbers(alpha[1:] / alpha[:-1]), numbers(-alpha[1:] * kappa.diff() * sde.sigma(times[:-1]))
+        x = x.detach()
+        for i, now in enumerate(numbers(times[:-1])):
+            x = (x * of_x[i]).add_(run.score(x, now), alpha=of_score[i])
+        return x
 
     def method(self, sde: SDE, times: Tensor) -> Step:
         """The step on the grid `times` `(N+1,)`."""

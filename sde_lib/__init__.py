@@ -10,7 +10,7 @@ from sde_lib.flow_map import Transported, transport
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
 from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
-from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas
+from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas, with_terminal_snr
 from sde_lib.terminal import mismatch_warning, prior_mismatch
 from sde_lib.time_grids import TIME_GRIDS, TimeGrid
 from sde_lib.train_mode import networks_of, require_eval_mode
@@ -62,4 +62,5 @@ __all__ = [
     "require_eval_mode",
     "time_grids",
     "transport",
+    "with_terminal_snr",
 ]

@@ -12,8 +12,9 @@ r"""The noise tables of the discrete chains.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 
-from numerics import UserError, require_count
+from numerics import UserError, require_count, require_positive
 
 
 def linear_betas(*, steps: int = 1000, first: float | None = None, last: float | None = None) -> tuple[float, ...]:
@@ -45,11 +46,40 @@ def cosine_betas(*, steps: int = 1000, s: float = 0.008, largest: float = 0.999)
         largest: no beta is larger.
 
     Raises:
-        UserError: fewer than two steps.
+        UserError: fewer than two steps, or an s or a largest beta out of range.
     """
     require_count(steps, "steps", 2)
+    if not 0 <= s < 1 or not 0 < largest < 1:
+        raise UserError(f"got s={s}, largest={largest}; expected s in [0, 1) and largest in (0, 1)")
     f = [math.cos((i / steps + s) / (1 + s) * math.pi / 2) ** 2 for i in range(steps + 1)]
     return tuple(min(1 - b / a, largest) for a, b in zip(f[:-1], f[1:], strict=True))
+
+
+def with_terminal_snr(betas: Sequence[float], snr: float) -> tuple[float, ...]:
+    """The betas of a chain whose alpha is shifted and scaled so that its last (alpha / sigma)^2 is `snr` and its first row
+    stays.
+
+    Lin et al. 2023 (arXiv:2305.08891), algorithm 1, where `snr` is 0.
+
+    Args:
+        betas: all in (0, 1), two or more.
+        snr: > 0, and less than the chain's own first.
+
+    Raises:
+        UserError: another snr.
+    """
+    require_positive(snr, "snr")
+    alphas, square = [], 1.0
+    for beta in betas:
+        square *= 1 - beta
+        alphas.append(math.sqrt(square))
+    first, last, end = alphas[0], alphas[-1], math.sqrt(snr / (1 + snr))
+    if not end < first:
+        raise UserError(
+            f"got snr={snr} at the end of a chain whose first alpha is {first:.6g}; expected one far below 1"
+        )
+    scaled = [end + (alpha - last) * (first - end) / (first - last) for alpha in alphas]
+    return tuple(1 - (b / a) ** 2 for a, b in zip((1.0, *scaled[:-1]), scaled, strict=True))
 
 
 def geometric_sigmas(*, largest: float = 1.0, smallest: float = 0.01, levels: int = 10) -> tuple[float, ...]:

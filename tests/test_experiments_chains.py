@@ -20,7 +20,7 @@ from workflow.configuration import config_for
 
 SCRIPTS = {"ddpm": ddpm, "ncsn": ncsn}
 SMOKE = {
-    "ddpm": [*QUICK, "--config.bound.draws=4"],
+    "ddpm": [*QUICK, "--config.bound.draws=4", "--config.bound.level_draws=0"],
     "ncsn": [*QUICK, "--config.sde.levels=3"],
 }
 DDPM, NCSN = systems.create("ddpm"), systems.create("ncsn")

@@ -9,7 +9,7 @@ result.load_averages(model)
 
 from __future__ import annotations
 
-from sde_lib import cosine_betas, geometric_sigmas, linear_betas
+from sde_lib import cosine_betas, geometric_sigmas, linear_betas, with_terminal_snr
 from training.callbacks import Callback
 from training.catalogue import OBJECTIVES, TIMES, WEIGHTINGS, available, create, options
 from training.checkpoint import Checkpoint, CheckpointFolder, load_plain, to_plain
@@ -27,6 +27,7 @@ from training.errors import (
     UsageError,
 )
 from training.loop import train
+from training.loss_history import LossHistory
 from training.noise_classifier import train_noise_classifier
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
@@ -87,6 +88,7 @@ __all__ = [
     "LikelihoodWeighting",
     "LockedError",
     "LogNormal",
+    "LossHistory",
     "MinSNR",
     "NoisePredictor",
     "NonFiniteError",
@@ -138,4 +140,5 @@ __all__ = [
     "to_plain",
     "train",
     "train_noise_classifier",
+    "with_terminal_snr",
 ]

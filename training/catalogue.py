@@ -10,6 +10,7 @@ from typing import Any
 
 from numerics import Catalogue, Option
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
+from training.loss_history import LossHistory
 from training.objectives import DSM, Objective
 from training.score_matching import ExactScoreMatching, SlicedScoreMatching
 from training.time_sampling import (
@@ -61,6 +62,7 @@ TIMES: Catalogue[TimeSampler] = Catalogue(
         "log_normal": LogNormal,
         "adaptive": Adaptive,
         "discrete": DiscreteTime,
+        "loss_history": LossHistory,
     },
     parts={"weighting": WEIGHTINGS},
 )

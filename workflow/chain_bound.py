@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import math
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -23,7 +24,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor
 
-from likelihood import UniformDequantizer, elbo
+from likelihood import Bound, UniformDequantizer, elbo
 from likelihood.bounds import DiscretizedGaussian
 from numerics import SampleStreams
 from workflow import progress
@@ -51,6 +52,20 @@ class ChainBound:
     errors: Tensor
     heavy_tailed: Tensor
     nfe: int
+
+    @classmethod
+    def of(cls, parts: Bound, dimensions: int, log_det: float) -> ChainBound:
+        """From a bound in nats; `log_det` of the transform in nats a dimension, where a density was scored."""
+        bits = dimensions * math.log(2)
+        terms = torch.stack([parts.prior, parts.diffusion, parts.reconstruction - dimensions * log_det], dim=1) / bits
+        errors = torch.stack([parts.diffusion_stderr, parts.reconstruction_stderr], dim=1) / bits
+        return cls(terms=terms.cpu(), errors=errors.cpu(), heavy_tailed=parts.heavy_tailed.cpu(), nfe=parts.nfe)
+
+    @classmethod
+    def concatenate(cls, parts: Sequence[ChainBound]) -> ChainBound:
+        """The bounds of several batches as one."""
+        terms, errors, heavy = (torch.cat([getattr(p, n) for p in parts]) for n in ("terms", "errors", "heavy_tailed"))
+        return cls(terms=terms, errors=errors, heavy_tailed=heavy, nfe=parts[0].nfe)
 
     @property
     def per_image(self) -> Tensor:
@@ -101,27 +116,33 @@ def bound(
         draws: of step and noise, for each image.
     """
     sde, transform, D = run.sde, run.transform, data[0].numel()
-    decoder, log_det, x_0 = None, transform.log_det, transform.centres(data)
-    if reading == "grey values":
-        decoder, log_det = DiscretizedGaussian(transform=transform), 0.0  # a probability, not a density
-    elif transform.levels is not None:
-        x_0, _ = UniformDequantizer()(data, transform, sde, sde.t_min, generator=generator)
+    x_0, grey, log_det = clean(run, data, reading, generator)
+    decoder = None if grey is None else DiscretizedGaussian(transform=transform)
     parts = elbo(
         sde,
         run.score,
-        x_0.to(torch.float32),
+        x_0,
         decoder=decoder,
-        data=None if decoder is None else data,
+        data=grey,
         draws=draws,
         steps=steps,
         t_min=sde.t_min,
         data_std=run.model.data_std,
         generator=generator,
     )
-    bits = D * math.log(2)
-    terms = torch.stack([parts.prior, parts.diffusion, parts.reconstruction - D * log_det], dim=1) / bits
-    errors = torch.stack([parts.diffusion_stderr, parts.reconstruction_stderr], dim=1) / bits
-    return ChainBound(terms=terms.cpu(), errors=errors.cpu(), heavy_tailed=parts.heavy_tailed.cpu(), nfe=parts.nfe)
+    return ChainBound.of(parts, D, log_det)
+
+
+def clean(run: TrainedRun, data: Tensor, reading: str, generator: SampleStreams) -> tuple[Tensor, Tensor | None, float]:
+    """The x_0 `(B, *)` of stored data `(B, *)` in a reading, the grey values to be scored, if any, and the log-determinant
+    that a density pays."""
+    transform = run.transform
+    if reading == "grey values":
+        return transform.centres(data).to(torch.float32), data, 0.0  # a probability, not a density
+    x_0 = transform.centres(data)
+    if transform.levels is not None:
+        x_0, _ = UniformDequantizer()(data, transform, run.sde, run.sde.t_min, generator=generator)
+    return x_0.to(torch.float32), None, transform.log_det
 
 
 def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tuple[ChainBound, Path]:

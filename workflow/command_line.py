@@ -132,6 +132,7 @@ def parse_system(system: System, arguments: list[str]) -> Request:
     """
     asked_for_help = any(a in ("--help", "-h", "-help", "--helpfull") for a in arguments)
     preset, arguments = _preset([a for a in arguments if a not in ("--help", "-h", "-help", "--helpfull")])
+    arguments = [_switched(system, a) for a in arguments]
     config, arguments = configuration.of_flags(system, preset, arguments)
     if asked_for_help:
         print(_help(system, config))
@@ -164,6 +165,12 @@ def parse_system(system: System, arguments: list[str]) -> Request:
         dry_run=values.dry_run,
         quiet=values.quiet,
     )
+
+
+def _switched(system: System, argument: str) -> str:
+    """A switch of the system's own as the flag of the value that it sets."""
+    where = system.switches.get(argument.removeprefix("--")) if argument.startswith("--") else None
+    return argument if where is None else f"--config.{where}=True"
 
 
 def _preset(arguments: list[str]) -> tuple[str, list[str]]:
@@ -220,6 +227,7 @@ def _help(system: System, config: ConfigDict) -> str:
     lines = [system.about.strip(), ""]
     shared = {**_SHARED, "preset": _SHARED["preset"].format(presets=", ".join(system.presets))}
     lines += [f"  --{name}={default.get(name, 'False')}  {text}" for name, text in shared.items()]
+    lines += [f"  --{name}  short for --config.{where}=True" for name, where in system.switches.items()]
     lines += [
         "",
         "values of the configuration, with their defaults. A section shows the options of the class that its name chooses, and",

@@ -45,7 +45,7 @@ def _show(shown: ConfigDict, option: Option) -> None:
     default = None if option.default is Option.REQUIRED or option.name in FROM_DATA else option.default
     if option.part is not None and not isinstance(default, tuple):
         described = {"name": "none"} if default is None else option.part.describe(default)
-        inner = dict(described)
+        inner = {k: v for k, v in described.items() if k not in option.part.derived}
         shown[option.name] = (
             ConfigDict({"name": "none"})
             if described["name"] == "none"

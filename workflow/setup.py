@@ -155,7 +155,7 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         checked_split(dataset, protocol.split)
     system.check(c)
     place = chosen_device(config["device"] if device is None else device)
-    return Setup(
+    made = Setup(
         config=config,
         system=system,
         device=place,
@@ -173,6 +173,7 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         validation=c["training"]["validation"],
         baselines=bool(config["baselines"]),
     )
+    return system.settled(made)
 
 
 _PROTOCOL: Catalogue[Protocol] = Catalogue("likelihood", {"protocol": Protocol})

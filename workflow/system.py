@@ -46,6 +46,7 @@ class System(ABC):
     Attributes:
         name: what a command line and config.json call it.
         about: the text of its `--help`.
+        switches: flags of its own without a value, and the paths of the values that they set to True.
         no_score: of a system whose model is no score: what to use where one is asked for, as in "its samples come from its own
             chain". Such a system brings `model` and `draw`, and its configuration has no samplers.
         no_likelihood: of a system that says nothing of a density: why, for results.json and report.md.
@@ -53,6 +54,7 @@ class System(ABC):
 
     name: ClassVar[str]
     about: ClassVar[str]
+    switches: ClassVar[Mapping[str, str]] = {}
     no_score: ClassVar[str] = ""
     no_likelihood: ClassVar[str] = ""
 
@@ -111,6 +113,10 @@ class System(ABC):
         Raises:
             UserError: a value that does not fit.
         """
+
+    def settled(self, setup: Setup) -> Setup:
+        """The set-up, with what follows from its data."""
+        return setup
 
     def callbacks(self, setup: Setup, folder: RunFolder) -> Sequence[Callback]:
         """What looks at the training beside the bound and the samples of a score, such as a validation curve of its own."""

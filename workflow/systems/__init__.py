@@ -5,13 +5,32 @@ from __future__ import annotations
 from numerics import Catalogue
 from workflow.system import System
 from workflow.systems.classes import Classes
+from workflow.systems.ddim import DDIMSystem
 from workflow.systems.ddpm import DDPM
+from workflow.systems.edm import EDM
+from workflow.systems.iddpm import IDDPM
 from workflow.systems.ncsn import NCSN
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
 
-SYSTEMS: Catalogue[System] = Catalogue("system", {kind.name: kind for kind in (VP, VE, SubVP, DDPM, NCSN, Classes)})
+SYSTEMS: Catalogue[System] = Catalogue(
+    "system",
+    {
+        kind.name: kind
+        for kind in (
+            VP,
+            VE,
+            SubVP,
+            DDPM,
+            NCSN,
+            IDDPM,
+            DDIMSystem,
+            EDM,
+            Classes,
+        )
+    },
+)
 
 
 def available() -> tuple[str, ...]:

@@ -9,14 +9,16 @@ the steps too, and every sampler and likelihood that knows `(sde, score)` takes 
 the SDE view ends at t = 1/N, where sigma/alpha is 0.01.
 
 The run draws by algorithm 2 and in 20 steps of an ODE solver through the SDE view. It scores by the chain's variational bound
-(`workflow.chain_bound`), `vlb` in results.json, and by the exact likelihood of the SDE's flow, `bits_per_dim`.
+(`workflow.chain_bound`), `vlb` in results.json, term by term over the levels for either variance (`bound_levels.png`), and by
+the exact likelihood of the SDE's flow, `bits_per_dim`. On points in the plane it also draws the process both ways with some
+particles' paths (`process.gif`), and the means of reverse steps beside those of the data's own law (`reverse_means.png`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal
+from typing import TYPE_CHECKING, Any, Literal, Protocol
 
 from ml_collections import ConfigDict
 
@@ -25,7 +27,7 @@ import samplers
 from numerics import Catalogue, UserError, require_choice, require_count
 from samplers import Ancestral, Correction, DDPMIndices, PredictorCorrector, Sampler
 from sde_lib import TableVPSDE
-from training import DDPMSimple, DiscreteTime, linear_betas
+from training import DSM, WEIGHTINGS, DDPMSimple, DiscreteTime, Objective, linear_betas, with_terminal_snr
 from workflow import chain_bound, presets
 from workflow.defaults import base_config
 from workflow.sections import section
@@ -37,13 +39,31 @@ if TYPE_CHECKING:
     from workflow.trained_run import TrainedRun
 
 
+class BetaTable(Protocol):
+    """What a chain is: N steps, and the SDE through their table."""
+
+    @property
+    def steps(self) -> int: ...
+
+    @property
+    def sde(self) -> TableVPSDE: ...
+
+
 @dataclass(frozen=True, kw_only=True)
 class BetaChain:
-    """Betas rising linearly from `beta_first` to `beta_last` in N = `steps` steps."""
+    """Betas rising linearly from `beta_first` to `beta_last` in N = `steps` steps.
+
+    Args:
+        steps: N, at least 2.
+        beta_first, beta_last: of the table.
+        terminal_snr: where given, the table is rescaled so that (alpha / sigma)^2 at T is this, and the first row stays (Lin
+            et al. 2023, arXiv:2305.08891, algorithm 1, which takes 0; a score needs alpha > 0).
+    """
 
     steps: int = 1000
     beta_first: float = 1e-4
     beta_last: float = 0.02
+    terminal_snr: float | None = None
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps", 2)
@@ -52,6 +72,8 @@ class BetaChain:
     def sde(self) -> TableVPSDE:
         """The SDE through the table, from its first row on."""
         betas = linear_betas(steps=self.steps, first=self.beta_first, last=self.beta_last)
+        if self.terminal_snr is not None:
+            betas = with_terminal_snr(betas, self.terminal_snr)
         return TableVPSDE(betas=betas, t_min=1 / self.steps, t_end=1 / self.steps)
 
 
@@ -61,19 +83,22 @@ class Algorithm2:
 
     Args:
         steps: transitions between rows, 1 to N - 1, which is all of them; the mean of p(x_0 | x_1) ends the run.
-        variance: "posterior" (beta~) or "transition" (beta), section 3.2.
+        variance: "posterior" (beta~) or "transition" (beta), section 3.2; "learned" where the system learns it.
+        spacing: of the rows where there are fewer steps, "leading", "trailing" or "linspace" (`DDPMIndices`).
         corrections: of the score, see `samplers.corrections`.
     """
 
     steps: int = 999
-    variance: Literal["posterior", "transition"] = "posterior"
+    variance: Literal["posterior", "transition", "learned"] = "posterior"
+    spacing: str = "leading"
     corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self) -> None:
         require_count(self.steps, "steps")
-        require_choice(self.variance, "variance", ("posterior", "transition"))
+        require_choice(self.variance, "variance", ("posterior", "transition", "learned"))
+        require_choice(self.spacing, "spacing", DDPMIndices.spacings)
 
-    def on(self, chain: BetaChain) -> PredictorCorrector:
+    def on(self, chain: BetaTable) -> PredictorCorrector:
         """The sampler of that chain."""
         if self.steps >= chain.steps:
             raise UserError(
@@ -84,13 +109,18 @@ class Algorithm2:
             predictor=Ancestral(variance=self.variance),
             corrector=None,
             steps=self.steps,
-            grid=DDPMIndices(train_steps=chain.steps),
+            grid=DDPMIndices(train_steps=chain.steps, spacing=self.spacing),
             corrections=self.corrections,
         )
 
 
 CHAINS: Catalogue[BetaChain] = Catalogue("chain", {"ddpm": BetaChain})
-OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"ddpm_simple": DDPMSimple}, derived=("times", "t_min"))
+OBJECTIVES: Catalogue[Any] = Catalogue(
+    "objective",
+    {"ddpm_simple": DDPMSimple, "dsm": DSM},
+    parts={"weighting": WEIGHTINGS},
+    derived=("times", "t_min"),
+)
 SAMPLERS = samplers.SAMPLERS.extended({"ancestral": Algorithm2})
 
 
@@ -105,8 +135,18 @@ class DDPM(System):
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, on a chain of 1,000 betas."""
-        config = base_config("ddpm")
-        config.sde = section(CHAINS, "ddpm")
+        config = self.chain_config(section(CHAINS, "ddpm"))
+        config.training.objective = section(OBJECTIVES, "ddpm_simple")
+        config.sampling.sampler = section(SAMPLERS, "ancestral")
+        # draws of step and noise for each image's bound; of image and noise for each level's term (0: no such picture), of so
+        # many images
+        config.bound = ConfigDict({"draws": 64, "level_draws": 16, "level_images": 64})
+        return config
+
+    def chain_config(self, chain: ConfigDict) -> ConfigDict:
+        """What every system on a chain shares."""
+        config = base_config(self.name)
+        config.sde = chain
         # the network predicts the noise from x itself. Its label stays the log-SNR, not the index: the flow asks between rows
         config.model.parametrization = section(models.PARAMETRIZATIONS, "noise")
         # The learning rate and the averages stay those of a run of minutes: the paper's 2e-4 and 0.9999 are for 800,000
@@ -114,10 +154,6 @@ class DDPM(System):
         # knows nothing between them, where the flow's likelihood asks. dequantize=False trains as in the paper, for the
         # bound alone
         config.training.dequantize = True
-        config.training.objective = section(OBJECTIVES, "ddpm_simple")
-        config.sampling.sampler = section(SAMPLERS, "ancestral")
-        # draws of step and noise for each image's bound
-        config.bound = ConfigDict({"draws": 64})
         return config
 
     @property
@@ -131,41 +167,73 @@ class DDPM(System):
         own = {"sde": CHAINS, "training.objective": OBJECTIVES, "sampling.sampler": SAMPLERS}
         return {**super().catalogues, **own}
 
-    def chain(self, config: Config) -> BetaChain:
+    def chain(self, config: Config) -> BetaTable:
         """The chain of the section `sde`."""
-        made: BetaChain = CHAINS.make(config["sde"])
+        made: BetaTable = self.catalogues["sde"].make(config["sde"])
         return made
 
     def sde(self, config: Config) -> TableVPSDE:
         """The SDE through the chain's table."""
         return self.chain(config).sde
 
-    def objective(self, config: Config) -> DDPMSimple:
-        """L_simple, over the chain's steps."""
-        made: DDPMSimple = OBJECTIVES.make(config["training"]["objective"])
+    def objective(self, config: Config) -> Objective:
+        """L_simple, or another weighting of the same loss, over the chain's steps."""
+        made: DDPMSimple | DSM = self.catalogues["training.objective"].make(config["training"]["objective"])
         return replace(made, times=DiscreteTime(levels=self.chain(config).steps))
 
     def sampler(self, config: Config, section: Config) -> Sampler:
         """Algorithm 2 walks this chain; other samplers take the SDE view."""
-        made = SAMPLERS.make(section)
+        made = self.catalogues["sampling.sampler"].make(section)
         return made.on(self.chain(config)) if isinstance(made, Algorithm2) else made
 
     def check(self, config: Config) -> None:
-        """The bound's draws."""
+        """The bound's draws, and a variance that this system does not learn."""
         require_count(config["bound"]["draws"], "config.bound.draws", 2)
+        if config["bound"]["level_draws"] != 0:
+            require_count(config["bound"]["level_draws"], "config.bound.level_draws", 4)
+        require_count(config["bound"]["level_images"], "config.bound.level_images", 1)
+        self.check_variance(config)
+
+    def check_variance(self, config: Config) -> None:
+        """Refuses a learned variance, which L_simple does not teach."""
+        if config["sampling"]["sampler"].get("variance") == "learned":
+            raise UserError(
+                f"got config.sampling.sampler.variance='learned' for {self.name}, which learns none; expected 'posterior' or "
+                "'transition': the system iddpm learns variances"
+            )
 
     def rehearsal(self, setup: Setup) -> Setup:
-        """With four draws for the bound."""
-        return replace(setup, config={**setup.config, "bound": {"draws": min(4, setup.config["bound"]["draws"])}})
+        """With four draws for the bound, and of each level's term."""
+        bound = setup.config["bound"]
+        few = {
+            "draws": min(4, bound["draws"]),
+            "level_draws": min(4, bound["level_draws"]),
+            "level_images": min(8, bound["level_images"]),
+        }
+        return replace(setup, config={**setup.config, "bound": few})
 
     def effort(self, setup: Setup, images: int) -> float:
-        """Draws of the bound."""
-        return float(images * setup.config["bound"]["draws"])
+        """Draws of the bound, and of its levels' terms for two variances."""
+        bound = setup.config["bound"]
+        return float(2 * images * bound["draws"] + 2 * self.chain(setup.config).steps * bound["level_draws"])
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
-        """The chain's variational bound, beside the flow's likelihood."""
-        steps = self.chain(run.setup.config).steps - 1
-        chain_bound.report_bound(run, folder, steps=steps, draws=run.setup.config["bound"]["draws"])
+        """The chain's variational bound, beside the flow's likelihood; pictures of both ways of the process."""
+        from workflow import chain_levels, process_pictures
+
+        chain, bound = self.chain(run.setup.config), run.setup.config["bound"]
+        chain_bound.report_bound(run, folder, steps=chain.steps - 1, draws=bound["draws"])
+        if bound["level_draws"]:
+            chain_levels.report_levels(
+                run,
+                folder,
+                {name: name for name in ("posterior", "transition")},
+                rows=chain.steps,
+                draws=bound["level_draws"],
+                images=bound["level_images"],
+            )
+        if run.dataset.event_shape == (2,):
+            process_pictures.report_process(run, folder, steps=chain.steps)
 
 
 get_config = DDPM().get_config
