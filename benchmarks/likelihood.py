@@ -102,7 +102,7 @@ class Subject:
         self.probe = rademacher((n, 1, *self.x.shape[1:]), self.streams(), dtype=self.x.dtype).squeeze(1)
         begun = time.process_time()
         pilot = self.noisy(self.run.dataset.split("train").x[:8], 2)
-        self.method = fast(self.sde, self.model, pilot, data_std=self.flow.data_std)
+        self.method = fast(self.sde, self.model, pilot, steps=48, data_std=self.flow.data_std)
         self.pilot_seconds = time.process_time() - begun
         self.truth = self.bits(self.fast(truth)[0])
         self.doubt = float((self.bits(self.fast(truth // 2)[0]) - self.truth).abs().mean())

@@ -16,7 +16,19 @@ from evaluation.inception import Inception, load_inception
 from evaluation.inception_score import class_score
 from evaluation.kernel import kernel_distance, mmd
 from evaluation.neighbours import Manifold, Memorisation, manifold, memorisation, nearest
-from evaluation.pictures import make_grid, save_gif, save_grid, save_histogram, save_lines, save_scatter
+from evaluation.pictures import (
+    Panel,
+    make_grid,
+    save_gif,
+    save_grid,
+    save_histogram,
+    save_lines,
+    save_plot,
+    save_scatter,
+    save_surfaces,
+)
+from evaluation.plane import GridLaw, Plane
+from evaluation.posterior import PosteriorErrors, as_mixture, exact_posterior, posterior_errors
 from evaluation.report import EvaluationReport, Measure, default_features, evaluate_samples
 from evaluation.sampler_comparison import Comparison, compare_samplers, dataset_quality, flow_error
 from evaluation.sliced import sliced_wasserstein
@@ -30,19 +42,25 @@ __all__ = [
     "EvaluationReport",
     "Extracted",
     "Features",
+    "GridLaw",
     "Inception",
     "Manifold",
     "Measure",
     "Memorisation",
     "Moments",
+    "Panel",
     "Pixels",
+    "PosteriorErrors",
+    "Plane",
     "RandomConvolutions",
     "calibration",
+    "as_mixture",
     "class_score",
     "compare_samplers",
     "dataset_quality",
     "default_features",
     "evaluate_samples",
+    "exact_posterior",
     "flow_error",
     "frechet_distance",
     "frechet_distance_of_moments",
@@ -53,12 +71,15 @@ __all__ = [
     "memorisation",
     "mmd",
     "nearest",
+    "posterior_errors",
     "save_gif",
     "save_grid",
     "save_histogram",
     "save_lines",
+    "save_plot",
     "save_scatter",
     "share",
+    "save_surfaces",
     "sliced_wasserstein",
     "train_classifier",
 ]

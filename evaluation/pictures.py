@@ -1,11 +1,12 @@
-"""Pictures of samples: a grid of images, a scatter of points, lines, a histogram, a moving picture. Written with Pillow and
-matplotlib, which are imported when a picture is written."""
+"""Pictures of samples: a grid of images, a scatter of points, lines, a histogram, surfaces, plots, a moving picture. Written
+with Pillow and matplotlib, which are imported when a picture is written."""
 
 from __future__ import annotations
 
 import math
 import os
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -18,7 +19,18 @@ from data import DataError, Rescale
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-__all__ = ["make_grid", "save_gif", "save_grid", "save_histogram", "save_lines", "save_pictures", "save_scatter"]
+__all__ = [
+    "Panel",
+    "make_grid",
+    "save_gif",
+    "save_grid",
+    "save_histogram",
+    "save_lines",
+    "save_pictures",
+    "save_plot",
+    "save_scatter",
+    "save_surfaces",
+]
 
 
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> Tensor:
@@ -275,6 +287,100 @@ def save_histogram(
         axes.stairs(share, edges, label=name, fill=name == "data", alpha=0.4 if name == "data" else 1.0)
     axes.set(ylabel="density")
     axes.legend()
+    _write(figure, path)
+
+
+def save_surfaces(
+    path: str | os.PathLike[str],
+    surfaces: Mapping[str, Tensor],
+    half: float,
+    *,
+    points: Mapping[str, Tensor] | None = None,
+    span: float | None = None,
+) -> None:
+    """Write functions on a square grid beside each other, on one scale of colours, each under its name.
+
+    Args:
+        path: the ending decides the format.
+        surfaces: `(n, n)` values at the points of [-half, half]^2, the first coordinate changing along the first axis.
+        half: half the side.
+        points: `(N, 2)` that are drawn over the surface of that name.
+        span: how far below each surface's largest value colours reach, for log-densities; None for all values.
+
+    Raises:
+        DataError: surfaces that are not `(n, n)`, none, or the file cannot be written.
+    """
+    if not surfaces or any(s.ndim != 2 or s.shape[0] != s.shape[1] for s in surfaces.values()):
+        raise DataError(f"got surfaces {[tuple(s.shape) for s in surfaces.values()]}; expected one or more of (n, n)")
+    figure = _figure(3.4 * len(surfaces), 3.6)
+    for axes, (name, surface) in zip(np.atleast_1d(figure.subplots(1, len(surfaces))), surfaces.items(), strict=True):
+        values = surface.detach().cpu().double()
+        high = float(values[values.isfinite()].max())
+        low = float(values[values.isfinite()].min()) if span is None else high - span
+        axes.imshow(
+            values.clamp(low, high).T.numpy(),
+            origin="lower",
+            extent=(-half, half, -half, half),
+            vmin=low,
+            vmax=high,
+            cmap="viridis",
+        )
+        if points is not None and name in points:
+            xy = points[name].detach().cpu().double().numpy()
+            axes.scatter(xy[:, 0], xy[:, 1], s=1.5, linewidths=0, alpha=0.5, color="white")
+        axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
+        axes.set_title(name, fontsize=9)
+        axes.tick_params(labelsize=7)
+    _write(figure, path)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Panel:
+    """One panel of `save_plot`.
+
+    Args:
+        title, x, y: over it, and along its axes.
+        lines: x and y of each line, by name.
+        marks: x and y of points with no line, by name.
+        log: axes with a logarithmic scale: "", "x", "y" or "xy".
+    """
+
+    title: str
+    x: str
+    y: str
+    lines: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    marks: Mapping[str, tuple[Sequence[float], Sequence[float]]] = field(default_factory=dict)
+    log: str = ""
+
+
+def save_plot(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
+    """Write panels of lines and marks beside each other.
+
+    Raises:
+        DataError: no panels, or the file cannot be written.
+    """
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    if not panels:
+        raise DataError("got no panels; expected at least one")
+    figure = _figure(4.6 * len(panels), 3.6)
+    for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
+        for name, (x, y) in panel.lines.items():
+            axes.plot(x, y, label=name, linewidth=1.2)
+        for name, (x, y) in panel.marks.items():
+            axes.plot(x, y, "o", label=name, markersize=4)
+        for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
+            if name in panel.log:
+                axes.set(**{f"{name}scale": "log"})
+                axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0), numticks=12))
+                axis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+                axis.set_minor_formatter(NullFormatter())
+        axes.set_title(panel.title, fontsize=10)
+        axes.set_xlabel(panel.x, fontsize=8)
+        axes.set_ylabel(panel.y, fontsize=8)
+        axes.grid(alpha=0.25)
+        axes.tick_params(labelsize=7)
+        axes.legend(fontsize=7)
     _write(figure, path)
 
 

@@ -2,6 +2,14 @@
 
 from __future__ import annotations
 
+from likelihood.annealed_importance import (
+    AnnealedImportance,
+    Bracket,
+    DiffusionPath,
+    GeometricPath,
+    Path,
+    Weights,
+)
 from likelihood.bits_per_dim import BitsPerDim, bits_per_dim
 from likelihood.bounds import Bins, Bound, Decoder, DiscretizedGaussian, GaussianDecoder, elbo
 from likelihood.catalogue import DEQUANTIZERS, DIVERGENCES, available, create, describe, options
@@ -26,21 +34,29 @@ from likelihood.method import Method
 from likelihood.methods import accurate, fast
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
+from likelihood.refinement import Refinement
+from likelihood.steps import Choice, choose_steps
+from likelihood.survey import Survey, survey
 from sde_lib import Transported
 
 __all__ = [
     "DEQUANTIZERS",
     "DIVERGENCES",
+    "AnnealedImportance",
     "Bins",
     "BitsPerDim",
     "Bound",
+    "Choice",
+    "Bracket",
     "Coloured",
     "Decoder",
     "Dequantizer",
     "DiscretizedGaussian",
+    "DiffusionPath",
     "Divergence",
     "ErrorBudget",
     "Exact",
+    "GeometricPath",
     "GaussianChain",
     "GaussianDecoder",
     "Hutchinson",
@@ -48,17 +64,22 @@ __all__ = [
     "Likelihood",
     "Method",
     "NoDequantization",
+    "Refinement",
+    "Path",
     "RoundTrip",
     "SampledLikelihood",
     "SlerpGrid",
+    "Survey",
     "Transported",
     "TruncatedNormal",
     "Uniform",
     "UniformDequantizer",
+    "Weights",
     "accurate",
     "attribute_direction",
     "available",
     "bits_per_dim",
+    "choose_steps",
     "companion_error",
     "create",
     "decode",
@@ -74,4 +95,5 @@ __all__ = [
     "round_trip",
     "sample_with_log_prob",
     "slerp_grid",
+    "survey",
 ]

@@ -50,6 +50,8 @@ class BitsPerDim:
         companion_nfe: forward evaluations that the companion solutions took besides, for the solver's error.
         status: `(B,)`, the worst of an image's draws, see `numerics.Status`.
         failed_at: `(B,)`, the time at which its integration stopped; NaN where it did not fail.
+        refined: `(B,)`, how often the steps of an image's draws were doubled, at most (`Refinement`).
+        evaluations: `(B,)`, evaluations of the network that the image took part in, all draws together; companions apart.
         prior_mismatch: `(B,)` bits/dim: on average, the most that the prior's standing for the law of x_T can cost
             (`sde_lib.prior_mismatch`); NaN where another prior was given.
     """
@@ -65,6 +67,8 @@ class BitsPerDim:
     companion_nfe: int
     status: Tensor
     failed_at: Tensor
+    refined: Tensor
+    evaluations: Tensor
     prior_mismatch: Tensor
 
     @property
@@ -155,6 +159,9 @@ class BitsPerDim:
         )
         if b.solver > max(0.01, b.total):
             text += "; the solver's error is the largest: take more steps, or a smaller tolerance"
+        again = int((self.refined > 0).sum())
+        if again:
+            text += f"; {again:,} {self._noun} solved again with more steps"
         hidden = float(self.prior_mismatch.mean())
         if hidden * math.log(2) > VISIBLE:
             text += (
@@ -191,6 +198,7 @@ class BitsPerDim:
             "prior_mismatch": float(self.prior_mismatch.mean()),
             "images": int(self.converged.sum()),
             "not_converged": int((~self.converged).sum()),
+            "refined": int((self.refined > 0).sum()),
             "failures": self.failures,
             "draws": self.estimates.shape[1],
             "trace_estimates": self.estimates.shape[2],
@@ -214,6 +222,8 @@ class BitsPerDim:
             companion_nfe=sum(p.companion_nfe for p in parts),
             status=torch.cat([p.status for p in parts]),
             failed_at=torch.cat([p.failed_at for p in parts]),
+            refined=torch.cat([p.refined for p in parts]),
+            evaluations=torch.cat([p.evaluations for p in parts]),
             prior_mismatch=torch.cat([p.prior_mismatch for p in parts]),
         )
 
@@ -274,7 +284,7 @@ def bits_per_dim(
             f"got dtype={dtype} for bits/dim; expected torch.float32 or torch.float64: no error bar covers less"
         )
     mismatches = torch.full((len(images),), math.nan, dtype=torch.float64, device=images.device)
-    estimates, errors, statuses, failed = [], [], [], []
+    estimates, errors, statuses, failed, refined, evaluations = [], [], [], [], [], []
     nfe = nbe = 0
     first: Tensor | None = None
     for _ in range(draws):
@@ -286,6 +296,8 @@ def bits_per_dim(
         errors.append(in_bits(found.solver_error, D))
         statuses.append(found.status)
         failed.append(found.failed_at)
+        refined.append(found.refined)
+        evaluations.append(found.evaluations)
         nfe, nbe = max(nfe, found.nfe), max(nbe, found.nbe)
     assert first is not None
     solver_error = torch.stack(errors, dim=1).mean(dim=1)
@@ -294,6 +306,8 @@ def bits_per_dim(
         some = first[:companions]
         few = take(counted, torch.arange(len(some), device=some.device))
         by_companions[:companions] = in_bits(companion_error(sde, few, some, method=method, prior=prior), D)
+        # a companion says how bad the steps were that an image was then solved again with more of
+        by_companions = torch.where(torch.stack(refined).amax(dim=0) > 0, math.nan, by_companions)
     return BitsPerDim(
         estimates=torch.stack(estimates, dim=1),
         solver_error=solver_error,
@@ -305,6 +319,8 @@ def bits_per_dim(
         nbe=nbe,
         companion_nfe=counted.nfe,
         status=torch.stack(statuses, dim=1).amax(dim=1),
+        refined=torch.stack(refined, dim=1).amax(dim=1),
+        evaluations=torch.stack(evaluations, dim=1).sum(dim=1),
         prior_mismatch=in_bits(mismatches, D),
         failed_at=torch.stack(failed, dim=1).nan_to_num(math.inf).amin(dim=1).nan_to_num(posinf=math.nan),
     )

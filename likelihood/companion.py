@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import torch
 from torch import Tensor
 
@@ -35,7 +37,8 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
     Raises:
         UserError: for an adaptive method, or a grid that has its own number of steps.
     """
-    finer = Method.of(method).finer()
+    method = replace(Method.of(method), refinement=None)  # whose own error is asked for
+    finer = method.finer()
     if finer is None:
         raise UserError(
             f"got a method whose steps cannot be refined, {type(method.solver).__name__} on {type(method.grid).__name__}; "

@@ -40,6 +40,9 @@ class Likelihood:
             says why) from an adaptive solver, once from others; and what the state's error does to the prior's
             log-density. NaN from a solver that makes none, and where fresh probes would drown it: then
             `likelihood.companion_error` makes one.
+            A method with a `Refinement` has one there too.
+        state_error: `(B,)`, the solver's own estimate of its state's error, root mean square per entry; NaN without one.
+        refined: `(B,)`, how often a sample's steps were doubled (`Refinement`).
         status: `(B,)`, see `numerics.Status`.
         failed_at: `(B,)`, the time at which a failed integration stopped; NaN where it did not fail.
         nfe: forward evaluations of the score, calls whatever the batch; nbe: vector-Jacobian products, likewise.
@@ -55,6 +58,8 @@ class Likelihood:
     estimates: Tensor
     probe_stderr: Tensor
     solver_error: Tensor
+    state_error: Tensor
+    refined: Tensor
     status: Tensor
     failed_at: Tensor
     nfe: int
@@ -210,6 +215,7 @@ def _integrate(
         estimates = (log_prior + D * (c_T.log() - c_0.log())).unsqueeze(1) + D * change
         estimates = torch.where(done.unsqueeze(1), estimates, math.nan)
         log_prob = estimates.mean(dim=1)
+    state_error = found.error[0].to(torch.float64)
     error = (_SAFETY if solver.adaptive else 1.0) * D * found.error[1]
     if fresh and not divergence.exact:
         error = torch.full_like(error, math.nan)  # the difference of two quadratures of the probes' noise
@@ -230,6 +236,8 @@ def _integrate(
         estimates=estimates,
         probe_stderr=stderr,
         solver_error=error,
+        state_error=state_error,
+        refined=torch.zeros_like(found.status),
         status=found.status,
         failed_at=torch.where(done, math.nan, times.time(found.u)),
         nfe=counted.nfe,

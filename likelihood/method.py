@@ -8,6 +8,7 @@ from dataclasses import KW_ONLY, dataclass, field, replace
 
 from torch import Tensor
 
+from likelihood.refinement import Refinement
 from numerics import Dopri5, Solver, UserError, require_positive
 from sde_lib import SDE, Flow, FlowTimes, TimeGrid, WhitenedFlow
 from sde_lib.flow_map import fit_steps
@@ -30,6 +31,7 @@ class Method:
         grid: the times at which a solver of fixed steps stops, or these times from T down to t_min; equal steps in the flow's
             clock unless given. See `pilot_grid`. Its t_start has to be the SDE's T, and its t_end is t_min.
         t_min: the time at which the density is taken; the grid's t_end, else the SDE's t_min, unless given.
+        refinement: which samples a log-likelihood solves again with more steps; none unless given.
 
     Raises:
         UserError: for a solver or a flow that is none, a grid for an adaptive solver, a t_min that is not positive or not
@@ -44,6 +46,7 @@ class Method:
     flow: Flow = field(default_factory=WhitenedFlow)
     grid: TimeGrid | Sequence[float] | Tensor | None = None
     t_min: float | None = None
+    refinement: Refinement | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.solver, Method):
@@ -68,6 +71,11 @@ class Method:
             raise UserError(
                 f"got a grid with {type(self.solver).__name__}, which chooses its own steps; "
                 "expected a solver of fixed steps, such as Adams(steps=64), or no grid"
+            )
+        if self.refinement is not None and (self.solver.adaptive or getattr(self.grid, "steps", None) is not None):
+            raise UserError(
+                f"got a refinement with {type(self.solver).__name__} on {type(self.grid).__name__}; expected a solver of fixed "
+                "steps on a grid that is a rule, or no refinement"
             )
         object.__setattr__(self, "solver", fit_steps(self.solver, self._grid))
         if self.t_min is not None:
@@ -113,11 +121,15 @@ class Method:
         return t_min
 
     def finer(self) -> Method | None:
-        """The same method with half as many steps again; None for an adaptive solver, or a grid of own times."""
+        """The same method with half as many steps again, not refined; None for an adaptive solver, or a grid of own times."""
         if self.solver.adaptive or getattr(self.grid, "steps", None) is not None:
             return None
         steps = self.solver.steps
-        return replace(self, solver=self.solver.with_steps(steps + max(1, steps // 2)))
+        return self.with_steps(steps + max(1, steps // 2))
+
+    def with_steps(self, steps: int) -> Method:
+        """The same method with so many steps, and no refinement."""
+        return replace(self, solver=self.solver.with_steps(steps), refinement=None)
 
     def clock(self, sde: SDE, *, down: bool = False) -> tuple[FlowTimes, Tensor | None]:
         """The flow's clock from t_min up to T, or `down` from T to t_min, and the nodes `(N+1,)` in it, if there is a grid.

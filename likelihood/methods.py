@@ -6,12 +6,15 @@ bits_per_dim(sde, score, images, transform, method=accurate(tolerance=1e-6))
 
 from __future__ import annotations
 
+import warnings
+
 from torch import Tensor
 
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
-from numerics import Adams, Dopri5
-from sde_lib import SDE, Score, TimeGrid, WhitenedFlow
+from likelihood.steps import LEAST_SAMPLES, MOST_STEPS, choose_steps, fast_on
+from numerics import Dopri5
+from sde_lib import SDE, Score, WhitenedFlow
 
 
 def fast(
@@ -19,9 +22,11 @@ def fast(
     score: Score,
     x: Tensor,
     *,
-    steps: int = 48,
+    tolerance: float = 1e-3,
+    steps: int | None = None,
     data_std: float | None = None,
     t_min: float | None = None,
+    most: int = MOST_STEPS,
     seed: int = 0,
 ) -> Method:
     """One evaluation a step on a grid that a pilot run has placed, an exponential multistep method of five points.
@@ -29,31 +34,28 @@ def fast(
     The trace gets a fresh probe at every node (`Hutchinson`), so its error falls with the steps as well.
 
     Args:
-        x: samples `(B, *)` in model units for the pilot run, dequantised; eight are enough. Not those that are scored.
-        steps: 48 erred by at most 4e-4 bits/dim on Fashion-MNIST networks of all three SDEs with smooth conditioning; one
-            with sine features of the input or told sines of `999 t` wants two to ten times as many. `BitsPerDim` says how
-            far the solver's error is from zero.
+        x: samples `(B, *)` in model units for the pilot run, dequantised; sixteen for a tolerance, eight for fixed steps. Not
+            those that are scored.
+        tolerance: bits/dim, of the solver's mean |error|: pilot runs choose the fewest steps that are seen to keep it
+            (`likelihood.choose_steps`), and samples whose own error is far above it are solved again with more.
+        steps: fixes them, and no sample is solved again.
         data_std: the data's standard deviation in model units; that of `x` unless given.
         t_min: the time at which the density is taken, of the pilot run and of the method.
+        most: the limit of steps for a tolerance. Where none up to it is seen to reach the tolerance, a warning says so, and the
+            method has the most steps that were tried.
         seed: of the pilot's probe.
 
     Raises:
-        UserError: for an `x` of which no pilot run converges, or whose standard deviation is not positive.
+        UserError: for an `x` at which the score is not finite, or whose standard deviation is not positive.
     """
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
-    grid = pilot_grid(sde, score, x, flow=flow, t_min=t_min, seed=seed)
-    return fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
-
-
-def fast_on(grid: TimeGrid | None, *, steps: int = 48, data_std: float = 1.0, t_min: float | None = None) -> Method:
-    """The method of `fast` on a grid that is known, such as one that an earlier pilot run has placed.
-
-    Args:
-        grid: where the steps are; equal steps in the flow's clock for None.
-        steps, data_std, t_min: as in `fast`.
-    """
-    solver = Adams(steps=steps, points=5, start="rising")
-    return Method(solver, flow=WhitenedFlow(data_std=data_std), grid=grid, t_min=t_min)
+    if steps is not None:
+        grid = pilot_grid(sde, score, x[:LEAST_SAMPLES], flow=flow, t_min=t_min, seed=seed)
+        return fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
+    choice = choose_steps(sde, score, x, tolerance=tolerance, data_std=flow.data_std, t_min=t_min, most=most, seed=seed)
+    if not choice.reached:
+        warnings.warn(choice.warning, stacklevel=2)
+    return choice.method(data_std=flow.data_std, t_min=t_min)
 
 
 def accurate(

@@ -18,12 +18,17 @@ steep, and is added as |grad log p_T| |dx_T|: nothing for typical samples, and e
 
 from __future__ import annotations
 
+from dataclasses import replace
+from typing import Any
+
+import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence
 from likelihood.integration import Likelihood, Prior, integrate
 from likelihood.method import Method
-from numerics import Generator
+from likelihood.refinement import Refinement
+from numerics import Generator, SampleStreams, take
 from sde_lib import SDE, Score
 
 
@@ -49,6 +54,8 @@ def log_likelihood(
     last digits with the batch's size, as its own arithmetic does; with solvers of `numerics.external` they are
     coupled.)
 
+    A method with a `Refinement` solves samples whose own error is too large again, with twice the steps and new probes.
+
     Args:
         method: the solver, its grid, the variables and t_min; `Method()`, adaptive at tolerance 1e-5, unless given.
         divergence: how to get the trace; `Hutchinson()`, one probe of random signs, unless given.
@@ -61,15 +68,69 @@ def log_likelihood(
         UserError: for an `x` that is not floating or not finite, a t_min outside (0, T), a grid that does not start at T,
             fresh probes with an adaptive solver, or a prior that gives no `(B,)`.
     """
+    method = Method.of(method)
     _, found = integrate(
         sde,
         score,
         x,
-        method=Method.of(method),
+        method=method,
         down=False,
         divergence=divergence,
         prior=prior,
         generator=generator,
         create_graph=create_graph,
     )
-    return found
+    if method.refinement is None:
+        return found
+    again = method
+    for _ in range(method.refinement.times):
+        found = _stated(found, method.refinement, x[0].numel())
+        too_large = method.refinement.ratio * found.state_error > method.refinement.above
+        coarse = (found.converged & too_large).nonzero().squeeze(1)
+        if len(coarse) == 0:
+            break
+        again = again.with_steps(2 * again.solver.steps)
+        _, finer = integrate(
+            sde,
+            take(score, coarse),
+            x[coarse],
+            method=again,
+            down=False,
+            divergence=divergence,
+            prior=prior,
+            generator=_apart(generator, coarse),
+            create_graph=create_graph,
+        )
+        found = _replaced(found, coarse, finer)
+    return _stated(found, method.refinement, x[0].numel())
+
+
+_APART = 1 << 24  # draws between a stream's own and those of samples that are solved again
+
+
+def _apart(generator: Generator, index: Tensor) -> Generator:
+    """Streams for the samples at `index` whose draws nothing else uses."""
+    if not isinstance(generator, SampleStreams):
+        return generator
+    streams = generator.take(index)
+    streams.draw += _APART
+    return streams
+
+
+def _stated(found: Likelihood, refinement: Refinement, dimensions: int) -> Likelihood:
+    """With the error that the refinement takes from the state's, where there is no other."""
+    by_state = dimensions * refinement.ratio * found.state_error
+    return replace(found, solver_error=torch.where(found.solver_error.isnan(), by_state, found.solver_error))
+
+
+def _replaced(found: Likelihood, index: Tensor, finer: Likelihood) -> Likelihood:
+    """`found` with the samples at `index` `(b,)` from a solution of more steps, where that converged."""
+    kept = finer.converged
+    at = index[kept]
+    values: dict[str, Any] = {}
+    for name, new in vars(finer).items():
+        old = getattr(found, name)
+        values[name] = old.index_put((at,), new[kept]) if isinstance(old, Tensor) else old + new
+    values["refined"] = found.refined.index_put((at,), found.refined[at] + 1)
+    values["evaluations"] = found.evaluations.index_add(0, index, finer.evaluations)
+    return Likelihood(**values)

@@ -3,8 +3,10 @@
 from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
+from numerics.conjugate_gradients import conjugate_gradients
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
+from numerics.hamiltonian import Chain, Hamiltonian, LogDensity, Point, largest_curvature, point, run_chain
 from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
@@ -16,6 +18,7 @@ __all__ = [
     "SOLVERS",
     "Adams",
     "Catalogue",
+    "Chain",
     "Option",
     "UserError",
     "nearest",
@@ -28,7 +31,10 @@ __all__ = [
     "require_range",
     "Dopri5",
     "Generator",
+    "Hamiltonian",
     "Heun",
+    "LogDensity",
+    "Point",
     "RungeKutta",
     "SampleStreams",
     "SciPy",
@@ -39,10 +45,14 @@ __all__ = [
     "argument_help",
     "as_time",
     "batch_time",
+    "conjugate_gradients",
     "expand_as",
+    "largest_curvature",
     "normal",
+    "point",
     "rademacher",
     "real_dtype",
+    "run_chain",
     "take",
     "uniform",
 ]

@@ -12,14 +12,18 @@ from samplers.catalogue import CORRECTIONS, CORRECTORS, PREDICTORS, SAMPLERS, av
 from samplers.corrections import ClipDenoised, CorrectedScore, Correction, DynamicThreshold, Temperature
 from samplers.correctors import Corrector
 from samplers.ddim import DDIM
+from samplers.ddnm import DDNM
 from samplers.deis import DEIS
 from samplers.dpm_solver import DPMSolver
 from samplers.euler_maruyama import EulerMaruyama
 from samplers.heun_edm import HeunEDM
 from samplers.langevin import Langevin
+from samplers.measured import MeasuredSampler
 from samplers.predictor_corrector import PredictorCorrector
 from samplers.predictors import Predictor
 from samplers.probability_flow import ProbabilityFlow
+from samplers.repaint import RePaint
+from samplers.replacement import Replacement
 from samplers.result import Callback, SampleResult, SamplingError, StepInfo
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.run import Run
@@ -27,6 +31,7 @@ from samplers.sdedit import Edited, sdedit
 from samplers.seeds import SEEDS
 from samplers.step import StatefulStep, Step
 from samplers.torchsde_solver import TorchSDE
+from samplers.twisted_smc import TwistedSMC
 from samplers.unipc import UniPC
 from sde_lib import time_grids
 from sde_lib.time_grids import (
@@ -56,6 +61,7 @@ __all__ = [
     "Cosine",
     "Custom",
     "DDIM",
+    "DDNM",
     "DDPMIndices",
     "DEIS",
     "DPMSolver",
@@ -68,12 +74,15 @@ __all__ = [
     "Langevin",
     "LogSNR",
     "Logistic",
+    "MeasuredSampler",
     "PREDICTORS",
     "Predictor",
     "PredictorCorrector",
     "ProbabilityFlow",
     "Progress",
     "Quadratic",
+    "RePaint",
+    "Replacement",
     "ReverseDiffusion",
     "Run",
     "SAMPLERS",
@@ -89,6 +98,7 @@ __all__ = [
     "TimeGrid",
     "TorchSDE",
     "Trajectory",
+    "TwistedSMC",
     "UniPC",
     "Uniform",
     "all_of",

@@ -5,8 +5,12 @@ from __future__ import annotations
 from numerics import Catalogue
 from sde_lib import analytic, time_grids
 from sde_lib.base import SDE
+from sde_lib.blur import Blur
+from sde_lib.correlated_mixture import CorrelatedMixture
 from sde_lib.custom import KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.flow_map import Transported, transport
+from sde_lib.measurement import Measurement
+from sde_lib.operators import SVD, Downsample, Grey, Linear, LinearMap, Mask, Operator
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
 from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
 from sde_lib.sub_vp import SubVPSDE
@@ -28,12 +32,22 @@ __all__ = [
     "FLOWS",
     "SDE",
     "SDES",
+    "SVD",
     "TIME_GRIDS",
+    "Blur",
+    "CorrelatedMixture",
     "CountedScore",
+    "Downsample",
     "Flow",
     "FlowField",
     "FlowTimes",
+    "Grey",
     "KernelSDE",
+    "Linear",
+    "LinearMap",
+    "Mask",
+    "Measurement",
+    "Operator",
     "PlainFlow",
     "Score",
     "ScoreIn",

@@ -468,6 +468,8 @@ class TestErrorBudget:
             companion_nfe=0,
             status=torch.zeros(n, dtype=torch.int64),
             failed_at=torch.full((n,), math.nan, dtype=torch.float64),
+            refined=torch.zeros(n, dtype=torch.int64),
+            evaluations=torch.zeros(n, dtype=torch.int64),
             prior_mismatch=torch.zeros(n, dtype=torch.float64),
         )
         return BitsPerDim(**{**options, **changes})

@@ -165,6 +165,8 @@ class TestImportanceWeighting:
             companion_nfe=0,
             status=torch.zeros(2, dtype=torch.int64),
             failed_at=torch.full((2,), math.nan),
+            refined=torch.zeros(2, dtype=torch.int64),
+            evaluations=torch.zeros(2, dtype=torch.int64),
             prior_mismatch=torch.zeros(2),
         )
         assert found.importance_weighted().tolist() == pytest.approx([3.0, 2.0 + 1 / 4])

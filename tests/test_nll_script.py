@@ -121,3 +121,93 @@ def test_damaged_files_are_named(run):
 def test_wrong_options_are_refused(run):
     for option, value in (("--tolerance", "0"), ("--dequantizer", "normal"), ("--spacing", "-1"), ("--steps", "0")):
         refused(called(nll.main, "--run", run, option, value, check=False), 2, option.removeprefix("--"), "expected")
+
+
+class TestTolerance:
+    def test_the_choice_of_steps_is_kept(self, run):
+        """With the parts: a process that comes later takes the steps that are written there, and makes no pilot run."""
+        wish = ["--limit", "7", "--batch_size", "4", "--draws", "1", "--tolerance", "0.1"]
+        called(nll.main, "--run", run, *wish)
+        grid = parts(run) / "grid.json"
+        table = json.loads(grid.read_text())
+        entry = json.loads((run / "results.json").read_text())[f"nll/{parts(run).name}"]
+        assert entry["protocol"]["steps"] is None and entry["protocol"]["tolerance"] == 0.1
+        assert entry["chosen"] == {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes")}
+        assert table["reached"] and table["error"] <= 0.06 and entry["nfe"] >= table["steps"] + 1
+        before = values(run)
+        (parts(run) / "part_00001.npz").unlink()
+        called(nll.main, "--run", run, *wish)
+        assert all(np.array_equal(a, b) for a, b in zip(before, values(run), strict=True))
+        grid.write_text(json.dumps({**table, "steps": 5, "refinement": None}))
+        for part in parts(run).glob("part_*.npz"):
+            part.unlink()
+        called(nll.main, "--run", run, *wish)
+        entry = json.loads((run / "results.json").read_text())[f"nll/{parts(run).name}"]
+        assert entry["nfe"] == 6 and entry["refined"] == 0
+        grid.write_text(json.dumps({"knots": table["knots"], "density": table["density"]}))
+        (parts(run) / "part_00000.npz").unlink()
+        done = called(nll.main, "--run", run, *wish, check=False)
+        assert done.returncode == 2 and str(grid) in done.stderr.splitlines()[-1]
+
+    def test_an_earlier_runs_tolerance_was_of_other_solvers(self, run):
+        from workflow.configuration import restored
+
+        stored = json.loads((run / "config.json").read_text())
+        stored["likelihood"].pop("refine")
+        stored["likelihood"]["tolerance"] = 1e-5
+        assert restored(stored, run)["likelihood"]["tolerance"] is None
+        stored["likelihood"]["solver"] = "accurate"
+        assert restored(stored, run)["likelihood"]["tolerance"] == 1e-5
+
+
+class TestSurvey:
+    WISH = ("--limit", "80", "--batch_size", "40", "--steps", "3", "--precision", "1.0")
+
+    def entry(self, run):
+        (folder,) = run.glob("nll/test-survey-*")
+        return json.loads((run / "results.json").read_text())[f"nll/{folder.name}"], folder
+
+    def test_it_is_planned_taken_up_again_and_kept(self, run):
+        plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
+        assert "survey: 64 of 80 images exactly" in plan and "minutes" in plan
+        assert "results.json" not in plan and not any(
+            k.startswith("nll/test-survey") for k in json.loads((run / "results.json").read_text())
+        )
+        out = called(nll.main, "--run", run, *self.WISH).stdout
+        entry, folder = self.entry(run)
+        assert {"images": 80, "images_scored": 64}.items() <= entry["survey"].items() and "64 of 80 images" in out
+        assert {"estimate_stderr", "r2", "evaluations"} <= entry["survey"].keys()
+        assert {"mean", "stderr", "seconds", "split", "protocol", "text"} <= entry.keys() and entry["kind"] == "exact"
+        assert 0 < entry["survey"]["estimate_stderr"] <= entry["stderr"]
+        kept = np.load(folder / "survey.npz")
+        assert kept["predictions"].shape == (80,) and len(kept["scored_ids"]) == 64 == len(kept["scored"])
+        assert kept["predictions"].mean() == pytest.approx(entry["mean"], abs=0.2)
+        for part in folder.glob("*/part_00001.npz"):
+            part.unlink()
+        called(nll.main, "--run", run, *self.WISH)
+        assert self.entry(run)[0]["mean"] == entry["mean"]
+
+    def test_processes_share_it_with_the_same_numbers(self, run):
+        called(nll.main, "--run", run, *self.WISH)
+        alone, folder = self.entry(run)
+        shutil.rmtree(folder)
+        launcher = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2", "--standalone", "--"]
+        done = subprocess.run(
+            [*launcher, "experiments/nll.py", "--run", str(run), *self.WISH],
+            capture_output=True,
+            text=True,
+            cwd=ROOT,
+            timeout=200,
+            env={**os.environ, "OMP_NUM_THREADS": "1"},
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        assert self.entry(run)[0]["mean"] == alone["mean"]
+
+    def test_what_cannot_be_had_is_refused(self, run):
+        refused(
+            called(nll.main, "--run", run, *self.WISH[:-1], "1e-9", "--quiet", check=False),
+            2,
+            "precision=1e-09",
+            "expected",
+        )
+        refused(called(nll.main, "--run", run, "--plan", "--quiet", check=False), 2, "--plan", "--precision")

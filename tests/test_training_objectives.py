@@ -12,7 +12,7 @@ from training_cases import OracleModel, options, points, tiny_model
 import models
 from data import from_tensor
 from numerics import UserError
-from sde_lib import KernelSDE, TableVESDE, TableVPSDE
+from sde_lib import VESDE, KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.analytic import Gaussian
 from training import (
     DSM,
@@ -21,9 +21,11 @@ from training import (
     DDPMSimple,
     DiscreteTime,
     ExactScoreMatching,
+    FiniteDifferenceScoreMatching,
     FlowMatching,
     Hybrid,
     LikelihoodWeighting,
+    ScoreError,
     Simple,
     SlicedScoreMatching,
     UsageError,
@@ -307,6 +309,54 @@ def test_sliced_traces_are_unbiased():
     stderr = many.std(dim=0) / math.sqrt(500)
     assert float(((estimate - exact) / stderr.clamp(min=1e-9)).detach().abs().max()) < 4.5
     assert float(stderr.detach().max()) > 0
+
+
+def test_finite_differences_near_the_sliced_loss_with_the_square_of_the_step():
+    """With the same directions: the error falls by four where the step is halved, and no second derivative is taken."""
+    sde = SDES["vp"]
+    model = tiny_model(sde, dim=3, seed=4, wild=True).double()
+    x_0 = torch.randn(64, 3, generator=generator(), dtype=torch.float64)
+    weighting = LikelihoodWeighting()
+    draws = drawn(SlicedScoreMatching(probes=3), sde, x_0)
+    sliced = SlicedScoreMatching(probes=3, weighting=weighting).loss(model, x_0, draws, None)
+    errors = []
+    for step in (0.04, 0.02, 0.01):
+        objective = FiniteDifferenceScoreMatching(probes=3, step=step, weighting=weighting)
+        errors.append(float((objective.loss(model, x_0, draws, None) - sliced).detach().abs().max()))
+    assert errors[0] / errors[1] == pytest.approx(4, rel=0.1) and errors[1] / errors[2] == pytest.approx(4, rel=0.1)
+    assert not getattr(FiniteDifferenceScoreMatching(), "differentiates", False)
+    for bad in ({"step": 0.0}, {"probes": 0}, {"weighting": 1.0}):
+        with pytest.raises(UserError):
+            FiniteDifferenceScoreMatching(**bad)
+
+
+def test_finite_differences_keep_labels_with_their_samples():
+    """A class shifts what a network says; every neighbour of a sample has that sample's class."""
+
+    class Shifted(nn.Module):
+        sde = SDES["vp"]
+
+        def noise(self, x, t, class_label):
+            return x * class_label.unsqueeze(1)
+
+    x_0 = torch.randn(6, 2, generator=generator(), dtype=torch.float64)
+    labels = torch.arange(6)
+    objective = FiniteDifferenceScoreMatching(probes=2, step=1e-3)
+    draws = drawn(objective, SDES["vp"], x_0)
+    x, sigma = SDES["vp"].perturb(x_0, draws["t"], draws["eps"]), SDES["vp"].sigma(draws["t"])
+    expected = (labels.square() * x.square().sum(1) - 2 * sigma * 2 * labels) / 2
+    torch.testing.assert_close(objective.loss(Shifted(), x_0, draws, labels), expected, rtol=1e-5, atol=1e-6)
+
+
+def test_the_scores_own_scale_is_hyvarinens():
+    """w = 1 / sigma^2 at the truth: the mean of |s|^2 + 2 tr grad s is minus the Fisher information."""
+    law, n = gaussian(), 20_000
+    sde = VESDE(sigma_min=1e-4, sigma_max=1e-3)
+    objective = ExactScoreMatching(times=DiscreteTime(levels=1), weighting=ScoreError())
+    x_0 = law.sample(n, generator=generator())
+    loss = objective.loss(OracleModel(law, sde), x_0, drawn(objective, sde, x_0), None)
+    information = float(torch.linalg.inv(law.cov).trace())
+    assert float(loss.mean()) == pytest.approx(-information / 2, abs=4 * float(loss.std()) / math.sqrt(n))
 
 
 def test_an_energy_learns_by_exact_score_matching():

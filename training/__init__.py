@@ -28,13 +28,14 @@ from training.errors import (
 )
 from training.loop import train
 from training.loss_history import LossHistory
+from training.maximum_likelihood import FlowPass, MaximumLikelihood
 from training.noise_classifier import train_noise_classifier
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
 from training.result import TrainingResult
 from training.run_lock import RunLock
-from training.score_matching import ExactScoreMatching, SlicedScoreMatching
+from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.signals import Interruption
 from training.state import TrainState
 from training.time_sampling import (
@@ -57,6 +58,7 @@ from training.weighting import (
     FlowMatching,
     LikelihoodWeighting,
     MinSNR,
+    ScoreError,
     Simple,
     SoftMinSNR,
     VelocityPrediction,
@@ -79,7 +81,9 @@ __all__ = [
     "EMA",
     "Estimate",
     "ExactScoreMatching",
+    "FiniteDifferenceScoreMatching",
     "FlowMatching",
+    "FlowPass",
     "Group",
     "Hybrid",
     "ImportanceTime",
@@ -88,6 +92,7 @@ __all__ = [
     "LikelihoodWeighting",
     "LockedError",
     "LogNormal",
+    "MaximumLikelihood",
     "LossHistory",
     "MinSNR",
     "NoisePredictor",
@@ -99,6 +104,7 @@ __all__ = [
     "PowerEMA",
     "RunLock",
     "SMLD",
+    "ScoreError",
     "Simple",
     "SlicedScoreMatching",
     "SoftMinSNR",

@@ -11,8 +11,9 @@ from typing import Any
 from numerics import Catalogue, Option
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
 from training.loss_history import LossHistory
+from training.maximum_likelihood import MaximumLikelihood
 from training.objectives import DSM, Objective
-from training.score_matching import ExactScoreMatching, SlicedScoreMatching
+from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.time_sampling import (
     Adaptive,
     ImportanceTime,
@@ -30,6 +31,7 @@ from training.weighting import (
     FlowMatching,
     LikelihoodWeighting,
     MinSNR,
+    ScoreError,
     Simple,
     SoftMinSNR,
     VelocityPrediction,
@@ -40,6 +42,7 @@ WEIGHTINGS: Catalogue[Weighting] = Catalogue(
     "weighting",
     {
         "simple": Simple,
+        "score": ScoreError,
         "likelihood": LikelihoodWeighting,
         "elbo": ELBO,
         "min_snr": MinSNR,
@@ -78,6 +81,8 @@ OBJECTIVES: Catalogue[Objective] = Catalogue(
         "hybrid": Hybrid,
         "exact": ExactScoreMatching,
         "sliced": SlicedScoreMatching,
+        "finite_difference": FiniteDifferenceScoreMatching,
+        "maximum_likelihood": MaximumLikelihood,
     },
     parts={"weighting": WEIGHTINGS, "times": TIMES},
 )

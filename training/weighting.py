@@ -61,6 +61,17 @@ class Simple(Weighting):
 
 
 @dataclass(frozen=True, kw_only=True)
+class ScoreError(Weighting):
+    """w = 1 / sigma^2: the error of the score itself, so that exact score matching has Hyvarinen's scale, |s|^2 + 2 tr grad s.
+
+    Hyvarinen 2005, theorem 1, times 2 / D. For one noise level; over many, the smallest sigma would have all the weight.
+    """
+
+    def __call__(self, sde: SDE, t: Tensor) -> Tensor:
+        return sde.sigma(t).square().reciprocal()
+
+
+@dataclass(frozen=True, kw_only=True)
 class LikelihoodWeighting(Weighting):
     """w = g^2 / sigma^2: the loss bounds the negative log-likelihood, up to a constant and a factor.
 

@@ -277,6 +277,9 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
     if "system" not in stored:
         # continuous data had one mean and one scale then
         values = {"data.scaling": "joint", **{MEANT_ELSE.get(path, path): value for path, value in values.items()}}
+    likelihood = stored["likelihood"]
+    if "refine" not in likelihood and likelihood.get("solver", "fast") == "fast":
+        values.pop("likelihood.tolerance", None)  # of other solvers then; the steps' own now
     try:
         change(config, system, dict(_known(config, system, values)))
     except UserError as error:

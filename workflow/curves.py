@@ -88,10 +88,14 @@ def draw_curves(rows: Sequence[Mapping[str, Any]]) -> Figure:
             values = curve(rows, f"loss_at_noise/{i}_of_{of}")
             color = colormaps["viridis"](0.9 * (i - 1) / max(1, of - 1))
             panel.plot(*values, marker=_marker(values), markersize=3, color=color, label=f"{i} of {of}")
-        panel.set_yscale("log")
-        panel.legend(fontsize=7, ncols=5, loc="lower center", handlelength=1, columnspacing=0.8)
         low, high = panel.get_ylim()
-        panel.set_ylim(low / (high / low) ** 0.2, high)  # room for the legend
+        if all(min(curve(rows, f"loss_at_noise/{i}_of_{of}")[1], default=1.0) > 0 for i, of in levels):
+            panel.set_yscale("log")
+            low, high = panel.get_ylim()
+            panel.set_ylim(low / (high / low) ** 0.2, high)  # room for the legend
+        else:  # score matching without a target is negative
+            panel.set_ylim(low - 0.2 * (high - low), high)
+        panel.legend(fontsize=7, ncols=5, loc="lower center", handlelength=1, columnspacing=0.8)
         panel.set_title("loss by noise level, 1 the least", fontsize=10)
     if bound is not None:
         panel = next(todo)

@@ -25,11 +25,13 @@ from workflow.fit import fit
 from workflow.run_folder import RunFolder
 from workflow.score import Scored
 from workflow.setup import Setup
+from workflow.survey import Surveyed
 from workflow.trained_run import load_run
 
 _STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; samples at each evaluation
 _SAMPLES, _SAMPLER_STEPS = 64, 4
 _IMAGES, _SOLVER_STEPS = 100, 4  # one of the run's chunks at most
+_LIKELY_STEPS = 48
 
 
 @dataclass
@@ -82,6 +84,7 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
             drawn = small.system.draw(run)
         with clock.timed("score", f"scoring {small.protocol.limit} {small.noun}s"):
             scored = small.system.score(run)
+            assert not isinstance(scored, Surveyed)  # without a precision
         if small.baselines and small.dataset.levels is not None:
             with clock.timed("baselines", "baselines"):
                 place.update_results({"baselines": bits_per_dim_of_baselines(small.dataset, small.options.seed)})
@@ -110,7 +113,10 @@ def shorten(setup: Setup) -> Setup:
     protocol = setup.protocol
     chunk = protocol.batch_size or _IMAGES
     protocol = replace(
-        protocol, limit=min(_IMAGES, chunk, _images(setup)), steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS)
+        protocol,
+        limit=min(_IMAGES, chunk, _images(setup)),
+        steps=min(protocol.steps or _SOLVER_STEPS, _SOLVER_STEPS),
+        precision=None,
     )
     small = replace(
         setup,
@@ -169,8 +175,9 @@ def expected_seconds(
         expected["scoring"] = seconds["score"] * images
     else:
         nfe = scored.result.nfe
-        if setup.protocol.solver == "fast":  # the first evaluations are as many for any number of steps
-            nfe += (setup.protocol.steps or 0) - (small.protocol.steps or 0)
+        if setup.protocol.solver == "fast":
+            # the first ones are as many for any number of steps; where pilot runs are to choose it, it is a guess
+            nfe += (setup.protocol.steps or _LIKELY_STEPS) - (small.protocol.steps or 0)
         expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
     done = setup.system.effort(small, small.protocol.limit)
     if done:

@@ -5,15 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, replace
 
 from data.transforms import Transform
-from likelihood import Coloured, Dequantizer, Divergence, Exact, Hutchinson, Method, TruncatedNormal, accurate
+from likelihood import Choice, Coloured, Dequantizer, Divergence, Exact, Hutchinson, Method, TruncatedNormal, accurate
 from likelihood import create as create_part
-from likelihood.methods import fast_on
+from likelihood.steps import fast_on
 from numerics import SciPy, TorchDiffEq, UserError, require_choice, require_count, require_positive
 from sde_lib import SDE, TimeGrid, WhitenedFlow
 
 FEW_DIMENSIONS = 16
-"""Up to so many the exact trace is the default, which costs about what two random probes cost, and fewer steps are enough: on
-the swiss roll (10,000 points, an MLP, VP) 32 steps erred by 5e-5 bits/dim on average, 4.6e-4 at most."""
+"""Up to so many the exact trace is the default, which costs about what two random probes cost."""
 
 SOLVERS = ("fast", "accurate", "scipy", "torchdiffeq")
 DEQUANTIZERS = ("uniform", "truncated_normal")
@@ -28,47 +27,54 @@ class Protocol:
         solver: fast (`likelihood.fast`: a grid placed by a pilot run on training data), accurate (adaptive, each sample with
             its own steps, at `tolerance`), scipy (RK45) or torchdiffeq (dopri5) at `tolerance`, whose values depend on the
             chunk.
-        steps: steps of the fast solver; None for 32 in at most 16 dimensions, where a network is smooth, and 128 in more.
-        tolerance: relative and absolute tolerance of the other solvers.
+        steps: fixes the steps of the fast solver; None for the fewest that pilot runs on training data see to keep `tolerance`,
+            with single samples whose own error is far above it solved again with more.
+        tolerance: of the fast solver in bits/dim, the mean |error| of its steps, None for 0.001; of the other solvers relative
+            and absolute, None for 1e-5.
+        refine: where pilot runs choose the steps: solve single samples again whose own error is far above the tolerance?
         probes: estimates of the trace for each draw of the noise; 0 for the exact trace, None for the exact trace in at most
-            16 dimensions and 2 estimates in more.
+            16 dimensions and 2 estimates in more, 1 in a survey.
         spacing: spacing k of coloured probes on pixel lattices, which take k^2 products an estimate; 0 for independent probes.
         dequantizer: uniform noise in a grey value's bin, or truncated_normal noise, at the time at which the noise is a quarter
             of a grey level.
-        draws: how often each image gets new dequantisation noise.
+        draws: how often each image gets new dequantisation noise; None for 2, and for 1 in a survey.
         batch_size: samples in a chunk; None for some 6,400 numbers, but 50 to 2,000 samples.
         limit: score only the first so many samples; 0 for all.
         seed: seed of noise and probes.
         t_min: the time of the density; None for the SDE's, or what the dequantiser needs.
         label: of a class-conditional model: own (each sample given its own class), the number of a class (all given that one)
             or none (no class).
+        precision: bits/dim, the wished standard error of the split's mean, from a survey that scores as many images as that
+            takes; None scores all.
     """
 
     split: str = "test"
     solver: str = "fast"
     steps: int | None = None
-    tolerance: float = 1e-5
+    tolerance: float | None = None
+    refine: bool = True
     probes: int | None = None
     spacing: int = 0
     dequantizer: str = "uniform"
-    draws: int = 2
+    draws: int | None = None
     batch_size: int | None = None
     limit: int = 0
     seed: int = 0
     t_min: float | None = None
     label: str = "none"
+    precision: float | None = None
 
     def __post_init__(self) -> None:
         require_choice(self.solver, "solver", SOLVERS)
         require_choice(self.dequantizer, "dequantizer", DEQUANTIZERS)
-        for name, least in (("spacing", 0), ("draws", 1), ("limit", 0), ("seed", 0)):
+        for name, least in (("spacing", 0), ("limit", 0), ("seed", 0)):
             require_count(getattr(self, name), name, least)
-        for name, least in (("steps", 1), ("probes", 0), ("batch_size", 1)):
+        for name, least in (("steps", 1), ("draws", 1), ("probes", 0), ("batch_size", 1)):
             if getattr(self, name) is not None:
                 require_count(getattr(self, name), name, least)
-        require_positive(self.tolerance, "tolerance")
-        if self.t_min is not None:
-            require_positive(self.t_min, "t_min")
+        for name in ("tolerance", "t_min", "precision"):
+            if getattr(self, name) is not None:
+                require_positive(getattr(self, name), name)
         text = str(self.label).lower()
         if text not in ("own", "none") and not text.isdecimal():
             raise UserError(f"got label={self.label!r}; expected own, none, or the number of a class")
@@ -77,10 +83,13 @@ class Protocol:
     def for_samples(self, dim: int, levels: int | None) -> Protocol:
         """With what was left open decided, for samples of `dim` numbers; data without grey levels get no noise."""
         few = dim <= FEW_DIMENSIONS
+        # what a survey has to spend is better spent on more images
+        repeats = 2 if self.precision is None else 1
         decided = replace(
             self,
-            steps=(32 if few else 128) if self.steps is None else self.steps,
-            probes=(0 if few else 2) if self.probes is None else self.probes,
+            tolerance=(1e-3 if self.solver == "fast" else 1e-5) if self.tolerance is None else self.tolerance,
+            probes=(0 if few else repeats) if self.probes is None else self.probes,
+            draws=repeats if self.draws is None else self.draws,
             batch_size=min(2000, max(50, 6400 // dim)) if self.batch_size is None else self.batch_size,
         )
         return decided if levels is not None else replace(decided, draws=1, dequantizer="uniform")
@@ -107,17 +116,40 @@ class Protocol:
             return self.t_min
         return TruncatedNormal.t_min(sde, transform) if self.dequantizer == "truncated_normal" else sde.t_min
 
-    def method(self, *, data_std: float, t_min: float, grid: TimeGrid | None = None) -> Method:
+    @property
+    def chooses_steps(self) -> bool:
+        """Are the steps chosen by pilot runs?"""
+        return self.solver == "fast" and self.steps is None
+
+    @property
+    def described_solver(self) -> str:
+        """The solver, as the parts' index states it."""
+        if self.chooses_steps:
+            return f"Adams(points=5, start='rising'), the steps for {self.tolerance} bits/dim in grid.json"
+        return repr(self.method(data_std=1.0, t_min=1.0).solver)
+
+    def method(
+        self, *, data_std: float, t_min: float, grid: TimeGrid | None = None, choice: Choice | None = None
+    ) -> Method:
         """How the flow is integrated.
 
         Args:
             data_std: standard deviation of the data in model units.
             t_min: from `time`.
-            grid: of the fast solver's steps, from a pilot run.
+            grid: of the fast solver's steps where their number is fixed, from a pilot run.
+            choice: steps and grid where pilot runs have chosen both.
         """
+        if choice is not None:
+            return choice.method(data_std=data_std, t_min=t_min)
         if self.solver == "fast":
-            return fast_on(grid, steps=self.steps or 128, data_std=data_std, t_min=t_min)
+            if self.steps is None:
+                raise UserError(
+                    "got a protocol without steps, and no choice of them; expected what likelihood.choose_steps has found: "
+                    "give choice=..., or steps"
+                )
+            return fast_on(grid, steps=self.steps, data_std=data_std, t_min=t_min)
+        tolerance = 1e-5 if self.tolerance is None else self.tolerance
         if self.solver == "accurate":
-            return accurate(tolerance=self.tolerance, data_std=data_std, t_min=t_min)
-        solver = SciPy("RK45", self.tolerance) if self.solver == "scipy" else TorchDiffEq("dopri5", self.tolerance)
+            return accurate(tolerance=tolerance, data_std=data_std, t_min=t_min)
+        solver = SciPy("RK45", tolerance) if self.solver == "scipy" else TorchDiffEq("dopri5", tolerance)
         return Method(solver, flow=WhitenedFlow(data_std=data_std), t_min=t_min)

@@ -6,6 +6,7 @@ import dataclasses
 import hashlib
 import json
 import time
+import warnings
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,10 @@ import torch
 from torch import Tensor
 
 from data import Split
-from likelihood import BitsPerDim, Method, bits_per_dim, pilot_grid
-from numerics import SampleStreams, UserError
+from likelihood import BitsPerDim, Method, bits_per_dim, choose_steps, pilot_grid
+from likelihood.steps import LEAST_SAMPLES, choice_of
+from numerics import SampleStreams, UserError, take
+from sde_lib import CountedScore, Score
 from sde_lib.time_grids import StepDensity
 from workflow import progress
 from workflow.chunks import Chunks
@@ -46,6 +49,7 @@ class Scored:
     def entry(self, folder: Path) -> dict[str, Any]:
         """What results.json says of it."""
         grid = self.parts / "grid.json"
+        table = read_json(grid) if grid.exists() else {}
         return {
             **self.result.asdict(),
             "kind": "exact",
@@ -57,6 +61,7 @@ class Scored:
             "parts": self.parts.relative_to(folder).as_posix(),
             "protocol": self.protocol,
             "grid_sha256": hashlib.sha256(grid.read_bytes()).hexdigest() if grid.exists() else None,
+            "chosen": {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes") if k in table} or None,
             "versions": versions(),
         }
 
@@ -89,31 +94,12 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         UserError: an unknown split, or a part that cannot be read.
     """
     begun = time.perf_counter()
-    if run.setup.system.no_likelihood:
-        raise UserError(f"got a run of {run.setup.name}, which has no likelihood: {run.setup.system.no_likelihood}")
+    task = Task.of(run, protocol)
+    run, data, protocol, labels, n = task.run, task.data, task.protocol, task.labels, task.images
     sde, transform = run.sde, run.transform
-    data = checked_split(run.dataset, protocol.split)
-    protocol = protocol.for_samples(run.dataset.dim, transform.levels)
-    run, labels = _given(run, data, protocol.label)
-    t_min, size = protocol.time(sde, transform), protocol.batch_size
-    assert size is not None
-    n = min(len(data), protocol.limit or len(data))
-    stated = {
-        **dataclasses.asdict(protocol),
-        "model": run.fingerprint,
-        "data": run.dataset.fingerprint,
-        "images": n,
-        "dequantization": protocol.dequantizer if transform.levels else "none",
-        "levels": transform.levels,
-        "solver_object": repr(protocol.method(data_std=run.flow.data_std, t_min=t_min).solver),
-        "divergence_object": repr(protocol.divergence),
-        "t_min_used": t_min,
-        "sde": repr(sde),
-        "flow": repr(run.flow),
-        "torch": torch.__version__,
-    }
-    chunks = Chunks(run.folder.path / "nll", protocol.split, stated, n, size)
-    method = _method(run, protocol, t_min, chunks.folder / "grid.json") if not chunks.complete else None
+    assert protocol.batch_size is not None
+    chunks = Chunks(run.folder.path / "nll", protocol.split, task.stated, n, protocol.batch_size)
+    method = None if chunks.complete else fixed_method(run, protocol, task.t_min, chunks.folder / "grid.json")[0]
     name = f"scoring {protocol.split}"
     with progress.bar(total=n, initial=chunks.done, name=name, unit=run.setup.noun) as bar:
         for k, first, last in chunks.todo(alone):
@@ -125,7 +111,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
                 transform,
                 method=method,
                 dequantizer=protocol.noise(transform),
-                draws=protocol.draws,
+                draws=protocol.draws or 1,
                 divergence=protocol.divergence,
                 companions=16 if k == 0 else 0,  # the solver's error, from the first images
                 generator=SampleStreams(protocol.seed, ids),
@@ -141,6 +127,60 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
     )
+
+
+@dataclass(frozen=True, kw_only=True)
+class Task:
+    """What is scored, with everything decided.
+
+    Attributes:
+        run: given its class, where one is chosen.
+        data: the split.
+        protocol: with nothing left open.
+        labels: the samples' own classes `(N,)`, where they are given these.
+        images: how many are scored.
+        t_min: the time of the density.
+        stated: everything that the numbers depend on, plain.
+    """
+
+    run: TrainedRun
+    data: Split
+    protocol: Protocol
+    labels: Tensor | None
+    images: int
+    t_min: float
+    stated: dict[str, Any]
+
+    @classmethod
+    def of(cls, run: TrainedRun, protocol: Protocol) -> Task:
+        """From a run and a protocol.
+
+        Raises:
+            UserError: a model without a likelihood, an unknown split, or a class that the model does not have.
+        """
+        if run.setup.system.no_likelihood:
+            raise UserError(f"got a run of {run.setup.name}, which has no likelihood: {run.setup.system.no_likelihood}")
+        sde, transform = run.sde, run.transform
+        data = checked_split(run.dataset, protocol.split)
+        protocol = protocol.for_samples(run.dataset.dim, transform.levels)
+        run, labels = _given(run, data, protocol.label)
+        t_min = protocol.time(sde, transform)
+        n = min(len(data), protocol.limit or len(data))
+        stated = {
+            **dataclasses.asdict(protocol),
+            "model": run.fingerprint,
+            "data": run.dataset.fingerprint,
+            "images": n,
+            "dequantization": protocol.dequantizer if transform.levels else "none",
+            "levels": transform.levels,
+            "solver_object": protocol.described_solver,
+            "divergence_object": repr(protocol.divergence),
+            "t_min_used": t_min,
+            "sde": repr(sde),
+            "flow": repr(run.flow),
+            "torch": torch.__version__,
+        }
+        return cls(run=run, data=data, protocol=protocol, labels=labels, images=n, t_min=t_min, stated=stated)
 
 
 def _given(run: TrainedRun, data: Split, label: str) -> tuple[TrainedRun, Tensor | None]:
@@ -160,22 +200,52 @@ def _given(run: TrainedRun, data: Split, label: str) -> tuple[TrainedRun, Tensor
     return run, data.labels
 
 
-def _method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> Method:
-    """How the flow is integrated. A pilot run's grid is kept in `file`, so that all processes use the very same."""
+def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) -> tuple[Method, int]:
+    """How the flow is integrated, and the network passes that pilot runs took for it.
+
+    A pilot's grid, and the steps where it chooses them, are kept in `file`: all processes and resumed runs use the very same.
+    """
     data_std = run.flow.data_std
     if protocol.solver != "fast":
-        return protocol.method(data_std=data_std, t_min=t_min)
+        return protocol.method(data_std=data_std, t_min=t_min), 0
     if not file.exists():
-        noise = protocol.noise(run.transform)
-        x, _ = noise(run.pilot(), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
-        own = run.dataset.split("train").labels if protocol.label == "own" else None
-        score = run.score if own is None else run.model.condition(own[: len(x)])
-        grid = pilot_grid(run.sde, score, x.to(torch.float32), flow=run.flow, t_min=t_min)
-        write_once(file, json.dumps({"knots": grid.knots, "density": grid.density}))
-    return protocol.method(data_std=data_std, t_min=t_min, grid=_read_grid(file))
+        x, score = _pilot(run, protocol, t_min)
+        if protocol.chooses_steps:
+            progress.say(
+                f"pilot runs on {len(x)} training {run.setup.noun}s choose the steps for {protocol.tolerance} bits/dim"
+            )
+            assert protocol.tolerance is not None
+            choice = choose_steps(run.sde, score, x, tolerance=protocol.tolerance, data_std=data_std, t_min=t_min)
+            choice = choice if protocol.refine else dataclasses.replace(choice, refinement=None)
+            write_once(file, json.dumps(choice.asdict()))
+        else:
+            first = x[:LEAST_SAMPLES]
+            counted = CountedScore(take(score, torch.arange(len(first))))
+            grid = pilot_grid(run.sde, counted, first, flow=run.flow, t_min=t_min)
+            passes = 3 * len(first) * counted.nfe
+            write_once(file, json.dumps({"knots": grid.knots, "density": grid.density, "passes": passes}))
+    table = _read_grid(file)
+    if not protocol.chooses_steps:
+        grid = StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+        return protocol.method(data_std=data_std, t_min=t_min, grid=grid), int(table.get("passes", 0))
+    try:
+        choice = choice_of(table)
+    except UserError as error:
+        raise UserError(f"{error}: delete {file}, and the same command makes it again") from error
+    if not choice.reached:
+        warnings.warn(choice.warning, stacklevel=3)
+    return protocol.method(data_std=data_std, t_min=t_min, choice=choice), choice.passes
 
 
-def _read_grid(file: Path) -> StepDensity:
+def _pilot(run: TrainedRun, protocol: Protocol, t_min: float) -> tuple[Tensor, Score]:
+    """Training data for pilot runs, with noise `(n, *)`, and their score, given their own classes where that is asked for."""
+    noise = protocol.noise(run.transform)
+    x, _ = noise(run.pilot(16), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
+    own = run.dataset.split("train").labels if protocol.label == "own" else None
+    return x.to(torch.float32), run.score if own is None else run.model.condition(own[: len(x)])
+
+
+def _read_grid(file: Path) -> dict[str, Any]:
     try:
         table = read_json(file)
     except UserError as error:
@@ -184,7 +254,7 @@ def _read_grid(file: Path) -> StepDensity:
         raise UserError(
             f"got the grid {file}, which has no knots and densities; expected what this command wrote: delete it"
         )
-    return StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+    return table
 
 
 _COUNTS = ("nfe", "nbe", "companion_nfe", "dimensions", "exact", "noisy")
@@ -204,6 +274,8 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     # parts of version 0.1 have one error for both, which the companions' had replaced where there were any
     values.setdefault("companion_error", torch.full_like(values["solver_error"], torch.nan))
     values.setdefault("prior_mismatch", torch.full_like(values["solver_error"], torch.nan))  # earlier parts have none
+    for name in ("refined", "evaluations"):  # nor these
+        values.setdefault(name, torch.zeros(len(values["solver_error"]), dtype=torch.int64))
     for name, count in zip(_COUNTS, part["counts"], strict=True):
         values[name] = bool(count) if kinds[name] == "bool" else int(count)
     return BitsPerDim(**values)

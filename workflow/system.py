@@ -34,6 +34,7 @@ if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
     from workflow.score import Scored
     from workflow.setup import Setup
+    from workflow.survey import Surveyed
     from workflow.trained_run import TrainedRun
 
 Config = Mapping[str, Any]
@@ -128,12 +129,13 @@ class System(ABC):
 
         return draw(run)
 
-    def score(self, run: TrainedRun) -> Scored | None:
+    def score(self, run: TrainedRun) -> Scored | Surveyed | None:
         """The bits/dim, also in results.json; None where they come from no flow, and are in results.json alone."""
-        from workflow.score import say_none, score  # it imports the systems
+        from workflow.score import say_none  # it imports the systems
+        from workflow.survey import score_run
 
         if not self.no_likelihood:
-            return score(run)
+            return score_run(run)
         say_none(run, self.no_likelihood)
         return None
 

@@ -5,11 +5,16 @@ from __future__ import annotations
 from numerics import Catalogue
 from workflow.system import System
 from workflow.systems.classes import Classes
+from workflow.systems.cnf import CNF
 from workflow.systems.ddim import DDIMSystem
 from workflow.systems.ddpm import DDPM
 from workflow.systems.edm import EDM
+from workflow.systems.energy import Energy
 from workflow.systems.iddpm import IDDPM
+from workflow.systems.inverse import Inverse
 from workflow.systems.ncsn import NCSN
+from workflow.systems.ncsnv2 import NCSNv2
+from workflow.systems.score_matching import ScoreMatching
 from workflow.systems.sub_vp import SubVP
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
@@ -28,6 +33,11 @@ SYSTEMS: Catalogue[System] = Catalogue(
             DDIMSystem,
             EDM,
             Classes,
+            Inverse,
+            NCSNv2,
+            ScoreMatching,
+            Energy,
+            CNF,
         )
     },
 )

@@ -2,6 +2,7 @@
 
     score-sde nll --run runs/vp --split test
     score-sde nll --run runs/conditional --label own            each image given its own class
+    score-sde nll --run runs/vp --precision 0.005           the mean to a precision, few images scored; --plan: what it takes
     torchrun --nproc-per-node 2 -- experiments/nll.py --run runs/vp     the same numbers, shared out
 
 Interrupted, the same command goes on where it stopped. Per-image values lie in RUN/nll/SPLIT-.../part_*.npz, the numbers and
@@ -10,9 +11,13 @@ the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` f
 
 from __future__ import annotations
 
+import math
+
+from numerics import UserError
 from workflow import progress
 from workflow.protocol import Protocol
 from workflow.score import score_split
+from workflow.survey import plan_split, survey_split
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 
@@ -21,11 +26,24 @@ def main(arguments: list[str]) -> int:
     """Scores, and prints the mean with its errors."""
     parser = shared.parser("Bits/dim of a finished run.")
     shared.add_fields(parser, Protocol)
+    parser.add_argument(
+        "--plan", action="store_true", help="with --precision: print what a pilot says it would take, and stop"
+    )
     options = vars(shared.parsed(parser, arguments))
-    folder, device, _ = (options.pop(name) for name in ("run", "device", "quiet"))
+    folder, device, _, plan = (options.pop(name) for name in ("run", "device", "quiet", "plan"))
     protocol = Protocol(**options)
     run = load_run(folder, device)
-    scored = score_split(run, protocol)
+    if plan:
+        if protocol.precision is None:
+            raise UserError("got --plan without a precision; expected --precision, such as --precision 0.005")
+        design, seconds = plan_split(run, protocol)
+        print(design)
+        if math.isfinite(seconds):  # the pilot was scored just now
+            print(
+                f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.all_passes / 60:.1f}"
+            )
+        return 0
+    scored = score_split(run, protocol) if protocol.precision is None else survey_split(run, protocol)
     if scored is None:
         progress.say(f"parts written to {run.folder.path / 'nll'}; other processes have still to write theirs")
         return 0

@@ -1,0 +1,35 @@
+"""Which samples a solver of fixed steps solves again."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from numerics import require_count, require_positive
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refinement:
+    """A sample whose own error is too large is solved again, with twice the steps.
+
+    With e the embedded estimate of the state's error (of the solver's state, root mean square per entry), the error of log p is
+    taken to be
+
+        ratio e      nats per dimension
+
+    e knows nothing of the trace, and so of its probes: it is there where probes are fresh, and choosing samples by it biases
+    no value. An image that passes close to a place where its flow parts is found by it: there state and trace err alike.
+
+    Args:
+        ratio: nats per dimension for a unit of the state's error, as pilot runs have seen it (`likelihood.choose_steps`).
+        above: nats per dimension; a sample whose error is taken to be larger is solved again.
+        times: how often the steps are doubled, at most.
+    """
+
+    ratio: float
+    above: float
+    times: int = 2
+
+    def __post_init__(self) -> None:
+        require_positive(self.ratio, "ratio")
+        require_positive(self.above, "above")
+        require_count(self.times, "times")

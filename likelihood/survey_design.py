@@ -1,0 +1,238 @@
+r"""How large a survey's sample has to be, and which predictors pay.
+
+The variance of the mean is (1 - f) S^2 / n + f tau^2 / n (`likelihood.regression_estimate`), S^2 the mean square of what the
+predictions miss. For a precision p,
+
+    n = S^2 / (p^2 + (S^2 - tau^2) / N)
+
+is fixed once, from a pilot's S^2, made larger by its own standard error: a survey that stopped where its error looks small
+would stop where it is understated. Predictors that take network passes are added one by one as long as the whole becomes
+cheaper,
+
+    passes = L N + c n,      c those of an exact value, L levels
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from likelihood.regression_estimate import Fit, r_squared
+from likelihood.surrogate import least_images
+
+PILOT = 64
+REPEATS = 24
+LEAST_R2 = 0.1
+"""Predictions that know less than this are not worth their regression: the plain mean is taken."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Exact values.
+
+    Attributes:
+        bits: `(k,)` bits/dim; NaN where the image failed.
+        solver_error: `(k,)` bits/dim, as stated; NaN where there is none.
+        passes: network passes: forward 1, vector-Jacobian product 2.
+    """
+
+    bits: Tensor
+    solver_error: Tensor
+    passes: int
+
+
+class Population(ABC):
+    """What can be asked of a set of images. Images are numbered 0 ... size - 1; an index is `(k,)`, rising."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """N."""
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """How many predictors there are that take a network pass an image."""
+
+    @abstractmethod
+    def free(self, index: Tensor) -> Tensor:
+        """`(k, F)`: the predictors that take none."""
+
+    @abstractmethod
+    def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
+        """`(k, len(which))`: those of these numbers."""
+
+    @abstractmethod
+    def values(self, index: Tensor, repeat: int) -> Values:
+        """Exact values; another `repeat` has new noise and new probes."""
+
+
+class Table(Population):
+    """A set whose values and predictors are known: for seeing how often a survey's stated errors hold.
+
+    Args:
+        free, paid: predictors `(N, F)` and `(N, C)`.
+        bits: values `(R, N)`, of which repeat r gives row r (and of more repeats than rows the last).
+        passes: of a value.
+    """
+
+    def __init__(self, free: Tensor, paid: Tensor, bits: Tensor, *, passes: int = 100) -> None:
+        self._free, self._paid, self._bits, self._passes = free, paid, bits, passes
+
+    @property
+    def size(self) -> int:
+        return self._bits.shape[1]
+
+    @property
+    def candidates(self) -> int:
+        return self._paid.shape[1]
+
+    def free(self, index: Tensor) -> Tensor:
+        return self._free[index]
+
+    def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
+        return self._paid[index][:, list(which)]
+
+    def values(self, index: Tensor, repeat: int) -> Values:
+        bits = self._bits[min(repeat, len(self._bits) - 1)][index]
+        return Values(bits=bits, solver_error=torch.full_like(bits, math.nan), passes=self._passes * len(index))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Design:
+    """What a pilot has found, and what is to be done.
+
+    Attributes:
+        size: N.
+        precision: p.
+        which: the predictors with passes that pay.
+        free: are the predictors without passes used?
+        residual: S, made larger by the pilot's own error.
+        noise: tau.
+        r2: on the pilot's images, each left out.
+        cost: c, passes of an exact value.
+        images: n; N where scoring all is cheaper, or needed.
+        spent: passes of the pilot.
+    """
+
+    size: int
+    precision: float
+    which: tuple[int, ...]
+    free: bool
+    residual: float
+    noise: float
+    r2: float
+    cost: float
+    images: int
+    spent: int
+
+    @property
+    def everything(self) -> bool:
+        """Are all images scored?"""
+        return self.images >= self.size
+
+    @property
+    def passes(self) -> float:
+        """Of the survey, without the pilot."""
+        return self.cost * self.images + (0 if self.everything else len(self.which) * self.size)
+
+    @property
+    def all_passes(self) -> float:
+        """Of scoring all images."""
+        return self.cost * self.size
+
+    @property
+    def reached_by_all(self) -> float:
+        """The error of this set's mean where all images are scored: the noise's, bits/dim."""
+        return self.noise / math.sqrt(self.size)
+
+    def __str__(self) -> str:
+        if self.everything:
+            return (
+                f"all {self.size:,} images, {self.all_passes:,.0f} network passes, ± {self.reached_by_all:.2g} bits/dim: a "
+                f"sample that reaches ± {self.precision:g} would take no fewer"
+            )
+        used = f"{len(self.which)} forward passes an image" if self.which else "no forward pass"
+        return (
+            f"survey: {self.images:,} of {self.size:,} images exactly, {used} for predictions (R2 {self.r2:.3f}): "
+            f"{self.passes:,.0f} network passes, ± {self.precision:g} bits/dim; all images: {self.all_passes:,.0f} passes, "
+            f"± {self.reached_by_all:.2g}; the pilot took {self.spent:,}"
+        )
+
+
+def sample_size(residual: float, noise: float, size: int, precision: float) -> int:
+    """n for the precision, at most N."""
+    S, tau = residual**2, noise**2
+    below = precision**2 + (S - min(tau, S)) / size
+    return min(size, max(1, math.ceil(S / below)))
+
+
+def design(
+    free: Tensor,
+    paid: Tensor,
+    y: Tensor,
+    *,
+    size: int,
+    precision: float,
+    noise: float,
+    cost: float,
+    spent: int,
+) -> Design:
+    """The design from a pilot's values `y` `(n,)` and predictors `free` `(n, F)` and `paid` `(n, C)`.
+
+    Args:
+        size: N, of the set.
+        precision: p, bits/dim, of the set's mean.
+        noise: tau of a value, bits/dim.
+        cost: passes of an exact value.
+        spent: passes of the pilot.
+    """
+    n, index = len(y), torch.arange(len(y))
+
+    def attempt(which: tuple[int, ...], with_free: bool) -> Design:
+        x = torch.cat([free[:, : free.shape[1] if with_free else 0], paid[:, list(which)]], dim=1)
+        P = x.shape[1]
+        off = Fit.of(x, index, y).left_out
+        degrees = max(1, n - P - 1)
+        kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
+        larger = 1 + math.sqrt(max(kurtosis - 1, 2.0) / degrees)
+        residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
+        # the pilot's images have their values already
+        images = min(size, max(sample_size(residual, noise, size, precision), least_images(P), n))
+        made = Design(
+            size=size,
+            precision=precision,
+            which=which,
+            free=with_free,
+            residual=residual,
+            noise=noise,
+            r2=r_squared(y, off),
+            cost=cost,
+            images=images,
+            spent=spent,
+        )
+        return made if made.passes < made.all_passes else attempt_all(made)
+
+    def attempt_all(made: Design) -> Design:
+        return Design(**{**vars(made), "images": size, "which": ()})
+
+    best = attempt((), False)
+    with_free = attempt((), True)
+    best = with_free if with_free.passes < best.passes else best
+    for use_free in (True, False) if free.shape[1] else (False,):
+        current = attempt((), use_free)
+        while len(current.which) < paid.shape[1]:
+            tries = [attempt((*current.which, j), use_free) for j in range(paid.shape[1]) if j not in current.which]
+            better = min(tries, key=lambda d: d.passes)
+            if better.passes >= current.passes or better.everything:
+                break
+            current = better
+        best = current if current.passes < best.passes else best
+    if not best.everything and best.r2 < LEAST_R2:
+        return attempt((), False)
+    return best

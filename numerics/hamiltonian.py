@@ -1,0 +1,190 @@
+r"""Markov chains that leave a density alone, from its logarithm and gradient: Langevin, MALA, Hamiltonian Monte Carlo.
+
+One transition draws momenta p ~ N(0, I), goes L leapfrog steps of length h along H = -log f(x) + |p|^2 / 2, and accepts the end
+with probability min(1, exp(H_0 - H_1)), which makes f, normalised or not, its stationary law (Neal 2011, "MCMC using
+Hamiltonian dynamics", section 3). With L = 1 that is MALA; L = 1 with every end accepted is the Langevin chain
+
+    x <- x + h^2 / 2 grad log f(x) + h z,        z ~ N(0, I),
+
+called SGLD where the gradient is of an energy network. It has a stationary law of its own: on N(0, v) the variance is
+v / (1 - h^2 / (4 v)). For h >= 2 / sqrt(largest curvature) it has none, it diverges; there, leapfrog steps do as well, and
+nothing is accepted. Along a direction of standard deviation s the path is a rotation by L h / s: by about pi / 2 forgets most,
+and by pi nothing, since it leads to -x (ibid., section 3.2).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from numerics.broadcast import expand_as
+from numerics.checks import require_count, require_positive
+from numerics.errors import UserError
+from numerics.streams import Generator, normal, uniform
+
+LogDensity = Callable[[Tensor], Tensor]
+"""x `(B, *)` -> log f(x) `(B,)` in nats, up to one number; differentiable."""
+
+_BLOCK = 100  # transitions between two looks at whether the chain is finite
+_FAR = 1e6
+
+
+class Point(NamedTuple):
+    """States with what is known there.
+
+    Attributes:
+        x: `(B, *)`.
+        value: `(B,)` nats, log f(x).
+        slope: `(B, *)`, its gradient.
+    """
+
+    x: Tensor
+    value: Tensor
+    slope: Tensor
+
+
+def point(log_density: LogDensity, x: Tensor) -> Point:
+    """Value and gradient at `x` `(B, *)`, from one evaluation.
+
+    Raises:
+        UserError: a log-density whose value is not `(B,)`.
+    """
+    with torch.enable_grad():
+        x = x.detach().requires_grad_()
+        value = log_density(x)
+        if value.shape != x.shape[:1]:
+            raise UserError(
+                f"got a log-density of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected ({x.shape[0]},)"
+            )
+        (slope,) = torch.autograd.grad(value.sum(), x)
+    return Point(x.detach(), value.detach(), slope)
+
+
+@dataclass(frozen=True, kw_only=True)
+class Hamiltonian:
+    """A transition of L leapfrog steps of length h; see `numerics.hamiltonian`.
+
+    Args:
+        step: h > 0, in the units of x.
+        leapfrog: L, leapfrog steps of one evaluation each; 1 is MALA.
+        adjust: whether ends are accepted or refused, so that the law is exact; False with L = 1 is the plain Langevin chain.
+
+    Raises:
+        UserError: a step or a number that is not positive.
+    """
+
+    step: float
+    leapfrog: int = 1
+    adjust: bool = True
+
+    def __post_init__(self) -> None:
+        require_positive(self.step, "step")
+        require_count(self.leapfrog, "leapfrog")
+
+    def move(
+        self, log_density: LogDensity, at: Point, *, generator: Generator = None, scale: float = 1.0
+    ) -> tuple[Point, Tensor]:
+        """One transition from `at`: the new states, and the probability with which each was accepted, `(B,)`.
+
+        Args:
+            scale: what the step is multiplied by.
+        """
+        h = self.step * scale
+        p = normal(at.x.shape, generator, device=at.x.device, dtype=at.x.dtype)
+        start = at.value - p.flatten(1).square().sum(dim=1) / 2
+        end = at
+        for _ in range(self.leapfrog):
+            p = torch.add(p, end.slope, alpha=h / 2)
+            end = point(log_density, torch.add(end.x, p, alpha=h))
+            p = torch.add(p, end.slope, alpha=h / 2)
+        change = end.value - p.flatten(1).square().sum(dim=1) / 2 - start
+        # an end where something overflowed is refused
+        probability = change.nan_to_num(nan=-torch.inf).clamp(max=0).exp()
+        if not self.adjust:
+            return end, torch.ones_like(probability)
+        accepted = uniform(probability.shape, generator, device=at.x.device) < probability
+        chosen = tuple(torch.where(expand_as(accepted, new).bool(), new, old) for new, old in zip(end, at, strict=True))
+        return Point(*chosen), probability
+
+
+@dataclass(frozen=True, kw_only=True)
+class Chain:
+    """What a run of a transition leaves.
+
+    Attributes:
+        x: `(B, *)`, the last states.
+        acceptance: the mean probability of acceptance; 1 without the test.
+        evaluations: of the log-density and its gradient, for the whole batch.
+    """
+
+    x: Tensor
+    acceptance: float
+    evaluations: int
+
+
+def run_chain(
+    kernel: Hamiltonian,
+    log_density: LogDensity,
+    x: Tensor,
+    steps: int,
+    *,
+    generator: Generator = None,
+    callback: Callable[[int], None] | None = None,
+) -> Chain:
+    """`steps` transitions from `x` `(B, *)`, every sample a chain of its own.
+
+    Args:
+        callback: called after each transition with its number, from 1.
+
+    Raises:
+        UserError: a chain that diverges, with the step that does not; or an energy that is not bounded.
+    """
+    require_count(steps, "steps")
+    at = point(log_density, x)
+    if not bool(at.value.isfinite().all()):
+        raise UserError("got a log-density that is not finite where the chain starts; expected a start where it is")
+    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    for i in range(steps):
+        at, probability = kernel.move(log_density, at, generator=generator)
+        total += probability.mean()
+        if callback is not None:
+            callback(i + 1)
+        if (i + 1) % _BLOCK == 0 or i + 1 == steps:
+            _require_finite(kernel, log_density, x, at, i + 1)
+    return Chain(x=at.x, acceptance=float(total) / steps, evaluations=1 + steps * kernel.leapfrog)
+
+
+def largest_curvature(log_density: LogDensity, x: Tensor, *, iterations: int = 20) -> float:
+    """The largest absolute eigenvalue of the Hessian of log f over the states `x` `(B, *)`, by power iteration."""
+    v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
+    largest = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
+    for _ in range(iterations):
+        v = v / expand_as(v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v)
+        with torch.enable_grad():
+            y = x.detach().requires_grad_()
+            (slope,) = torch.autograd.grad(log_density(y).sum(), y, create_graph=True)
+            (product,) = torch.autograd.grad((slope * v).sum(), y)
+        v, largest = product, product.flatten(1).norm(dim=1)
+    return float(largest[largest.isfinite()].max()) if bool(largest.isfinite().any()) else float("nan")
+
+
+def _require_finite(kernel: Hamiltonian, log_density: LogDensity, start: Tensor, at: Point, steps: int) -> None:
+    """Refuses a chain that has left for infinity, and says why it has."""
+    reach = _FAR * (1 + float(start.abs().max()))
+    here = torch.isfinite(at.x).all() & torch.isfinite(at.value).all() & (at.x.abs().max() < reach)
+    if bool(here):
+        return
+    stable = 2 / largest_curvature(log_density, start) ** 0.5
+    if not kernel.adjust and kernel.step >= stable:
+        raise UserError(
+            f"got step={kernel.step:.3g}, with which Langevin diverges (seen after {steps} steps); expected less than "
+            f"2 / sqrt(largest curvature) = {stable:.3g}, and a tenth of that for a small bias"
+        )
+    raise UserError(
+        f"got an energy that is not bounded below: after {steps} steps of {kernel.step:.3g} (stable up to {stable:.3g} at the "
+        "start) a chain had left for infinity; expected one that grows outwards: train longer, or add a quadratic"
+    )

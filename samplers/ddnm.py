@@ -1,0 +1,68 @@
+"""DDNM: DDIM steps whose denoised mean is made to agree with the measurement."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from numerics import require_range
+from samplers.measured import MeasuredSampler
+from samplers.run import Nodes, Run, numbers
+from samplers.step import Step
+from sde_lib import SDE
+
+
+@dataclass(frozen=True, kw_only=True, repr=False)
+class DDNM(MeasuredSampler):
+    r"""The denoising diffusion null-space model, with the measurement's noise.
+
+    The step of `DDIM` from t to s, with D corrected in the measured coordinates c = V^T D by y' = U^T y / s_i, whose noise is
+    n / s_i:
+
+        D' = D + V lambda (y' - c),     x_s = alpha_s D' + sqrt(sigma_s^2 - w^2) eps + V w' V^T z + w (I - V V^T) z
+        lambda = min(1, w / (alpha_s n / s_i)),      w'^2 = w^2 - (lambda alpha_s n / s_i)^2
+
+    (Wang, Yu, Zhang 2022, arXiv:2212.00490, section 3.3 and appendix I.) So the noise that y brings along takes the place of
+    fresh noise and is never more than that. Without noise lambda = 1, and D' is A^+ y + (I - A^+ A) D. The correction costs no
+    derivative: one evaluation a step. It takes y for true of D at every time, and so leaves too little variance.
+
+    Args:
+        measurement: of an operator with an SVD.
+        eta: of `DDIM`, in [0, 1]; with noise eta = 0 would leave no room for y.
+        steps, grid, denoise, corrections: as in every `GridSampler`.
+
+    Raises:
+        UserError: for an operator without an SVD, or an eta outside [0, 1]; when sampling, for a batch that the measurement
+            is not of.
+    """
+
+    steps: int = 100
+    eta: float = 1.0
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        require_range(self.eta, "eta", 0, 1)
+
+    def method(self, sde: SDE, times: Tensor) -> Step:
+        """The step on the grid `times` `(N+1,)`."""
+        svd = self._svd
+        known, spread = svd.left(self.measurement.y) / svd.values, svd.noise / svd.values
+        alpha, sigma = sde.alpha(times), sde.sigma(times)
+        nodes = Nodes(times, alpha, sigma)
+        width = self.eta * sigma[1:] * (-torch.expm1(sde.log_snr(times[:-1]) - sde.log_snr(times[1:]))).sqrt()
+        rest = (sigma[1:].square() - width.square()).clamp(min=0).sqrt()
+        alphas, sigmas, w, of_eps = numbers(alpha), numbers(sigma), numbers(width), numbers(rest)
+
+        def step(i: int, x: Tensor, run: Run) -> Tensor:
+            D = nodes.denoised(i, x, run)
+            z = run.noise(x)
+            brought = alphas[i + 1] * spread
+            share = torch.where(brought > w[i], w[i] / brought, 1.0)
+            fresh = (w[i] ** 2 - (share * brought).square()).clamp(min=0).sqrt()
+            eps = (x - alphas[i] * D) / sigmas[i]
+            measured = alphas[i + 1] * share * (known - svd.right(D)) + (fresh - w[i]) * svd.right(z)
+            return alphas[i + 1] * D + of_eps[i] * eps + w[i] * z + svd.lift(measured).to(x.dtype)
+
+        return step

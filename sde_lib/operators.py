@@ -1,0 +1,277 @@
+r"""Linear maps from data to measurements, y = A x, with their adjoints and, where it is cheap, their singular values.
+
+An *operator* is any callable `A(x)` with x `(B, *)` and y `(B, ...)`; a linear one has `A.adjoint(y)`, the map A^T for which
+
+    (1)  <A x, y> = <x, A^T y>
+
+and may have `A.svd(noise)`, the decomposition A = U diag(s) V^T in whose coordinates the measurement falls apart,
+
+    (2)  (U^T y)_i = s_i (V^T x)_i + n_i z_i
+
+with independent noises n_i z_i. A class of the user's with these methods, or `LinearMap(forward, adjoint)`, is as good as
+those below. An operator that holds data of single samples has `take(index)`.
+"""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from numerics import UserError, require_count
+
+LARGEST_MATRIX = 4096
+"""A matrix has its singular values where the smaller side is at most this: some seconds."""
+
+
+@dataclass(frozen=True, eq=False, kw_only=True)
+class SVD:
+    """The coordinates of (2): only those with s_i > 0.
+
+    Attributes:
+        values: s, `(r,)`.
+        noise: n, `(r,)`.
+        left: y `(B, ...)` to U^T y `(B, r)`, which may be complex.
+        right: x `(B, *)` to V^T x `(B, r)`.
+        lift: coordinates c `(B, r)` to V c `(B, *)`.
+    """
+
+    values: Tensor
+    noise: Tensor
+    left: Callable[[Tensor], Tensor]
+    right: Callable[[Tensor], Tensor]
+    lift: Callable[[Tensor], Tensor]
+
+
+class Operator(ABC):
+    """A linear map A from data `(B, *)` to measurements `(B, ...)`."""
+
+    @abstractmethod
+    def __call__(self, x: Tensor) -> Tensor:
+        """A x."""
+
+    @abstractmethod
+    def adjoint(self, y: Tensor) -> Tensor:
+        """A^T y."""
+
+    def svd(self, noise: Tensor) -> SVD | None:
+        """The decomposition (2) for noises `noise` of the shape of one measurement; None where there is no cheap one."""
+        return None
+
+    def observed(self, y: Tensor) -> Tensor:
+        """`y`, with 0 in entries that are no measurements."""
+        return y
+
+
+@dataclass(frozen=True, eq=False)
+class LinearMap(Operator):
+    """Two functions as an operator.
+
+    Args:
+        forward: x `(B, *)` to A x.
+        transpose: y to A^T y.
+    """
+
+    forward: Callable[[Tensor], Tensor]
+    transpose: Callable[[Tensor], Tensor]
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return self.forward(x)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self.transpose(y)
+
+
+@dataclass(frozen=True, eq=False)
+class Linear(Operator):
+    """A matrix times the data, flattened: y `(B, m)`. A Gaussian matrix makes it compressed sensing.
+
+    Args:
+        matrix: `(m, D)`.
+        shape: of the data, `(*)` of D entries; `(D,)` unless given.
+
+    Raises:
+        UserError: for a matrix that is none, or a shape of another number of entries.
+    """
+
+    matrix: Tensor
+    shape: Sequence[int] | None = None
+
+    def __post_init__(self) -> None:
+        if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
+            raise UserError(
+                f"got a matrix of shape {tuple(self.matrix.shape)} and {self.matrix.dtype}; expected (m, D) of real numbers"
+            )
+        D = self.matrix.shape[1]
+        shape = (D,) if self.shape is None else tuple(int(n) for n in self.shape)
+        if math.prod(shape) != D:
+            raise UserError(f"got shape={shape} for a matrix of {D} columns; expected a shape of {D} entries")
+        object.__setattr__(self, "shape", shape)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return x.flatten(1) @ self.matrix.to(x).T
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return (y @ self.matrix.to(y)).reshape(len(y), *self._shape)
+
+    @property
+    def _shape(self) -> tuple[int, ...]:
+        assert self.shape is not None
+        return tuple(self.shape)
+
+    def svd(self, noise: Tensor) -> SVD | None:
+        if min(self.matrix.shape) > LARGEST_MATRIX:
+            return None
+        alike = bool((noise == noise[0]).all())
+        if not alike and not bool((noise > 0).all()):
+            return None
+        # noises that differ are made equal first: the rows divided by them
+        scale = torch.ones_like(noise) if alike else noise
+        U, s, Vh = torch.linalg.svd(self.matrix.to(noise) / scale.unsqueeze(1), full_matrices=False)
+        kept = s > 1e-10 * s.max() if s.dtype == torch.float64 else s > 1e-5 * s.max()
+        U, s, Vh = U[:, kept], s[kept], Vh[kept]
+        return SVD(
+            values=s,
+            noise=(noise[0] if alike else torch.ones_like(noise[0])).expand_as(s),
+            left=lambda y: (y / scale.to(y)) @ U.to(y),
+            right=lambda x: x.flatten(1) @ Vh.to(x).T,
+            lift=lambda c: (c @ Vh.to(c)).reshape(len(c), *self._shape),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Mask(Operator):
+    """What is seen where `mask` is true, and 0 elsewhere: y has the shape of x. A mask of ones is denoising.
+
+    Args:
+        mask: of the shape of one sample, `(*)`, boolean or of zeros and ones.
+
+    Raises:
+        UserError: for a mask of other values, or of none but zeros.
+    """
+
+    mask: Tensor
+
+    def __post_init__(self) -> None:
+        seen = self.mask.bool()
+        if bool((seen.to(self.mask.dtype) != self.mask).any()) or not bool(seen.any()):
+            raise UserError(
+                "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"
+            )
+        object.__setattr__(self, "mask", seen)
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.shape[1:] != self.mask.shape:
+            raise UserError(
+                f"got a mask of shape {tuple(self.mask.shape)} for x of shape {tuple(x.shape)}; expected one of "
+                f"{tuple(x.shape[1:])}: expand it to every channel"
+            )
+        return torch.where(self.mask, x, 0.0)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def observed(self, y: Tensor) -> Tensor:
+        return self(y)
+
+    def svd(self, noise: Tensor) -> SVD | None:
+        index, shape = self.mask.flatten().nonzero().squeeze(1), self.mask.shape
+
+        def entries(x: Tensor) -> Tensor:
+            return x.flatten(1)[:, index]
+
+        return SVD(
+            values=torch.ones_like(noise.flatten()[index]),
+            noise=noise.flatten()[index],
+            left=entries,
+            right=entries,
+            lift=lambda c: c.new_zeros(len(c), shape.numel()).index_copy(1, index, c).reshape(len(c), *shape),
+        )
+
+
+@dataclass(frozen=True, eq=False)
+class Downsample(Operator):
+    """The mean over blocks of `factor` entries along each of the last `axes` axes.
+
+    Args:
+        factor: >= 1; the data's sizes are multiples of it.
+        axes: 2 for pictures.
+    """
+
+    factor: int
+    axes: int = 2
+
+    def __post_init__(self) -> None:
+        require_count(self.factor, "factor")
+        require_count(self.axes, "axes")
+
+    def __call__(self, x: Tensor) -> Tensor:
+        sizes = x.shape[1:]
+        if len(sizes) < self.axes or any(n % self.factor for n in sizes[len(sizes) - self.axes :]):
+            raise UserError(
+                f"got x of shape {tuple(x.shape)} for blocks of {self.factor}; expected at least {self.axes} axes beside the "
+                f"batch, the last {self.axes} of sizes that {self.factor} divides: crop or pad the data"
+            )
+        for axis in range(-self.axes, 0):
+            at = x.ndim + axis
+            x = x.reshape(*x.shape[:at], x.shape[at] // self.factor, self.factor, *x.shape[at + 1 :]).mean(dim=at + 1)
+        return x
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        for axis in range(-self.axes, 0):
+            y = y.repeat_interleave(self.factor, dim=axis)
+        return y / float(self.factor**self.axes)
+
+    def svd(self, noise: Tensor) -> SVD | None:
+        return orthogonal_rows(self, noise, self.factor ** (-self.axes / 2))
+
+
+@dataclass(frozen=True, eq=False)
+class Grey(Operator):
+    """A weighted mean of the channels: x `(B, C, *)` to y `(B, 1, *)`. The inverse problem is colourisation.
+
+    Args:
+        weights: one a channel; the luma of ITU-R BT.601 unless given.
+
+    Raises:
+        UserError: for no weights, or none but zeros.
+    """
+
+    weights: Sequence[float] = (0.299, 0.587, 0.114)
+
+    def __post_init__(self) -> None:
+        weights = tuple(float(w) for w in self.weights)
+        if not weights or not sum(w * w for w in weights) > 0:
+            raise UserError(f"got weights={self.weights!r}; expected a number for each channel, not all 0")
+        object.__setattr__(self, "weights", weights)
+
+    def _column(self, like: Tensor) -> Tensor:
+        return torch.tensor(self.weights, dtype=like.dtype, device=like.device).reshape(-1, *(1,) * (like.ndim - 2))
+
+    def __call__(self, x: Tensor) -> Tensor:
+        if x.ndim < 2 or x.shape[1] != len(self.weights):
+            raise UserError(
+                f"got x of shape {tuple(x.shape)} for {len(self.weights)} weights; expected (B, {len(self.weights)}, ...)"
+            )
+        return (x * self._column(x)).sum(dim=1, keepdim=True)
+
+    def adjoint(self, y: Tensor) -> Tensor:
+        return y * self._column(y)
+
+    def svd(self, noise: Tensor) -> SVD | None:
+        return orthogonal_rows(self, noise, math.sqrt(sum(w * w for w in self.weights)))
+
+
+def orthogonal_rows(operator: Operator, noise: Tensor, scale: float) -> SVD:
+    """The decomposition of an `operator` with A A^T = scale^2 I: U is the identity, and the noises may differ."""
+    return SVD(
+        values=torch.full_like(noise.flatten(), scale),
+        noise=noise.flatten(),
+        left=lambda y: y.flatten(1),
+        right=lambda x: operator(x).flatten(1) / scale,
+        lift=lambda c: operator.adjoint(c.reshape(len(c), *noise.shape)) / scale,
+    )

@@ -1,0 +1,137 @@
+"""What is read from energies, against laws in closed form; the untrained energy is a Gaussian, so all of it is known there."""
+
+import json
+import math
+
+import pytest
+import torch
+
+import models
+from evaluation import Plane
+from experiments import energy
+from models import EnergyModel
+from numerics import UserError
+from sde_lib import VESDE
+from workflow import energy_reading
+from workflow.configuration import config_for
+from workflow.energy_reading import Read, Reading
+from workflow.plane import Truth
+from workflow.setup import resolve
+
+PLANE = Plane(half=6.0, n=200)
+SIGMA = 0.5
+S_2 = 1 + SIGMA**2  # the variance of the untrained energy at that noise
+
+
+def gaussian(variance, mean=0.0):
+    return PLANE.law(lambda x: -(x - mean).square().sum(1) / (2 * variance))
+
+
+def untrained():
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = models.MLP(dim=2, width=8, depth=1)
+    return EnergyModel(net, VESDE(sigma_min=0.01, sigma_max=10.0), data_std=1.0).eval().requires_grad_(False)
+
+
+def read():
+    return Read.of(untrained(), SIGMA, PLANE)
+
+
+def test_an_untrained_energy_is_read_as_the_gaussian_that_it_is():
+    """log Z = log 2 pi s^2, by quadrature and by importance sampling, and the flow's log-densities are the energy's."""
+    found = read()
+    assert found.law.log_z == pytest.approx(math.log(2 * math.pi * S_2), abs=1e-5)
+    assert energy_reading.differences(found.law, gaussian(S_2))["nats"] < 1e-4
+    plan = Reading(sigma=SIGMA, chains=200, levels=60)
+    law = gaussian(0.6)
+    truth = Truth(
+        law=law,
+        score=law.field(lambda x: -x / 0.6),
+        log_density=lambda x: -x.square().sum(1) / 1.2 - math.log(2 * math.pi * 0.6),
+    )
+    exact = 0.6**0.5 * torch.randn(200, 2, generator=torch.Generator().manual_seed(0))
+    z = energy_reading.normalisers(plan, found, truth, exact, seed=0)
+    assert z["ais_lower_bound"] < z["quadrature"] + 3 * z["ais_stderr"]
+    assert z["ais_log_mean_weight"] == pytest.approx(z["quadrature"], abs=5 * z["ais_stderr"])
+    coarse, fine = z["bracket_of_the_data"].values()
+    assert coarse["contains_truth"] and fine["contains_truth"]
+    assert fine["upper"] - fine["lower"] < coarse["upper"] - coarse["lower"]
+    points = S_2**0.5 * torch.randn(50, 2, generator=torch.Generator().manual_seed(1))
+    flow = energy_reading.by_the_flow(plan, found, points)
+    # the flow's prior N(0, sigma_max^2 I) leaves out the data's variance, 1 % of it
+    assert flow["std_of_difference"] < 0.02 and abs(flow["nats_by_flow"] - flow["nats_by_energy"]) < 0.02
+
+
+def test_differences_of_a_tempered_law_are_off_by_its_exponent():
+    law = gaussian(0.5)
+    tempered = PLANE.law(lambda x: -0.9 * x.square().sum(1) / 1.0)
+    found = energy_reading.differences(tempered, law)
+    assert found["relative"] == pytest.approx(0.1, rel=1e-3) and found["of"] == pytest.approx(1.0, rel=1e-3)
+    shifted = PLANE.law(lambda x: -x.square().sum(1) / 1.0 + 7.0)  # a constant is no difference
+    assert energy_reading.differences(shifted, law)["relative"] < 1e-9
+
+
+def test_compositions_of_gaussians_are_gaussians():
+    """Product: precisions add. Negation: they subtract. Sum: half the mass at each."""
+    a, b = gaussian(0.5, 0.6), gaussian(0.5, -0.6)
+    make = energy_reading.compositions(0.5)
+    of = energy_reading.GridLaw.of
+    assert of(PLANE, make["product"](a, b)).kl(gaussian(0.25)) < 1e-9
+    wide, narrow = gaussian(1.5), gaussian(0.5)
+    assert of(PLANE, make["negation"](narrow, wide)).kl(gaussian(1 / (1 / 0.5 - 0.5 / 1.5))) < 1e-9
+    both = of(PLANE, make["sum"](a, b))
+    half = (PLANE.points.sum(dim=1) > 0).reshape(PLANE.n, PLANE.n)
+    assert float(both.mass[half].sum()) == pytest.approx(0.5, abs=0.02)
+    assert float(both.mass.sum()) == pytest.approx(1.0, abs=1e-9) and both.log_z == pytest.approx(math.log(2), abs=1e-6)
+    same = energy_reading.composed(0.5, (a, b), (a, b))
+    assert set(same) == {"product", "sum", "negation"} and all(
+        c["kl"] == 0 and c["relative"] == 0 for c in same.values()
+    )
+
+
+def test_chains_are_measured_against_the_law():
+    """MALA ends at the law's energy, a long SGLD above it by 1 / (1 - h^2 / 4 v) - 1 nats; a longer one is stopped."""
+    found = read()
+    plan = Reading(sigma=SIGMA, chains=3000, length=40, steps=(1.0, 2.5))
+    rows, x = energy_reading.chains(plan, found.law, energy_reading.log_density(found.model, found.t), seed=0)
+    sgld, mala, stopped, last = rows
+    assert abs(mala["energy_off"]) < 4 * mala["energy_stderr"] and 0.5 < mala["acceptance"] < 1
+    expected = 1 / (1 - 1 / (4 * S_2)) - 1  # E has mean 1 in two dimensions
+    assert sgld["energy_off"] == pytest.approx(expected, abs=4 * sgld["energy_stderr"])
+    assert sgld["energy_off"] > 4 * sgld["energy_stderr"]
+    assert "diverges" in stopped["diverged"] and "acceptance" in last and x.shape == (3000, 2)
+    floor = energy_reading.floor(found.law, 3000)
+    assert mala["total_variation"] == pytest.approx(floor, rel=0.3)
+    assert energy_reading.total_variation(found.law, torch.zeros(3000, 2)) > 0.9
+
+
+def test_refusals():
+    for changes, words in (
+        ({"data.name": "digits"}, "points in the plane"),
+        ({"second.name": "digits"}, "config.second.name"),
+        ({"energy.gamma": 2.0}, "gamma"),
+        ({"energy.steps": ()}, "one step or more"),
+        ({"model.parametrization": "noise"}, "preconditioned"),
+    ):
+        with pytest.raises(UserError, match=words):
+            resolve(config_for("energy", changes=changes))
+    with pytest.raises(UserError, match="config.energy.sigma"):
+        Read.of(untrained(), 100.0, PLANE)
+
+
+def test_the_model_is_an_energy_whose_score_is_its_gradient():
+    model = resolve(config_for("energy")).model
+    assert isinstance(model, EnergyModel)
+    x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
+    (slope,) = torch.autograd.grad(model.energy(x, torch.tensor(0.4)).sum(), x)
+    torch.testing.assert_close(model(x, torch.tensor(0.4)), -slope, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.slow
+def test_the_system_goes_through(tmp_path):
+    assert energy.main(["--dry_run", "--quiet", f"--workdir={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["energy"]
+    assert found["log_z"]["ais_lower_bound"] < found["log_z"]["quadrature"]
+    assert set(found["compositions"]) == {"product", "sum", "negation"}
+    assert (tmp_path / "energy.png").exists() and (tmp_path / "compositions.png").exists()

@@ -1,0 +1,110 @@
+"""The system of inverse problems: its measures, what it refuses, and a run of all its stages."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+import torch
+
+from numerics import UserError
+from sde_lib import VPSDE, Measurement
+from sde_lib.analytic import Gaussian
+from workflow import command_line, main, systems
+from workflow.inverse_problems import METHODS, PROBLEMS, coverage, psnr, rank_p_value, restore
+
+
+def draws(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def test_coverage_and_ranks_know_draws_of_one_law():
+    S, B = 9, 300
+    samples, truth = draws(S, B, 1, 4, 4), draws(B, 1, 4, 4, seed=1)
+    covered = coverage(samples, truth)
+    assert float(covered.mean()) == pytest.approx((S - 1) / (S + 1), abs=0.02)
+    assert rank_p_value(samples, truth) > 0.01
+    assert float(coverage(0.5 * samples, truth).mean()) < 0.65
+    assert rank_p_value(0.5 * samples, truth) < 1e-6  # too sure
+    assert rank_p_value(samples + 0.5, truth) < 1e-6
+
+
+def test_psnr_of_a_known_error():
+    truth = torch.zeros(2, 1, 4, 4)
+    assert psnr(truth + 0.2, truth, 2.0).tolist() == pytest.approx([20.0, 20.0])
+
+
+@pytest.mark.parametrize("shape", [(1, 8, 8), (3, 6, 10)])
+@pytest.mark.parametrize("name", PROBLEMS)
+def test_every_problem_has_singular_values(name, shape):
+    problem = PROBLEMS[name]
+    if not problem.fits(shape):
+        assert name == "colourisation" and shape[0] == 1
+        return
+    operator = problem.operator(shape)
+    measurement = Measurement(operator, operator(draws(2, *shape).float()), 0.1)
+    assert measurement.svd is not None and measurement.event_shape == shape
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_restoring_is_better_than_guessing(method):
+    """With an exact score of smooth pictures; and a seed gives the same again."""
+    place = torch.arange(16, dtype=torch.float64)
+    distance = (
+        (place // 4).unsqueeze(0) - (place // 4).unsqueeze(1),
+        (place % 4).unsqueeze(0) - (place % 4).unsqueeze(1),
+    )
+    cov = 0.3 * torch.exp(-(distance[0] ** 2 + distance[1] ** 2) / 8) + 0.01 * torch.eye(16)
+    sde, law = VPSDE(), Gaussian(torch.zeros(1, 4, 4), cov)
+    truth = law.sample(6, generator=torch.Generator().manual_seed(0)).float()
+    operator = PROBLEMS["super-resolution"].operator((1, 4, 4))
+    measurement = Measurement(operator, operator(truth) + 0.1 * draws(6, 1, 2, 2).float(), 0.1)
+    options = {"samples": 3, "steps": 30, "seed": 0, "data_std": 0.55}
+    found = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
+    assert found.samples.shape == (3, 6, 1, 4, 4) and found.nfe >= 30
+    guess = float(psnr(torch.zeros_like(truth), truth, 2.0).mean())
+    assert float(psnr(found.samples.mean(dim=0), truth, 2.0).mean()) > guess + 3
+    again = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
+    assert torch.equal(found.samples, again.samples)
+
+
+def test_unknown_methods_are_refused():
+    measurement = Measurement(PROBLEMS["denoising"].operator((1, 2, 2)), torch.zeros(1, 1, 2, 2), 0.1)
+    with pytest.raises(UserError, match="MomentMatching"):
+        restore(VPSDE(), lambda x, t: -x, measurement, "dsp", (1, 1, 2, 2), samples=1, steps=1, seed=0, data_std=0.5)
+
+
+@pytest.mark.parametrize(
+    "flag",
+    [
+        "--config.inverse.images=1",
+        "--config.inverse.std=0.0",
+        "--config.inverse.methods=('dsp',)",
+        "--config.inverse.steps=0",
+    ],
+)
+def test_values_that_are_refused(flag):
+    with pytest.raises(UserError, match=r"config\.inverse"):
+        asked = command_line.parse_system(systems.create("inverse"), [flag])
+        systems.create("inverse").check(asked.config)
+
+
+def test_a_run_is_loaded_first_in_a_fresh_interpreter():
+    """The systems import what restores, which must not import the runs back."""
+    done = subprocess.run([sys.executable, "-c", "from workflow import load_run"], capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-600:]
+
+
+@pytest.mark.slow
+def test_a_dry_run_restores_by_every_method(tmp_path):
+    folder = tmp_path / "inverse"
+    main.main(["inverse", "--dry_run", "--quiet", f"--workdir={folder}"])
+    found = json.loads((folder / "results.json").read_text())["inverse"]
+    problems = [name for name, problem in PROBLEMS.items() if problem.fits((1, 8, 8))]
+    assert [(row["problem"], row["method"]) for row in found["rows"]] == [(p, m) for p in problems for m in METHODS]
+    assert all(row["psnr"] is not None for row in found["rows"])
+    assert "## Inverse problems" in (folder / "report.md").read_text()
+    for name in problems:
+        assert (folder / "samples" / f"inverse_{name.replace(' ', '_')}.png").is_file()

@@ -1,0 +1,209 @@
+"""A set's mean from a survey: the estimator by its definition, how often its errors hold, and what it refuses."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from data.transforms import Rescale, Standardize
+from likelihood import Exact, Method, bits_per_dim, survey
+from likelihood.pilot import fallback_grid
+from likelihood.regression_estimate import regression_estimate
+from likelihood.survey import conduct, plan_survey, suspects
+from likelihood.survey_design import Table, sample_size
+from numerics import Adams, SampleStreams, UserError
+from sde_lib import VPSDE, WhitenedFlow
+from sde_lib.analytic import GaussianMixture
+
+
+def numbers(*shape, seed=0):
+    return torch.randn(*shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def population(N=3000, *, outliers=0.0, noise=0.05, miss=0.15, seed=0):
+    """Values of standard deviation 0.9 whose two predictors miss `miss` of them, and a few far ones that they tell."""
+    a, b, e = numbers(3, N, seed=seed)
+    mu = 3 + 0.9 * a + miss * e
+    paid = torch.stack([a + 0.3 * b, b, numbers(N, seed=seed + 1)], dim=1)
+    free = (a + numbers(N, seed=seed + 2)).unsqueeze(1)
+    far = torch.rand(N, generator=torch.Generator().manual_seed(seed)) < outliers
+    mu, paid = (
+        mu + 12.0 * far * (1 + 0.3 * e),
+        paid + 40.0 * far.unsqueeze(1) * (1 + 0.3 * numbers(N, 1, seed=seed + 3)),
+    )
+    return Table(free, paid, mu + noise * numbers(2, N, seed=seed + 4)), mu
+
+
+class TestEstimator:
+    def test_what_predictors_tell_exactly_is_known_exactly(self):
+        x = numbers(200, 2)
+        y = 3 + x @ torch.tensor([0.5, -2.0], dtype=torch.float64)
+        found = regression_estimate(x, torch.arange(20), y[:20])
+        assert found.mean == pytest.approx(float(y.mean())) and found.stderr < 1e-12 and found.r2 > 1 - 1e-12
+        assert torch.allclose(found.predictions, y)
+        assert found.images_stderr == pytest.approx(float(y.std(correction=0)) / math.sqrt(200), rel=0.1)
+
+    def test_its_variance_is_the_jackknifes(self):
+        """From leaving out one value after the other, as the definition has it."""
+        x, y, N = numbers(80, 2), numbers(25, seed=1), 80
+        index = torch.arange(25)
+        without = [regression_estimate(x, index[index != i], y[index != i]).mean for i in range(25)]
+        expected = (1 - 25 / N) * 24 / 25 * sum((m - sum(without) / 25) ** 2 for m in without)
+        found = regression_estimate(x, index, y)
+        # the definition takes the mean over those left out, and the closed form the whole sample's value
+        expected_whole = (1 - 25 / N) * 24 / 25 * sum((m - found.mean) ** 2 for m in without)
+        assert found.stderr**2 == pytest.approx(expected_whole, rel=1e-9)
+        assert found.stderr**2 == pytest.approx(expected, rel=0.05)
+
+    def test_noise_is_not_shrunk_by_a_large_sample(self):
+        x, y = numbers(40, 1), numbers(40, seed=1)
+        found = regression_estimate(x, torch.arange(40), y, noise_variance=0.04)
+        assert found.mean == pytest.approx(float(y.mean())) and found.stderr == pytest.approx(0.2 / math.sqrt(40))
+        certain = torch.zeros(40, dtype=torch.bool)
+        certain[:10] = True
+        found = regression_estimate(x, torch.arange(40), y, certain=certain, noise_variance=0.04)
+        assert found.mean == pytest.approx(float(y.mean())) and found.stderr == pytest.approx(0.2 / math.sqrt(40))
+
+    def test_certain_images_count_once_each(self):
+        """Ten far values, all known, and a sample of the rest that says 1."""
+        x, certain = torch.zeros(100, 0, dtype=torch.float64), torch.arange(100) < 10
+        y = torch.cat([torch.full((10,), 51.0), torch.ones(20)]).double()
+        found = regression_estimate(x, torch.arange(30), y, certain=certain)
+        assert found.mean == pytest.approx(6.0) and found.stderr < 1e-12
+
+    def test_too_few_values_are_refused(self):
+        with pytest.raises(UserError, match="got 4 values for 2 predictors; expected 5"):
+            regression_estimate(numbers(50, 2), torch.arange(4), numbers(4))
+
+    def test_the_sample_size_gives_the_precision(self):
+        n = sample_size(0.2, 0.05, 5000, 0.01)
+        variance = ((1 - n / 5000) * 0.04 + n / 5000 * 0.0025) / n
+        assert math.sqrt(variance) == pytest.approx(0.01, rel=0.01)
+        assert sample_size(1.0, 0.0, 100, 1e-9) == 100
+
+
+def pulls(made, surveys, precision):
+    """(estimate - truth) / stated error of surveys with different samples; truth is the mean of the values as stored."""
+    table, _ = made
+    truth = float(table.values(torch.arange(table.size), 0).bits.mean())
+    found = []
+    for seed in range(surveys):
+        result = conduct(table, plan_survey(table, precision=precision, seed=seed), seed=seed)
+        found.append((result.mean - truth) / result.estimate_stderr)
+    return torch.tensor(found)
+
+
+@pytest.mark.parametrize("outliers", [0.0, 0.02])
+def test_stated_errors_hold_as_often_as_they_say(outliers):
+    """Two thirds within one, 95 % within two, of 120 surveys: within three standard errors of those shares."""
+    z = pulls(population(outliers=outliers), 120, 0.012).abs()
+    for limit, share in ((1.0, 0.683), (2.0, 0.954)):
+        assert abs(float((z < limit).double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / 120), limit
+
+
+def test_the_error_covers_the_noise_too():
+    """Of the expectations' mean, with noise as large as what predictors miss; 60 sets, a sample of half of each."""
+    z = []
+    for seed in range(60):
+        table, mu = population(400, noise=0.15, miss=0.1, seed=10 * seed)
+        result = conduct(table, plan_survey(table, precision=0.011, seed=seed), seed=seed)
+        z.append((result.mean - float(mu.mean())) / result.estimate_stderr)
+    rms = float(torch.tensor(z).square().mean().sqrt())
+    assert abs(rms - 1) < 3 / math.sqrt(120)
+
+
+class TestSurvey:
+    def test_reaches_the_precision_with_few_passes(self):
+        table, _ = population()
+        made = plan_survey(table, precision=0.01)
+        assert 0 in made.which and 2 not in made.which and made.r2 > 0.95  # the third predictor is noise
+        result = conduct(table, made)
+        assert 0.007 < result.estimate_stderr < 0.0115
+        assert result.passes < 0.25 * made.all_passes and len(result.scored) == made.images
+        assert result.asdict()["survey"]["images_scored"] == len(result.scored)
+        assert result.stderr**2 == pytest.approx(result.estimate_stderr**2 + result.estimate.images_stderr**2)
+        assert result.estimate.images_stderr == pytest.approx(0.9 / math.sqrt(3000), rel=0.1)
+
+    def test_far_images_are_scored_all(self):
+        table, _ = population(outliers=0.02)
+        result = conduct(table, plan_survey(table, precision=0.02))
+        far = suspects(table.paid(torch.arange(3000), [0]))
+        assert 40 < int(far.sum()) < 80
+        assert set(far.nonzero().squeeze(1).tolist()) <= set(result.scored.tolist())
+
+    def test_what_predicts_nothing_is_left_out(self):
+        N = 3000
+        table = Table(numbers(N, 1, seed=1), numbers(N, 3, seed=2), 3 + 0.9 * numbers(1, N, seed=3))
+        made = plan_survey(table, precision=0.05)
+        result = conduct(table, made)
+        assert not made.which and not made.free and "the mean is the sample's own" in str(result)
+        assert result.mean == pytest.approx(float(result.exact.mean()))
+        assert result.estimate_stderr == pytest.approx(0.05, rel=0.25)
+
+    def test_few_images_are_all_scored(self):
+        table, _ = population(60)
+        result = conduct(table, plan_survey(table, precision=0.02))
+        assert len(result.scored) == 60 and "all images were scored" in str(result)
+        assert result.mean == pytest.approx(float(result.exact.mean()))
+        assert result.estimate_stderr == pytest.approx(0.05 / math.sqrt(60), rel=0.4)
+
+    def test_a_precision_that_no_sample_has_is_refused(self):
+        with pytest.raises(UserError, match=r"precision=0.0001 for 3,000 images; expected 0.000\d+ or more"):
+            plan_survey(population()[0], precision=1e-4)
+        with pytest.raises(UserError, match="precision=0"):
+            plan_survey(population()[0], precision=0.0)
+
+    def test_failing_images_are_named_and_weighed(self):
+        table, _ = population()
+        table._bits[:, ::50] = math.nan
+        result = conduct(table, plan_survey(table, precision=0.012))
+        k = len(result.failed)
+        assert k > 0 and all(int(i) % 50 == 0 for i in result.failed)
+        assert f"{k} of {len(result.scored):,} scored images failed ({int(result.failed[0])}" in str(result)
+        assert "the mean would move by" in str(result) and math.isfinite(result.mean)
+        table._bits[:] = math.nan
+        with pytest.raises(UserError, match="got 0 values from a pilot of 64"):
+            plan_survey(table, precision=0.1)
+
+
+SDE = VPSDE()
+LAW = GaussianMixture(
+    means=torch.stack([torch.full((16,), -0.5), torch.full((16,), 0.6)]).reshape(2, 16),
+    stds=torch.tensor([0.1, 0.35]),
+    weights=torch.tensor([0.6, 0.4]),
+)
+
+
+METHOD = Method(
+    Adams(steps=24, points=5, start="rising"), grid=fallback_grid(SDE, SDE.t_min), flow=WhitenedFlow(data_std=0.6)
+)
+
+
+def score(x, t):
+    return LAW.score(SDE)(x.flatten(1), t).reshape(x.shape)
+
+
+@pytest.mark.slow
+def test_images_of_a_mixture():
+    """A tight mode and a wide one, 4x4 pixels: a survey of 800 images against scoring them all with the same noise."""
+    transform = Rescale(levels=17)
+    x = LAW.sample(800, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4)
+    images = transform.to_images(x.clamp(-1, 1))
+    options = dict(method=METHOD, divergence=Exact())
+    result = survey(SDE, score, images, transform, precision=0.012, batch_size=400, **options)
+    everyone = bits_per_dim(SDE, score, images, transform, generator=SampleStreams(0), companions=0, **options)
+    assert len(result.scored) < 500 and result.estimate.r2 > 0.5
+    assert torch.allclose(result.exact, everyone.per_image[result.scored], atol=1e-3)
+    assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr
+    again = survey(SDE, score, images, transform, precision=0.012, batch_size=100, **options)
+    assert again.mean == pytest.approx(result.mean, abs=1e-5)
+
+
+def test_numbers_without_grey_levels():
+    x = LAW.sample(300, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4).float()
+    options = dict(method=METHOD, divergence=Exact())
+    result = survey(SDE, score, x, Standardize(), precision=0.1, batch_size=300, **options)
+    everyone = bits_per_dim(SDE, score, x, Standardize(), companions=0, **options)
+    assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr + 1e-4

@@ -1,0 +1,179 @@
+"""Measurements: operators, adjoints and singular values, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+
+from numerics import UserError, conjugate_gradients
+from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Measurement
+
+
+def random(*shape, seed=0):
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
+
+
+def kernel():
+    """Not symmetric, so that a convolution is not its own adjoint."""
+    return random(3, 5, seed=1)
+
+
+# an operator and the shape of one sample
+OPERATORS = {
+    "linear": (Linear(random(3, 6)), (6,)),
+    "linear_of_pictures": (Linear(random(5, 12), shape=(1, 3, 4)), (1, 3, 4)),
+    "linear_without_full_rank": (Linear(random(4, 2) @ random(2, 6)), (6,)),
+    "mask": (Mask(random(2, 4, 4) > 0), (2, 4, 4)),
+    "downsample": (Downsample(2), (3, 4, 6)),
+    "downsample_line": (Downsample(3, axes=1), (6,)),
+    "blur": (Blur(kernel()), (2, 6, 7)),
+    "blur_line": (Blur(random(3)), (6,)),
+    "grey": (Grey(), (3, 4, 4)),
+    "functions": (LinearMap(lambda x: x.cumsum(1), lambda y: y.flip(1).cumsum(1).flip(1)), (6,)),
+}
+WITH_SVD = [name for name in OPERATORS if name != "functions"]
+
+
+def matrix(operator, event):
+    D = math.prod(event)
+    return operator(torch.eye(D, dtype=torch.float64).reshape(D, *event)).flatten(1).T
+
+
+@pytest.mark.parametrize("name", OPERATORS)
+def test_the_adjoint_is_the_transpose(name):
+    operator, event = OPERATORS[name]
+    y = operator(random(2, *event))
+    A = matrix(operator, event)
+    m = y[0].numel()
+    transposed = operator.adjoint(torch.eye(m, dtype=torch.float64).reshape(m, *y.shape[1:])).flatten(1)
+    torch.testing.assert_close(transposed, A, atol=1e-12, rtol=0)
+    measurement = Measurement(operator, y, 0.1)
+    assert measurement.linear and measurement.event_shape == event and not measurement.noiseless
+
+
+@pytest.mark.parametrize("name", WITH_SVD)
+def test_the_coordinates_are_a_singular_value_decomposition(name):
+    operator, event = OPERATORS[name]
+    x = random(2, *event)
+    measurement = Measurement(operator, operator(x), 0.3)
+    svd = measurement.svd
+    close = lambda a, b: torch.testing.assert_close(a, b, atol=1e-10, rtol=0)
+    close(svd.left(measurement.y), svd.values * svd.right(x))
+    # V^T V = I, A^+ A is a projection onto what is seen, and nothing else is
+    seen = svd.lift(svd.right(x))
+    close(svd.right(seen), svd.right(x))
+    close(operator(x - seen), torch.zeros_like(measurement.y))
+    D = math.prod(event)
+    singular = torch.linalg.svdvals(matrix(operator, event))
+    close(svd.values.sort(descending=True).values, singular[: len(svd.values)])
+    assert float(singular[len(svd.values) :].sum()) < 1e-10 and len(svd.values) <= D
+    assert bool((svd.noise == 0.3).all())
+
+
+def test_noise_for_each_entry_keeps_its_place():
+    noise = torch.tensor([[0.1, 0.2], [0.3, 0.4]], dtype=torch.float64)
+    mask = torch.tensor([[True, False], [True, True]])
+    assert Measurement(Mask(mask), random(1, 2, 2), noise).svd.noise.tolist() == [0.1, 0.3, 0.4]
+    # a matrix: rows divided by their noise, so that what is left is 1
+    A, std = random(3, 5), torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64)
+    x = random(4, 5)
+    found = Measurement(Linear(A), x @ A.T, std).svd
+    torch.testing.assert_close(found.left(x @ A.T), found.values * found.right(x), atol=1e-10, rtol=0)
+    assert bool((found.noise == 1).all())
+    torch.testing.assert_close(found.values, torch.linalg.svdvals(A / std.unsqueeze(1)), atol=1e-10, rtol=0)
+    assert Measurement(Blur(kernel()), random(1, 1, 6, 6), torch.rand(1, 6, 6) + 0.1).svd is None
+
+
+def test_blur_is_a_convolution():
+    weights, x = kernel(), random(1, 1, 8, 9)
+    padded = torch.nn.functional.pad(x, (2, 2, 1, 1), mode="circular")
+    expected = torch.nn.functional.conv2d(padded, weights.flip(0, 1).reshape(1, 1, 3, 5))
+    torch.testing.assert_close(Blur(weights)(x), expected, atol=1e-12, rtol=0)
+    ones = torch.ones(1, 1, 8, 8)
+    torch.testing.assert_close(Blur.gaussian(1.0, size=5)(ones), ones)
+
+
+def test_downsampling_is_average_pooling_and_grey_the_luma():
+    x = random(2, 3, 4, 6)
+    torch.testing.assert_close(Downsample(2)(x), torch.nn.functional.avg_pool2d(x, 2))
+    torch.testing.assert_close(Grey()(x)[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])
+
+
+def test_taking_samples_takes_their_measurements():
+    operator = Linear(random(2, 4))
+    own = Measurement(operator, random(5, 2), 0.1)
+    index = torch.tensor([3, 0, 3])
+    assert torch.equal(own.take(index).y, own.y[index])
+    shared = Measurement(operator, random(1, 2), 0.1)
+    assert shared.take(index) is shared
+
+
+def test_the_log_likelihood_is_the_normal_one_up_to_a_constant():
+    A, x, std = random(3, 5), random(2, 5, seed=2), torch.tensor([0.1, 1.0, 2.0], dtype=torch.float64)
+    measurement = Measurement(Linear(A), random(1, 3, seed=3), std)
+    normal = torch.distributions.Normal(x @ A.T, std).log_prob(measurement.y).sum(dim=1)
+    found = measurement.log_likelihood(x)
+    torch.testing.assert_close(found - found[0], normal - normal[0])
+
+
+def test_conjugate_gradients_solve_each_system_alone():
+    M = random(3, 6, 6)
+    M = M @ M.mT + 0.1 * torch.eye(6, dtype=torch.float64)
+    b = random(3, 6, seed=5) * torch.tensor([[1.0], [1e-6], [1e6]], dtype=torch.float64)
+    b[1] = 0  # nothing to do
+    apply = lambda M: lambda x: (M @ x.unsqueeze(2)).squeeze(2)
+    found = conjugate_gradients(apply(M), b, 12)
+    torch.testing.assert_close(found, torch.linalg.solve(M, b), atol=1e-12, rtol=1e-6)
+    alone = conjugate_gradients(apply(M[2:]), b[2:], 12)
+    torch.testing.assert_close(alone, found[2:], rtol=1e-12, atol=0)
+    # singular but consistent, as without noise
+    v = random(1, 6)
+    singular = lambda x: v * (x * v).sum(dim=1, keepdim=True)
+    torch.testing.assert_close(singular(conjugate_gradients(singular, 2 * v, 5)), 2 * v)
+
+
+def wrong(operator):
+    return LinearMap(operator, lambda y: 1.01 * operator.adjoint(y))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Measurement(wrong(OPERATORS["linear"][0]), random(1, 3), 0.1), "adjoint"),
+        (lambda: Measurement(wrong(OPERATORS["blur"][0]), random(1, 2, 6, 7).float(), 0.1), "adjoint"),
+        (lambda: Measurement(LinearMap(lambda x: x + 1, lambda y: y), random(1, 3), 0.1), "not linear"),
+        (lambda: Measurement(LinearMap(lambda x: x.flip(1) * x, lambda y: y), random(1, 3), 0.1), "not linear"),
+        (lambda: Measurement(Mask(torch.ones(4)), random(1, 3), 0.1), "mask of shape"),
+        (lambda: Measurement(Mask(torch.ones(4, 4)), random(1, 3, 4, 4), 0.1), "every channel"),
+        (lambda: Mask(torch.zeros(4)), "at least one 1"),
+        (lambda: Mask(torch.full((4,), 0.5)), "zeros and ones"),
+        (lambda: Linear(random(3)), "matrix"),
+        (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),
+        (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
+        (lambda: Downsample(0), "factor"),
+        (lambda: Blur(random(2, 2)), "odd"),
+        (lambda: Blur(random(5, 5))(random(1, 1, 3, 3)), "at least as many"),
+        (lambda: Grey(())(random(1, 3)), "weights"),
+        (lambda: Grey()(random(1, 4, 2, 2)), "weights"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 4), 0.1), "expected"),
+        (lambda: Measurement(Linear(random(3, 6)), random(3), 0.1), "real numbers"),
+        (lambda: Measurement(Linear(random(3, 6)), torch.ones(1, 3, dtype=torch.int64), 0.1), "real numbers"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3) / 0, 0.1), "finite"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), -0.1), "std"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), torch.ones(4)), "std"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), float("nan")), "std"),
+        (lambda: Measurement("mask", random(1, 3), 0.1), "operator"),
+        (lambda: Measurement(Linear(random(3, 6)), random(2, 3), 0.1).check(random(3, 6)), "take"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), 0.1).check(random(3, 7)), "that shape"),
+    ],
+)
+def test_what_is_refused(make, says):
+    with pytest.raises(UserError, match=says):
+        make()
+
+
+def test_holes_may_hold_anything():
+    y = torch.tensor([[1.0, float("nan")]])
+    assert Measurement(Mask(torch.tensor([1, 0])), y, 0.1).y.tolist() == [[1.0, 0.0]]

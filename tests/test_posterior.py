@@ -1,0 +1,331 @@
+"""Posterior scores: exact where they say so, the same in every mode and batch, and what is refused."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from oracles import SDES, exact_law, law_error
+from test_measurements import OPERATORS, random
+
+from evaluation import exact_posterior, posterior_errors
+from guidance import DPS, TMPD, Linear, LinearMap, Mask, Measurement, MomentMatching, PiGDM, PublishedDPS, posterior
+from likelihood import Exact, Method, log_likelihood
+from numerics import Dopri5, SampleStreams, UserError
+from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector
+from sde_lib import CorrelatedMixture, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
+from sde_lib.analytic import Gaussian, GaussianMixture
+
+ALL_SDES = {
+    **SDES,
+    "table_vp": TableVPSDE(betas=linear_betas(steps=100)),
+    "table_ve": TableVESDE(sigmas=geometric_sigmas(largest=20.0, smallest=0.01, levels=50)),
+}
+
+
+def law(event, seed=3):
+    """A correlated Gaussian of any event shape."""
+    D = math.prod(event)
+    A = random(D, D, seed=seed) / math.sqrt(D)
+    mean = random(*event, seed=seed + 1)
+    return Gaussian(mean, A @ A.T + 0.1 * torch.eye(D, dtype=torch.float64))
+
+
+def measured(name, std=0.2):
+    operator, event = OPERATORS[name]
+    y = operator(law(event).sample(1, generator=torch.Generator().manual_seed(4)))
+    return Measurement(operator, y, std), law(event)
+
+
+def states(sde, oracle, n=6):
+    """A batch at times of their own, of the law's marginals."""
+    t = torch.linspace(0.02, 0.95, n, dtype=torch.float64) * sde.T
+    x_0 = oracle.sample(n, generator=torch.Generator().manual_seed(6))
+    return sde.perturb(x_0, t, random(*x_0.shape, seed=7)), t
+
+
+def check_exact(sde, measurement, oracle, method, tolerance=1e-6):
+    x, t = states(sde, oracle)
+    found = posterior(sde, oracle.score(sde), measurement, method=method)(x, t)
+    truth = exact_posterior(oracle, measurement).score(sde)(x, t)
+    scale = truth.flatten(1).norm(dim=1)
+    assert float(((found - truth).flatten(1).norm(dim=1) / scale).max()) < tolerance
+
+
+@pytest.mark.parametrize("sde", ALL_SDES)
+@pytest.mark.parametrize("name", ["linear", "mask", "downsample_line", "blur_line", "functions"])
+def test_moment_matching_is_exact_on_gaussians(name, sde):
+    measurement, oracle = measured(name)
+    check_exact(ALL_SDES[sde], measurement, oracle, MomentMatching(iterations=measurement.y.numel() + 2))
+
+
+def test_noise_for_each_entry():
+    operator, event = OPERATORS["linear"]
+    measurement, oracle = measured("linear", std=torch.tensor([0.05, 0.3, 1.0], dtype=torch.float64))
+    check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=6))
+    plain = Gaussian(law(event).mean, 0.49 * torch.eye(6, dtype=torch.float64))
+    check_exact(SDES["vp"], measurement, plain, PiGDM(data_std=0.7))
+
+
+def test_few_iterations_are_an_approximation():
+    measurement, oracle = measured("linear")
+    check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=3))
+    with pytest.raises(AssertionError):
+        check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=1), tolerance=1e-2)
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", [*OPERATORS])
+def test_pseudoinverse_guidance_is_exact_on_plain_gaussians(name, sde):
+    """With and without an SVD, and with the noise."""
+    measurement, oracle = measured(name)
+    plain = Gaussian(oracle.mean, 0.49 * torch.eye(oracle.mean.numel(), dtype=torch.float64))
+    check_exact(SDES[sde], measurement, plain, PiGDM(data_std=0.7), tolerance=1e-6)
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_tweedie_moment_projection_is_exact_for_independent_entries(sde):
+    measurement, oracle = measured("mask")
+    independent = Gaussian(oracle.mean, torch.linspace(0.1, 2, oracle.mean.numel(), dtype=torch.float64).diag())
+    check_exact(SDES[sde], measurement, independent, TMPD())
+
+
+@pytest.mark.parametrize("sde", SDES)
+@pytest.mark.parametrize("name", ["linear", "blur_line"])
+def test_diffusion_posterior_sampling_is_its_gradient(name, sde):
+    """Of log N(y; A D(x), n^2), by autograd through everything, and the same without an adjoint."""
+    sde, (measurement, oracle) = SDES[sde], measured(name)
+    score = oracle.score(sde)
+    x, t = states(sde, oracle)
+    x.requires_grad_()
+    alpha, sigma = sde.alpha(t).unsqueeze(1), sde.sigma(t).unsqueeze(1)
+    D = (x + sigma**2 * score(x, t)) / alpha
+    log_p = -0.5 * ((measurement.y - measurement.operator(D)) / 0.2).square().sum(dim=1)
+    (slope,) = torch.autograd.grad(log_p.sum(), x)
+    expected = (score(x, t) + 1.5 * slope).detach()
+    method = DPS(strength=1.5)
+    found = posterior(sde, score, measurement, method=method)(x.detach(), t)
+    torch.testing.assert_close(found, expected, rtol=1e-8, atol=1e-8)
+    plain = Measurement(lambda x: measurement.operator(x), measurement.y, 0.2)
+    assert not plain.linear
+    torch.testing.assert_close(
+        posterior(sde, score, plain, method=method)(x.detach(), t), expected, rtol=1e-8, atol=1e-8
+    )
+
+
+@pytest.mark.parametrize("sde", SDES)
+def test_the_published_algorithm_is_its_loop(sde):
+    """Ancestral steps, each followed by zeta grad |y - A D|, norms per sample."""
+    sde, (measurement, oracle) = SDES[sde], measured("linear")
+    score, times, zeta = oracle.score(sde), LogSNR()(sde, 20), 0.3
+    x_T = sde.prior_std * random(4, 6, seed=9)
+    given = posterior(sde, score, measurement, method=PublishedDPS(zeta=zeta, times=times))
+    sampler = PredictorCorrector(predictor=Ancestral(), corrector=None, grid=times, denoise=False)
+    found = sampler(sde, given, (4, 6), x_T=x_T, generator=torch.Generator().manual_seed(2)).x
+    noise, x = torch.Generator().manual_seed(2), x_T
+    for t, s in zip(times[:-1], times[1:], strict=True):
+        x = x.detach().requires_grad_()
+        value = score(x, t.expand(4))
+        norm = (measurement.y - measurement.operator((x + sde.sigma(t) ** 2 * value) / sde.alpha(t))).norm(dim=1)
+        (slope,) = torch.autograd.grad(norm.sum(), x)
+        a, std = sde.alpha(t) / sde.alpha(s), sde.transition_std(s, t)
+        z = torch.randn(4, 6, dtype=torch.float64, generator=noise)
+        x = (x + std**2 * value) / a + std * sde.sigma(s) / sde.sigma(t) * z - zeta * slope
+    torch.testing.assert_close(found, x.detach(), rtol=1e-7, atol=1e-7)
+
+
+METHODS = {
+    "moment_matching": MomentMatching(iterations=4),
+    "tmpd": TMPD(),
+    "pigdm": PiGDM(),
+    "dps": DPS(),
+    "published": PublishedDPS(times=(1.0, 0.5, 0.1, 0.001)),
+}
+
+
+def mixture():
+    return GaussianMixture(random(3, 6, seed=11), torch.tensor([0.2, 0.4, 0.3]), torch.tensor([0.5, 0.3, 0.2]))
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["linear", "functions"])
+def test_batch_mates_and_modes_change_nothing(name, method):
+    sde, oracle = SDES["vp"], mixture()
+    operator, _ = OPERATORS[name]
+    x, t = states(sde, oracle, 5)
+    x[1] *= 50  # a mate that is far out
+    y = operator(x * 0.5 + 1)
+    score = posterior(sde, oracle.score(sde), Measurement(operator, y, 0.1), method=METHODS[method])
+    together = score(x, t)
+    for i in range(5):
+        index = torch.tensor([i])
+        torch.testing.assert_close(score.take(index)(x[index], t[index]), together[index], rtol=1e-9, atol=1e-9)
+    with torch.no_grad():
+        assert torch.equal(score(x, t), together)
+    with torch.inference_mode():
+        assert torch.equal(score(x.clone(), t.clone()), together)
+    followed = score(x.clone().requires_grad_(), t)
+    assert followed.requires_grad and not together.requires_grad
+    torch.testing.assert_close(followed.detach(), together, rtol=1e-12, atol=1e-12)
+
+
+def test_samples_do_not_depend_on_their_batch_mates():
+    sde, oracle = SDES["vp"], mixture()
+    operator, _ = OPERATORS["linear"]
+    measurement = Measurement(operator, random(4, 3, seed=12), 0.3)
+    score = posterior(sde, oracle.score(sde), measurement)
+    sampler = DPMSolver(order=2, stochastic=True, steps=20)
+    together = sampler(sde, score, (4, 6), generator=SampleStreams(1), dtype=torch.float64).x
+    for i in range(4):
+        index = torch.tensor([i])
+        alone = sampler(sde, score.take(index), (1, 6), generator=SampleStreams(1, index), dtype=torch.float64).x
+        assert float((alone - together[index]).abs().max()) < 1e-6
+
+
+class Told(Gaussian):
+    """A Gaussian whose score is given."""
+
+    def score(self, sde):
+        return self.given
+
+
+@pytest.mark.parametrize("name", SDES)
+def test_samples_have_the_posteriors_law(name):
+    """Exactly, with no Monte Carlo: on a Gaussian every step is affine. 100 steps of second order leave less than 1 %."""
+    sde, (measurement, oracle) = SDES[name], measured("downsample_line", std=0.3)
+    exact = exact_posterior(oracle, measurement)
+    told = Told(exact.mean, exact.cov)
+    object.__setattr__(told, "given", posterior(sde, oracle.score(sde), measurement))
+    sampler = DPMSolver(order=2, stochastic=True, steps=100, denoise=False)
+    found = exact_law(sampler, sde, told, 100)
+    alpha, sigma = float(sde.alpha(sde.t_end)), float(sde.sigma(sde.t_end))
+    truth = (alpha * exact.mean, alpha**2 * exact.cov + sigma**2 * torch.eye(6, dtype=torch.float64))
+    assert law_error(found, truth) < 0.01
+
+
+@pytest.mark.parametrize("name", ["vp", "ve"])
+def test_the_flow_has_the_posteriors_density(name):
+    sde, (measurement, oracle) = SDES[name], measured("downsample_line", std=0.3)
+    exact = exact_posterior(oracle, measurement)
+    x = exact.sample(2, generator=torch.Generator().manual_seed(0))
+    score = posterior(sde, oracle.score(sde), measurement)
+    method = Method(Dopri5(rtol=1e-5, atol=1e-5))
+    prior = lambda z: exact.log_prob(sde, z, sde.T)
+    found = log_likelihood(sde, score, x, method=method, divergence=Exact(), prior=prior)
+    torch.testing.assert_close(found.log_prob, exact.log_prob(sde, x, sde.t_min), atol=2e-3, rtol=0)
+
+
+def test_the_referee_knows_the_truth_and_an_error():
+    """The posterior of a mixture against importance weights, and the errors of exact draws and of wrong ones."""
+    prior = GaussianMixture(
+        torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([[0.4, 0.6], [0.5, 0.3]]), torch.tensor([0.7, 0.3])
+    )
+    measurement = Measurement(Linear(torch.tensor([[1.0, 1.0]])), torch.tensor([[0.4]]), 0.5)
+    exact = exact_posterior(prior, measurement)
+    x = prior.sample(200_000, generator=torch.Generator().manual_seed(0))
+    w = measurement.log_likelihood(x).softmax(dim=0)
+    error = float(1 / w.square().sum()) ** -0.5  # of a mean, in standard deviations
+    mean = w @ x
+    assert float(((mean - exact.mean) / exact.cov.diagonal().sqrt()).abs().max()) < 4 * error
+    torch.testing.assert_close(torch.einsum("n,ni,nj->ij", w, x - mean, x - mean), exact.cov, atol=8 * error, rtol=0)
+    sde = SDES["vp"]
+    draws = exact.marginal_sample(sde, 20_000, sde.t_end, generator=torch.Generator().manual_seed(1))
+    right = posterior_errors(exact, sde, draws, sde.t_end)
+    assert right.mean.value < 4 * right.floor[0] and right.covariance.value < 3 * right.floor[1]
+    assert right.weight.value < 4 * right.weight.stderr
+    shifted = posterior_errors(exact, sde, draws + 0.1 * exact.cov.diagonal().sqrt(), sde.t_end)
+    assert abs(shifted.mean.value - 0.1) < 0.04 and shifted.mean.value > 4 * shifted.mean.stderr
+    wide = posterior_errors(exact, sde, draws.mean(dim=0) + 1.05 * (draws - draws.mean(dim=0)), sde.t_end)
+    assert wide.covariance.value == pytest.approx(0.1025, abs=0.04)
+
+
+def test_a_correlated_mixture_is_the_mixture_and_the_gaussian():
+    plain = mixture()
+    same = CorrelatedMixture(plain.means, torch.diag_embed(plain.stds.square()), plain.weights)
+    one = law((4,))
+    single = CorrelatedMixture(one.mean.unsqueeze(0), one.cov.unsqueeze(0), torch.ones(1))
+    for a, b, D in ((plain, same, 6), (one, single, 4)):
+        x, t = random(5, D), torch.linspace(0.1, 0.9, 5, dtype=torch.float64)
+        torch.testing.assert_close(a.log_prob(SDES["vp"], x, t), b.log_prob(SDES["vp"], x, t))
+        torch.testing.assert_close(a.score(SDES["vp"])(x, t), b.score(SDES["vp"])(x, t))
+    x = same.sample(40_000, generator=torch.Generator().manual_seed(0))
+    assert float((x.mean(dim=0) - same.mean).abs().max()) < 0.02
+    assert float((x.T.cov() - same.cov).abs().max()) < 0.03
+
+
+def constant(x, t):
+    return -x.detach()
+
+
+def of_numpy(x):
+    return torch.from_numpy(x.detach().numpy()[:, :3].copy())
+
+
+Y = random(1, 3)
+LINEAR = Measurement(Linear(random(3, 6)), Y, 0.1)
+NOISELESS = Measurement(Linear(random(3, 6)), Y, 0.0)
+NONLINEAR = Measurement(lambda x: x[:, :3].square(), Y, 0.1)
+SCORE = law((6,)).score(SDES["vp"])
+
+
+@pytest.mark.parametrize(
+    ("measurement", "method", "says"),
+    [
+        (NOISELESS, DPS(), "divides by it"),
+        (NOISELESS, TMPD(), "divides by it"),
+        (NONLINEAR, MomentMatching(), "DPS"),
+        (NONLINEAR, PiGDM(), "DPS"),
+        (NONLINEAR, TMPD(), "DPS"),
+        (NONLINEAR, PublishedDPS(times=(1.0, 0.1)), "DPS"),
+        (LINEAR, "dps", "method"),
+    ],
+)
+def test_methods_refuse_what_they_cannot_take(measurement, method, says):
+    with pytest.raises(UserError, match=says):
+        posterior(SDES["vp"], SCORE, measurement, method=method)
+
+
+@pytest.mark.parametrize(
+    ("score", "measurement", "method", "shape", "says"),
+    [
+        (constant, LINEAR, MomentMatching(), (2, 6), "autograd"),
+        (SCORE, Measurement(of_numpy, Y, 0.1), DPS(), (2, 6), "autograd"),
+        (SCORE, Measurement(lambda x: x[:, :2], Y, 0.1), DPS(), (2, 6), "same shape"),
+        (SCORE, LINEAR, MomentMatching(), (2, 5), "that shape"),
+        (SCORE, Measurement(LINEAR.operator, random(3, 3), 0.1), PiGDM(), (2, 6), "take"),
+    ],
+)
+def test_calls_refuse_what_does_not_fit(score, measurement, method, shape, says):
+    with pytest.raises(UserError, match=says):
+        posterior(SDES["vp"], score, measurement, method=method)(random(*shape), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    "make",
+    [
+        lambda: MomentMatching(iterations=0),
+        lambda: DPS(strength=0),
+        lambda: PiGDM(data_std=-1),
+        lambda: PublishedDPS(zeta=0, times=(1.0, 0.1)),
+        lambda: PublishedDPS(times=(0.1, 1.0)),
+    ],
+)
+def test_options_out_of_range_are_refused(make):
+    with pytest.raises(UserError):
+        make()
+
+
+def test_without_noise_moment_matching_and_pseudoinverse_meet_the_measurement():
+    """std = 0 divides nothing there; samples end on y."""
+    sde, oracle = SDES["vp"], law((6,))
+    measurement = Measurement(Mask(torch.tensor([1, 1, 0, 0, 1, 0])), random(1, 6, seed=20), 0.0)
+    for method in (MomentMatching(iterations=6), PiGDM()):
+        score = posterior(sde, oracle.score(sde), measurement, method=method)
+        x = DPMSolver(steps=40)(sde, score, (8, 6), generator=SampleStreams(0), dtype=torch.float64).x
+        assert float(measurement.residual(x).abs().max()) < 0.05
+
+
+def test_two_functions_are_an_operator():
+    measurement = Measurement(LinearMap(lambda x: 2 * x, lambda y: 2 * y), random(1, 6), 0.5)
+    check_exact(SDES["ve"], measurement, law((6,)), MomentMatching(iterations=8))

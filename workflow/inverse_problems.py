@@ -1,0 +1,390 @@
+r"""Inverse problems with a trained score of images, which was told of none of them.
+
+Each image of a test split is measured, y = A x + n z, and restored by every method from y alone: several samples, whose mean
+is the estimate and whose spread says how sure it is. Two questions are asked of the spread, under their own names:
+
+    coverage of test images       do samples and truth look alike? It tests the model and the method together
+    coverage of the model's own   the same of truths that the model drew itself: then only the method can be wrong
+
+If truth and the S samples are draws of one law, the truth of a pixel lies between the smallest and the largest of them with
+probability (S - 1) / (S + 1). Of the model's own truths the ranks of random projections among the samples are uniform, too
+(simulation-based calibration; Talts et al. 2018, arXiv:1804.06788), which a chi-square tests.
+"""
+
+from __future__ import annotations
+
+import math
+import time
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import Tensor
+
+from evaluation.pictures import save_grid
+from guidance import (
+    TMPD,
+    Blur,
+    Downsample,
+    Grey,
+    Linear,
+    Mask,
+    Measurement,
+    MomentMatching,
+    PiGDM,
+    PublishedDPS,
+    posterior,
+)
+from likelihood import UniformDequantizer
+from numerics import SampleStreams, UserError, normal
+from samplers import DDNM, Ancestral, DPMSolver, LogSNR, PredictorCorrector, RePaint, Replacement, Sampler, TwistedSMC
+from sde_lib import SDE, Operator, Score
+from workflow import progress
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.trained_run import TrainedRun
+
+_COLUMNS = 8
+"""Of a contact sheet: images at most."""
+_PROJECTIONS = 8
+
+
+@dataclass(frozen=True, kw_only=True)
+class Problem:
+    """A way of measuring images.
+
+    Attributes:
+        operator: made for the shape of an image `(C, H, W)`.
+        std: of the noise, in model units; None: the configuration's.
+        fits: whether images of that shape can be measured so.
+    """
+
+    operator: Callable[[tuple[int, ...]], Operator]
+    std: float | None = None
+    fits: Callable[[tuple[int, ...]], bool] = lambda shape: True
+
+
+def _right_half(shape: tuple[int, ...]) -> Mask:
+    seen = torch.ones(shape, dtype=torch.bool)
+    seen[..., shape[-1] // 2 :] = False
+    return Mask(seen)
+
+
+def _projections(shape: tuple[int, ...]) -> Linear:
+    D = math.prod(shape)
+    matrix = torch.randn(D // 4, D, generator=torch.Generator().manual_seed(0)) / math.sqrt(D)
+    return Linear(matrix, shape)
+
+
+PROBLEMS: Mapping[str, Problem] = {
+    "inpainting": Problem(operator=_right_half),
+    "super-resolution": Problem(
+        operator=lambda shape: Downsample(2), fits=lambda shape: all(n % 2 == 0 for n in shape[1:])
+    ),
+    "deblurring": Problem(operator=lambda shape: Blur.gaussian(1.0, size=5), fits=lambda shape: min(shape[1:]) >= 5),
+    "compressed sensing": Problem(operator=_projections),
+    "denoising": Problem(operator=lambda shape: Mask(torch.ones(shape)), std=0.5),
+    "colourisation": Problem(operator=lambda shape: Grey(), fits=lambda shape: shape[0] == 3),
+}
+
+Way = Callable[[SDE, Score, Measurement, int, float], tuple[Sampler, Score]]
+"""From an SDE, a score, a measurement, a number of steps and the data's standard deviation to what is called and with which
+score."""
+
+
+def _guided(make: Callable[[float], Any]) -> Way:
+    def way(sde: SDE, score: Score, y: Measurement, steps: int, data_std: float) -> tuple[Sampler, Score]:
+        sampler = DPMSolver(order=2, stochastic=True, steps=steps)
+        return sampler, posterior(sde, score, y, method=make(data_std))
+
+    return way
+
+
+def _published(sde: SDE, score: Score, y: Measurement, steps: int, data_std: float) -> tuple[Sampler, Score]:
+    grid = LogSNR()
+    given = posterior(sde, score, y, method=PublishedDPS(times=grid(sde, steps)))
+    return PredictorCorrector(predictor=Ancestral(), corrector=None, steps=steps, grid=grid), given
+
+
+METHODS: Mapping[str, Way] = {
+    "MomentMatching": _guided(lambda data_std: MomentMatching(iterations=3)),
+    "TMPD": _guided(lambda data_std: TMPD()),
+    "PiGDM": _guided(lambda data_std: PiGDM(data_std=data_std)),
+    "DPS": _published,  # DPS() itself needs far more steps at little noise
+    "Replacement": lambda sde, score, y, steps, sd: (Replacement(measurement=y, steps=steps, grid=LogSNR()), score),
+    "RePaint": lambda sde, score, y, steps, sd: (
+        RePaint(measurement=y, steps=steps, resamplings=4, jump=5, grid=LogSNR()),
+        score,
+    ),
+    "DDNM": lambda sde, score, y, steps, sd: (DDNM(measurement=y, steps=steps, grid=LogSNR()), score),
+    "TwistedSMC": lambda sde, score, y, steps, sd: (
+        TwistedSMC(measurement=y, steps=steps, particles=8, data_std=sd),
+        score,
+    ),
+}
+
+
+@dataclass(frozen=True, kw_only=True)
+class Restored:
+    """What one method made of one problem.
+
+    Attributes:
+        samples: `(S, B, *)`, in model units.
+        seconds: of wall clock, for an image's sample.
+        nfe: evaluations of the score, for a sample.
+    """
+
+    samples: Tensor
+    seconds: float
+    nfe: int
+
+
+def restore(
+    sde: SDE,
+    score: Score,
+    measurement: Measurement,
+    method: str,
+    shape: Sequence[int],
+    *,
+    samples: int,
+    steps: int,
+    seed: int,
+    data_std: float,
+) -> Restored:
+    """`samples` restorations of each of the measured images, of `shape` `(B, *)`.
+
+    Raises:
+        UserError: a method that is not there, or cannot take the measurement.
+    """
+    if method not in METHODS:
+        raise UserError(f"got method={method!r}; expected one of {', '.join(METHODS)}")
+    sampler, given = METHODS[method](sde, score, measurement, steps, data_std)
+    made, begun, nfe = [], time.perf_counter(), 0
+    for k in range(samples):
+        ids = torch.arange(shape[0]) + k * shape[0]
+        result = sampler(sde, given, shape, generator=SampleStreams(seed, ids), device=measurement.y.device)
+        made.append(result.x)
+        nfe = result.nfe * getattr(sampler, "particles", 1)
+    seconds = (time.perf_counter() - begun) / (samples * shape[0])
+    return Restored(samples=torch.stack(made), seconds=seconds, nfe=nfe)
+
+
+def psnr(estimate: Tensor, truth: Tensor, data_range: float) -> Tensor:
+    """Peak signal-to-noise ratio in dB, `(B,)`."""
+    return 10 * torch.log10(data_range**2 / (estimate - truth).flatten(1).square().mean(dim=1))
+
+
+def coverage(samples: Tensor, truth: Tensor) -> Tensor:
+    """Of each image `(B,)`, the share of its numbers that lie between the smallest and the largest of the samples `(S, B,
+    *)`."""
+    inside = (truth >= samples.amin(dim=0)) & (truth <= samples.amax(dim=0))
+    return inside.flatten(1).double().mean(dim=1)
+
+
+def rank_p_value(samples: Tensor, truth: Tensor) -> float:
+    """The p-value that truths `(B, *)` are exchangeable with their samples `(S, B, *)`: of the ranks of random projections, the
+    smallest of the chi-squares' times their number."""
+    from scipy.stats import chisquare
+
+    S, B, D = len(samples), len(truth), truth[0].numel()
+    directions = torch.randn(D, _PROJECTIONS, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    of_truth = truth.flatten(1).double().cpu() @ directions
+    of_samples = samples.reshape(S, B, D).double().cpu() @ directions
+    ranks = (of_samples < of_truth).sum(dim=0)  # (B, projections), 0 to S
+    counts = [torch.bincount(column, minlength=S + 1).numpy() for column in ranks.unbind(dim=1)]
+    return min(1.0, _PROJECTIONS * min(float(chisquare(count).pvalue) for count in counts))
+
+
+@dataclass(frozen=True, kw_only=True)
+class Row:
+    """One method on one problem.
+
+    Attributes:
+        psnr, psnr_stderr: of the samples' mean, dB.
+        psnr_of_sample: of single samples.
+        coverage, coverage_stderr: of test images; `expected` is what it should be.
+        own_coverage, own_coverage_stderr, own_p: coverage of the model's own truths, and the ranks' p-value.
+        seconds, nfe: for a sample.
+    """
+
+    problem: str
+    method: str
+    psnr: float
+    psnr_stderr: float
+    psnr_of_sample: float
+    coverage: float
+    coverage_stderr: float
+    expected: float
+    own_coverage: float
+    own_coverage_stderr: float
+    own_p: float
+    seconds: float
+    nfe: int
+
+
+def report_inverse(
+    run: TrainedRun,
+    folder: RunFolder,
+    *,
+    images: int,
+    samples: int,
+    steps: int,
+    std: float,
+    methods: Sequence[str] = tuple(METHODS),
+) -> list[Row]:
+    """Restores test images and the model's own by every method: `inverse` in results.json, a section of report.md, and a
+    contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
+
+    Args:
+        images: of the test split, and as many of the model's own.
+        samples: of each, at least 2.
+        steps: of each method; RePaint takes four times as many.
+        std: of the noise, in model units.
+
+    Raises:
+        UserError: data that are no images.
+    """
+    from workflow.pictures import draw_samples  # it imports the systems
+
+    shape = run.dataset.event_shape
+    if len(shape) != 3:
+        raise UserError(f"got data of shape {tuple(shape)}; expected images (C, H, W), which these problems are of")
+    low, high = run.model.data_range
+    seed, device = run.setup.options.seed, run.device
+    stored = run.dataset.split("test").x[:images].to(device)
+    truth, _ = UniformDequantizer()(stored, run.transform, run.sde, run.sde.t_min, generator=SampleStreams(seed))
+    truth = truth.float()
+    own = draw_samples(run.setup, run.score, DPMSolver(order=2, stochastic=True, steps=2 * steps), images, shown=False)[
+        0
+    ]
+    own = own.to(device)
+    data_std = run.model.data_std or 1.0
+    rows = []
+    problems = {name: problem for name, problem in PROBLEMS.items() if problem.fits(tuple(shape))}
+    with progress.bar(total=len(problems) * len(methods), name="inverse problems", unit="method") as bar:
+        for name, problem in problems.items():
+            operator, noise = problem.operator(tuple(shape)), std if problem.std is None else problem.std
+            sheet, y_pictures = [truth[:_COLUMNS]], None
+            for method in methods:
+                found = {}
+                for whose, x in (("test", truth), ("own", own)):
+                    y = operator(x)
+                    z = normal(y.shape, SampleStreams(seed + 1), device=device, dtype=y.dtype)
+                    measurement = Measurement(operator, y + noise * z, noise)
+                    if y_pictures is None:
+                        y_pictures = _back(measurement, (low, high))[:_COLUMNS]
+                        sheet.append(y_pictures)
+                    found[whose] = restore(
+                        run.sde,
+                        run.score,
+                        measurement,
+                        method,
+                        x.shape,
+                        samples=samples,
+                        steps=steps,
+                        seed=seed,
+                        data_std=data_std,
+                    )
+                rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low))
+                seen = found["test"].samples
+                sd = low + (high - low) * (seen.std(dim=0) / (high - low) * 2).clamp(max=1)
+                sheet += [part[:_COLUMNS] for part in (seen[0], seen[1], seen.mean(dim=0), sd)]
+                bar.update(1)
+            picture = folder.path / "samples" / f"inverse_{name.replace(' ', '_')}.png"
+            _save(picture, torch.cat(sheet), run, min(_COLUMNS, images))
+    _write(folder, rows, methods, images, samples, steps, std)
+    return rows
+
+
+def _row(
+    problem: str, method: str, test: Restored, truth: Tensor, own: Restored, own_truth: Tensor, data_range: float
+) -> Row:
+    of_mean = psnr(test.samples.mean(dim=0), truth, data_range)
+    covered, own_covered = coverage(test.samples, truth), coverage(own.samples, own_truth)
+    S, root = len(test.samples), math.sqrt(len(truth))
+    return Row(
+        problem=problem,
+        method=method,
+        psnr=float(of_mean.mean()),
+        psnr_stderr=float(of_mean.std()) / root,
+        psnr_of_sample=float(torch.stack([psnr(x, truth, data_range) for x in test.samples]).mean()),
+        coverage=float(covered.mean()),
+        coverage_stderr=float(covered.std()) / root,
+        expected=(S - 1) / (S + 1),
+        own_coverage=float(own_covered.mean()),
+        own_coverage_stderr=float(own_covered.std()) / root,
+        own_p=rank_p_value(own.samples, own_truth),
+        seconds=test.seconds,
+        nfe=test.nfe,
+    )
+
+
+def _back(measurement: Measurement, ends: tuple[float, float]) -> Tensor:
+    """A^+ y, or its nearest, as pictures `(B, *)`; what is not seen is mid-grey."""
+    svd = measurement.svd
+    assert svd is not None  # of every problem above
+    return svd.lift(svd.left(measurement.y) / svd.values).to(measurement.y.dtype).clamp(*ends)
+
+
+def _save(file: Path, x: Tensor, run: TrainedRun, columns: int) -> None:
+    file.parent.mkdir(parents=True, exist_ok=True)
+    unit = run.transform.to_unit(x[:, : 3 if x.shape[1] >= 3 else 1].cpu())
+    save_grid(file, unit, columns, scale=max(1, round(32 / x.shape[-1])))
+
+
+def _write(
+    folder: RunFolder, rows: Sequence[Row], methods: Sequence[str], images: int, samples: int, steps: int, std: float
+) -> None:
+    from workflow.report import table  # it imports the systems
+
+    entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
+    folder.update_results({"inverse": entry})
+    lines = [
+        f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in "
+        f"model units "
+        f"(denoising: 0.5). Coverage should be {rows[0].expected:.3f}; a small p says that the method is wrong of the "
+        f"model's own "
+        "truths, whatever the model.",
+        "",
+    ]
+    head = (
+        "problem",
+        "method",
+        "PSNR of the mean",
+        "of a sample",
+        "coverage, test",
+        "coverage, own",
+        "p of ranks",
+        "ms",
+        "nfe",
+    )
+    cells = [
+        (
+            row.problem,
+            row.method,
+            f"{row.psnr:.2f} ± {row.psnr_stderr:.2f}",
+            f"{row.psnr_of_sample:.2f}",
+            f"{row.coverage:.3f} ± {row.coverage_stderr:.3f}",
+            f"{row.own_coverage:.3f} ± {row.own_coverage_stderr:.3f}",
+            f"{row.own_p:.2g}",
+            f"{1e3 * row.seconds:.1f}",
+            str(row.nfe),
+        )
+        for row in rows
+    ]
+    lines += table(head, cells)
+    for name in dict.fromkeys(row.problem for row in rows):
+        lines.append(f"![{name}](samples/inverse_{name.replace(' ', '_')}.png)")
+    lines += [
+        "",
+        f"Rows of a sheet: truth, measurement, then two samples, mean and standard deviation of {', '.join(methods)}.",
+    ]
+    folder.add_section("Inverse problems", lines)
+    print("\ninverse problems, PSNR of the mean in dB")
+    for row in rows:
+        print(
+            f"  {row.problem:<20} {row.method:<16} {row.psnr:6.2f} ± {row.psnr_stderr:.2f}   coverage {row.coverage:.3f}"
+        )

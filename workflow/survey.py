@@ -1,0 +1,193 @@
+"""A split's mean to a precision: `likelihood.survey` with its values kept in the run folder, resumable and shared out.
+
+    RUN/nll/SPLIT-survey-.../index.json    what was asked for
+                             grid.json     the solver's grid and steps
+                             values-.../, repeats-.../, predictors-.../    parts, keyed by the images' ids
+                             survey.npz    every image's prediction, the scored images' ids and values, the suspect ones
+
+Each phase needs the one before it whole. No process waits: one that has done its share does what is still missing, so that
+at most a chunk a phase is done twice, with the same numbers.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+import time
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from likelihood import BitsPerDim, Survey
+from likelihood.survey import ImageSet, conduct, plan_survey, values_of
+from likelihood.survey_design import Design, Values
+from numerics import UserError
+from training.checkpoint import write_atomically
+from workflow import progress
+from workflow.chunks import Chunks
+from workflow.protocol import Protocol
+from workflow.score import Scored, Task, fixed_method, from_arrays, score, to_arrays
+from workflow.trained_run import TrainedRun
+from workflow.versions import versions
+
+
+@dataclass(frozen=True, kw_only=True)
+class Surveyed:
+    """The mean of a split from a survey.
+
+    Attributes:
+        result: the mean, its errors and what they rest on.
+        protocol: everything that they depend on, plain.
+        parts: the folder of the values.
+        seconds: of wall clock, in this process.
+    """
+
+    result: Survey
+    protocol: dict[str, Any]
+    parts: Path
+    seconds: float
+
+    def entry(self, folder: Path) -> dict[str, Any]:
+        """What results.json says of it."""
+        return {
+            **self.result.asdict(),
+            "probe_stderr": None,
+            "dequantization_stderr": None,
+            "kind": "exact",
+            "unit": "bits/dim",
+            "reason": "",
+            "split": self.protocol["split"],
+            "seconds": self.seconds,
+            "text": str(self.result),
+            "parts": self.parts.relative_to(folder).as_posix(),
+            "protocol": self.protocol,
+            "versions": versions(),
+        }
+
+
+def score_run(run: TrainedRun) -> Scored | Surveyed:
+    """The bits/dim of a trained run by its own protocol, a survey where that has a precision; also in results.json."""
+    if run.setup.protocol.precision is None:
+        return score(run)
+    found = survey_split(run, run.setup.protocol)
+    run.folder.update_results({"bits_per_dim": found.entry(run.folder.path)})
+    return found
+
+
+def plan_split(run: TrainedRun, protocol: Protocol) -> tuple[Design, float]:
+    """What a survey of a split would take, from its pilot, which the survey itself then uses again; and seconds a network pass.
+
+    Raises:
+        UserError: as `survey_split`.
+    """
+    images, _ = _images(run, protocol)
+    return _plan(images, protocol), images.seconds_a_pass
+
+
+def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
+    """The mean of a split to `protocol.precision`.
+
+    Raises:
+        UserError: a protocol without a precision, an unknown split, a precision that even all images would not reach, or a part
+            that cannot be read.
+    """
+    begun = time.perf_counter()
+    images, task = _images(run, protocol)
+    made = _plan(images, protocol)
+    progress.say(str(made))
+    found = conduct(images, made, seed=protocol.seed)
+    buffer = io.BytesIO()
+    np.savez(
+        buffer,
+        ids=images.ids.numpy(),
+        predictions=found.estimate.predictions.numpy() if not made.everything else found.exact.numpy(),
+        suspect=found.suspect.numpy(),
+        scored_ids=images.ids[found.scored].numpy(),
+        scored=found.exact.numpy(),
+    )
+    write_atomically(images.folder / "survey.npz", buffer.getvalue())
+    stated = json.loads((images.folder / "index.json").read_text(encoding="utf-8"))
+    return Surveyed(result=found, protocol=stated, parts=images.folder, seconds=time.perf_counter() - begun)
+
+
+def _plan(images: StoredImages, protocol: Protocol) -> Design:
+    assert protocol.precision is not None
+    return plan_survey(images, precision=protocol.precision, seed=protocol.seed, spent=images.spent)
+
+
+def _images(run: TrainedRun, protocol: Protocol) -> tuple[StoredImages, Task]:
+    if protocol.precision is None:
+        raise UserError("got a protocol without a precision; expected one for a survey, such as precision=0.005")
+    task = Task.of(run, protocol)
+    size = task.protocol.batch_size
+    assert size is not None
+    whole = Chunks(task.run.folder.path / "nll", f"{protocol.split}-survey", task.stated, task.images, size)
+    return StoredImages(task, whole.folder), task
+
+
+class StoredImages(ImageSet):
+    """The images of a split, whose values and predictors are kept as parts.
+
+    Args:
+        task: what is scored.
+        folder: where the parts go.
+    """
+
+    def __init__(self, task: Task, folder: Path) -> None:
+        run, protocol, n = task.run, task.protocol, task.images
+        method, self.spent = fixed_method(run, protocol, task.t_min, folder / "grid.json")
+        assert protocol.batch_size is not None
+        super().__init__(
+            run.sde,
+            run.score if task.labels is None else run.model.condition(task.labels[:n]),
+            task.data.x[:n],
+            run.transform,
+            method=method,
+            dequantizer=protocol.noise(run.transform),
+            divergence=protocol.divergence,
+            draws=protocol.draws or 1,
+            data_std=run.flow.data_std,
+            seed=protocol.seed,
+            batch_size=protocol.batch_size,
+            ids=task.data.ids[:n],
+        )
+        self.run, self.folder = run, folder
+        self.unwatched = self.score
+        self.seconds_a_pass = float("nan")
+
+    def batch(self, index: Tensor) -> Tensor:
+        return self.images[index].to(self.run.device)
+
+    def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
+        chunks = self._chunks("predictors", index, {"levels": list(which)})
+        for k, part in self._todo(chunks, index, "predicting"):
+            chunks.save(k, predictors=self.predict(part, list(which)).numpy())
+        return torch.cat([torch.from_numpy(part["predictors"]) for part in chunks.load()])
+
+    def values(self, index: Tensor, repeat: int) -> Values:
+        chunks = self._chunks("repeats" if repeat else "values", index, {"repeat": repeat})
+        for k, part in self._todo(chunks, index, "scoring again" if repeat else "scoring"):
+            begun = time.perf_counter()
+            result = self.score_exactly(part, repeat)
+            self.seconds_a_pass = (time.perf_counter() - begun) / max(1, values_of([result]).passes)
+            chunks.save(k, ids=self.ids[part].numpy(), **to_arrays(result))
+        parts: list[BitsPerDim] = [from_arrays(part) for part in chunks.load()]
+        return values_of(parts)
+
+    def _chunks(self, name: str, index: Tensor, stated: dict[str, Any]) -> Chunks:
+        ids = self.ids[index].tolist()
+        return Chunks(self.folder, name, {**stated, "images": ids}, len(ids), self.batch_size)
+
+    def _todo(self, chunks: Chunks, index: Tensor, name: str) -> Iterator[tuple[int, Tensor]]:
+        """This process's chunks, and then whichever are still missing."""
+        self.score = chunks.watched(self.unwatched)
+        with progress.bar(total=len(index), initial=chunks.done, name=name, unit=self.run.setup.noun) as bar:
+            for alone in (False, True):
+                for k, first, last in chunks.todo(alone):
+                    yield k, index[first:last]
+                    bar.update(last - first)

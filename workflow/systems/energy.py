@@ -1,0 +1,214 @@
+r"""An energy: a score that is a gradient, trained by score matching, and what an energy is good for.
+
+    score = -grad E(x, t),     E(x, t) = |x|^2 / (2 s^2) - (alpha data_std / sigma) <w, N(w, t)>,    w = x / s
+
+(Salimans and Ho 2021, "Should EBMs model the energy or the score?"; `models.energy`). The objective is denoising by default,
+`--config.training.objective=sliced` or `exact` without a target; the run samples and scores as any score does. Then E is read
+at one noise level (`workflow.energy_reading`): as a surface beside the truth's, its differences against log-densities, the true
+ones and the flow's exact ones, log Z by annealed importance sampling, SGLD and MALA with what is wrong with them, and
+compositions with a second energy.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any, cast
+
+import torch
+from ml_collections import ConfigDict
+from torch import nn
+
+import data
+from data import Dataset
+from data.transforms import Transform
+from evaluation.pictures import save_surfaces
+from models import EnergyModel
+from numerics import Catalogue, SampleStreams, UserError, normal
+from sde_lib import SDE, VESDE
+from training import train
+from workflow import energy_reading, plane, progress
+from workflow.defaults import base_config
+from workflow.energy_reading import Read, Reading
+from workflow.fresh import fresh
+from workflow.report import table
+from workflow.score_model import score_model
+from workflow.sections import fields_section, section, set_value
+from workflow.system import Config, System
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.setup import Setup
+    from workflow.trained_run import TrainedRun
+
+_SDES: Catalogue[VESDE] = Catalogue("SDE", {"ve": VESDE})
+_READING: Catalogue[Reading] = Catalogue("energy", {"energy": Reading})
+_SPAN = 10.0  # nats below the highest that pictures show
+
+
+class Energy(System):
+    """A score that is minus the gradient of an energy, in the plane."""
+
+    name = "energy"
+    about = (
+        "An energy trained by score matching (Salimans and Ho 2021; Song et al. 2020, arXiv:1905.07088): its surface, its "
+        "log-densities, log Z by annealed importance sampling, SGLD and MALA, and compositions, beside the truth."
+    )
+
+    def get_config(self) -> ConfigDict:
+        """Eight broad Gaussians on a ring, and nine on a grid for the second energy."""
+        config = base_config("energy")
+        set_value(config.data, "name", "gaussians", data.DATASETS)
+        config.data.std = 0.3
+        config.sde = section(_SDES, "ve", sigma_max=10.0)
+        config.training.objective.times.mean, config.training.objective.times.std = -1.0, 1.5
+        config.model.width, config.model.depth = 96, 3
+        config.training.steps = 2000
+        # the same noise at every evaluation costs more than it tells of points in the plane
+        config.training.validation = 0
+        config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3)
+        config.energy = fields_section(Reading)
+        return config
+
+    @property
+    def catalogues(self) -> Mapping[str, Catalogue[Any]]:
+        """With the VE SDE alone, and the second data set."""
+        return {**super().catalogues, "sde": _SDES, "second": data.DATASETS}
+
+    def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
+        """The energy on the network of the section `model`."""
+        plain = score_model(config, sde, dataset, transform, data_std)
+        return EnergyModel(
+            plain.net, sde, data_std=data_std, conditioning=plain.conditioning, data_range=plain.data_range
+        )
+
+    def plan(self, config: Config) -> Reading:
+        """How the energy is read, from the section `energy`."""
+        made: Reading = _READING.create("energy", **config["energy"])
+        return made
+
+    def other(self, config: Config) -> Dataset:
+        """The data of the second energy."""
+        values = dict(config["second"])
+        return data.create(
+            values.pop("name"), **{k: v for k, v in values.items() if k in data.options(config["second"]["name"])}
+        )
+
+    def check(self, config: Config) -> None:
+        """How it is read, and data whose densities are known."""
+        self.plan(config)
+        plane.require_plane(config, self.name)
+        if config["model"]["parametrization"]["name"] != "preconditioned":
+            raise UserError(
+                f"got config.model.parametrization={config['model']['parametrization']['name']!r} for an energy, which has its "
+                "own; expected preconditioned"
+            )
+        if self.other(config).event_shape != (2,) or self.other(config).log_prob is None:
+            raise UserError(
+                f"got config.second.name={config['second']['name']!r}; expected points in the plane with a known density"
+            )
+
+    def rehearsal(self, setup: Setup) -> Setup:
+        """With a reading of seconds."""
+        return replace(setup, config={**setup.config, "energy": energy_reading.shortened(self.plan(setup.config))})
+
+    def effort(self, setup: Setup, images: int) -> float:
+        """Evaluations of an energy, roughly, and the second training's."""
+        plan = self.plan(setup.config)
+        chains = plan.chains / 1000 * (2 * len(plan.steps) * plan.length + 4 * plan.levels)
+        return chains + 2.0 * setup.options.steps + 300.0
+
+    def finish(self, run: TrainedRun, folder: RunFolder) -> None:
+        """Reads the energy: into results.json, report.md, two pictures and the terminal."""
+        plan, seed = self.plan(run.setup.config), run.setup.options.seed
+        first = cast(EnergyModel, run.model)
+        # an energy may be wider than the data, at the first steps that of a standard normal
+        truths = [plane.truth(run.dataset, run.transform, n=plan.grid, margin=3.0)]
+        truths.append(plane.truth(self.other(run.setup.config), run.transform, on=truths[0].plane))
+        reads = [Read.of(m, plan.sigma, truths[0].plane) for m in (first, self._second(run))]
+        true = [truth.law.blurred(plan.sigma)[0] for truth in truths]
+        test = run.transform.centres(run.dataset.split("test").x).to(torch.float32)
+        noised = test[: plan.flow_points]
+        noised = noised + plan.sigma * normal(noised.shape, SampleStreams(seed + 2), dtype=torch.float32)
+        rows, x = energy_reading.chains(plan, reads[0].law, energy_reading.log_density(first, reads[0].t), seed)
+        composed = energy_reading.composed(plan.gamma, (reads[0].law, reads[1].law), (true[0], true[1]))
+        entry: dict[str, Any] = {
+            "sigma": plan.sigma,
+            "differences": energy_reading.differences(reads[0].law, true[0]),
+            "log_z": energy_reading.normalisers(plan, reads[0], truths[0], test[: plan.chains], seed),
+            "flow": energy_reading.by_the_flow(plan, reads[0], noised.to(run.device)),
+            "chains": rows,
+            "floor_of_total_variation": energy_reading.floor(reads[0].law, plan.chains),
+            "compositions": {n: {k: v for k, v in c.items() if k != "laws"} for n, c in composed.items()},
+        }
+        folder.update_results({"energy": entry})
+        half = truths[0].plane.half
+        surfaces = {"log q, true": true[0].log_p, "-E - log Z, learned": reads[0].law.log_p}
+        save_surfaces(folder.path / "energy.png", surfaces, half, points={"-E - log Z, learned": x}, span=_SPAN)
+        pairs = {
+            f"{name}, {whose}": law.log_p
+            for name, c in composed.items()
+            for whose, law in zip(("true", "learned"), c["laws"], strict=True)
+        }
+        save_surfaces(folder.path / "compositions.png", pairs, half, span=_SPAN)
+        lines = _lines(entry, plan)
+        pictures = ["![energies](energy.png)", "", "![compositions](compositions.png)"]
+        folder.add_section("The energy", [*lines, *pictures])
+        print("\n" + "\n".join(lines))
+
+    def _second(self, run: TrainedRun) -> EnergyModel:
+        """The second data set's energy: the same network, trained as the first was, in the same units."""
+        setup, other = run.setup, self.other(run.setup.config)
+        model = fresh(run)
+        options = replace(setup.options, progress=not progress.is_silent(), tensorboard=False, eval_every=0)
+        result = train(model, other.split("train"), run.transform, options, objective=setup.objective)
+        result.load_averages(model)
+        return cast(EnergyModel, model.eval().requires_grad_(False))
+
+
+def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
+    """The report's words and tables."""
+    d, z, f = entry["differences"], entry["log_z"], entry["flow"]
+    said = [
+        f"Read at sigma = {plan.sigma:g}, on the true law's mass: differences of energies are off by {d['nats']:.3f} nats, "
+        f"{100 * d['relative']:.1f} % of the log-density's spread ({d['of']:.2f} nats); KL(true, energy) {d['kl']:.4f} nats.",
+        "",
+        f"log Z by quadrature {z['quadrature']:.3f}, by annealed importance sampling {z['ais_lower_bound']:.3f} ± "
+        f"{z['ais_stderr']:.3f}, a lower bound in expectation: log-densities with it are too large by "
+        f"{z['quadrature'] - z['ais_lower_bound']:.3f} nats, so nats or bits/dim of held-out points come out too good.",
+        "",
+        *(
+            f"The data's own density, {levels} levels: {b['lower']:.3f} ± {b['lower_stderr']:.3f} <= log Z = 0 <= "
+            f"{b['upper']:.3f} ± {b['upper_stderr']:.3f}."
+            for levels, b in z["bracket_of_the_data"].items()
+        ),
+        "",
+        f"Against the flow of the same network: the standard deviation of -E - log p is {f['std_of_difference']:.3f} of "
+        f"{f['std_of_log_density']:.2f} nats; held-out points with that noise have {f['nats_by_flow']:.3f} nats by the flow, "
+        f"{f['nats_by_energy']:.3f} by the energy with its exact log Z.",
+        "",
+    ]
+    rows = [
+        (
+            r["chain"],
+            f"{r['step']:g}",
+            f"{r['acceptance']:.3f}" if r["chain"] == "MALA" else "",
+            f"{r['energy_off']:+.3f} ± {r['energy_stderr']:.3f}",
+            f"{r['total_variation']:.3f}",
+        )
+        if "diverged" not in r
+        else (r["chain"], f"{r['step']:g}", "", r["diverged"], "")
+        for r in entry["chains"]
+    ]
+    head = ("chain", "step", "acceptance", "mean energy, off by", "total variation")
+    chains = [
+        f"{plan.chains:,} chains of {plan.length} transitions from N(0, I); as many exact samples have a total variation of "
+        f"{entry['floor_of_total_variation']:.3f}.",
+        "",
+        *table(head, rows),
+    ]
+    of = [(name, f"{c['kl']:.4f}", f"{100 * c['relative']:.1f} %") for name, c in entry["compositions"].items()]
+    return [*said, *chains, *table(("composition", "KL(true, learned)", "differences, off by"), of)]
+
+
+get_config = Energy().get_config

@@ -1,0 +1,92 @@
+r"""Inverse problems: an unconditional VP score, asked for images given measurements of them.
+
+    y = A x + n z,      grad log p(x_t | y) = score + grad log p(y | x_t)
+
+The run trains a score of images as `vp` does, and restores test images by every method of `guidance.posterior` and of the
+samplers Replacement, RePaint, DDNM and TwistedSMC: inpainting, super-resolution, deblurring, compressed sensing, denoising, and
+colourisation where there are colours (`workflow.inverse_problems`). It is what `controllable_generation` is in the code of
+Song et al. 2021 (arXiv:2011.13456, section 5 and appendix I), for any linear measurement with noise.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ml_collections import ConfigDict
+
+import sde_lib
+from numerics import UserError, require_count, require_positive
+from workflow import inverse_problems, presets
+from workflow.defaults import base_config
+from workflow.sections import section
+from workflow.system import Config, System
+
+if TYPE_CHECKING:
+    from workflow.run_folder import RunFolder
+    from workflow.setup import Setup
+    from workflow.trained_run import TrainedRun
+
+
+class Inverse(System):
+    """A score of images, and inverse problems solved with it."""
+
+    name = "inverse"
+    about = (
+        "Inverse problems: an unconditional VP score restores test images from measurements, by every posterior method; PSNR, "
+        "coverage and contact sheets."
+    )
+
+    def get_config(self) -> ConfigDict:
+        """The digits' settings of `vp`, and what is restored."""
+        config = base_config(self.name)
+        config.sde = section(sde_lib.SDES, "vp")
+        # noise std in model units, where images are in [-1, 1]; methods: names of workflow.inverse_problems
+        config.inverse = ConfigDict(
+            {"images": 16, "samples": 8, "steps": 50, "std": 0.1, "methods": tuple(inverse_problems.METHODS)}
+        )
+        return config
+
+    @property
+    def presets(self) -> Mapping[str, presets.Changes]:
+        """Those of VP."""
+        return presets.of("vp")
+
+    def check(self, config: Config) -> None:
+        """What is restored, and how."""
+        asked = config["inverse"]
+        for name, least in (("images", 2), ("samples", 2), ("steps", 1)):
+            require_count(asked[name], f"config.inverse.{name}", least)
+        require_positive(asked["std"], "config.inverse.std")
+        unknown = [name for name in asked["methods"] if name not in inverse_problems.METHODS]
+        if unknown or not asked["methods"]:
+            raise UserError(
+                f"got config.inverse.methods={tuple(asked['methods'])!r}; expected some of "
+                f"{', '.join(inverse_problems.METHODS)}"
+            )
+
+    def rehearsal(self, setup: Setup) -> Setup:
+        """Two images, two samples, four steps."""
+        return replace(
+            setup,
+            config={**setup.config, "inverse": {**setup.config["inverse"], "images": 2, "samples": 2, "steps": 4}},
+        )
+
+    def effort(self, setup: Setup, images: int) -> float:
+        """Images times samples times steps."""
+        asked = setup.config["inverse"]
+        return float(asked["images"] * asked["samples"] * asked["steps"])
+
+    def finish(self, run: TrainedRun, folder: RunFolder) -> None:
+        """Restores test images and the model's own."""
+        asked = run.setup.config["inverse"]
+        inverse_problems.report_inverse(
+            run,
+            folder,
+            images=asked["images"],
+            samples=asked["samples"],
+            steps=asked["steps"],
+            std=asked["std"],
+            methods=asked["methods"],
+        )
