@@ -59,7 +59,6 @@ __all__ = [
     "create",
     "digits",
     "fashion_mnist",
-    "glyphs",
     "from_density",
     "from_pictures",
     "from_tensor",
