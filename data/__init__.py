@@ -15,6 +15,7 @@ from data.dataset import Dataset, Split, from_tensor
 from data.densities import Checkerboard, Density, Gaussians, Moons, Pinwheel, Rings, Spirals, SwissRoll
 from data.duplicates import Duplicates
 from data.errors import DataError
+from data.glyphs import glyphs
 from data.idx import fashion_mnist, mnist, read_idx
 from data.numpy_files import arrays, read_npy, read_npz
 from data.picture_folder import image_folder
@@ -62,6 +63,7 @@ __all__ = [
     "from_pictures",
     "from_tensor",
     "gaussians",
+    "glyphs",
     "hugging_face",
     "image_folder",
     "mapped",

@@ -8,6 +8,7 @@ from typing import Any
 from data.cache import mapped
 from data.cifar import cifar10
 from data.dataset import Dataset
+from data.glyphs import glyphs
 from data.idx import fashion_mnist, mnist
 from data.numpy_files import arrays
 from data.picture_folder import image_folder
@@ -22,6 +23,7 @@ DATASETS: Catalogue[Dataset] = Catalogue(
     "data set",
     {
         "digits": digits,
+        "glyphs": glyphs,
         "mnist": mnist,
         "fashion_mnist": fashion_mnist,
         "cifar10": cifar10,

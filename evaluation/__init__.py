@@ -7,6 +7,7 @@ report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_flo
 
 from __future__ import annotations
 
+from evaluation.calibration import Calibration, calibration, share
 from evaluation.classifier import Classifier, train_classifier
 from evaluation.estimate import Estimate
 from evaluation.features import Coordinates, Extracted, Features, Pixels, RandomConvolutions
@@ -34,6 +35,7 @@ from evaluation.sliced import sliced_wasserstein
 from evaluation.straightness import straightness
 
 __all__ = [
+    "Calibration",
     "Classifier",
     "Comparison",
     "Coordinates",
@@ -52,6 +54,7 @@ __all__ = [
     "PosteriorErrors",
     "Plane",
     "RandomConvolutions",
+    "calibration",
     "as_mixture",
     "class_score",
     "compare_samplers",
@@ -76,6 +79,7 @@ __all__ = [
     "save_lines",
     "save_plot",
     "save_scatter",
+    "share",
     "save_surfaces",
     "sliced_wasserstein",
     "straightness",

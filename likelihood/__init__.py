@@ -29,6 +29,7 @@ from likelihood.latent import (
     round_trip,
     sample_with_log_prob,
 )
+from likelihood.latent_edits import SlerpGrid, attribute_direction, edit_latents, slerp_grid
 from likelihood.method import Method
 from likelihood.methods import accurate, fast
 from likelihood.pilot import pilot_grid
@@ -67,6 +68,7 @@ __all__ = [
     "Path",
     "RoundTrip",
     "SampledLikelihood",
+    "SlerpGrid",
     "Survey",
     "Transported",
     "TruncatedNormal",
@@ -74,6 +76,7 @@ __all__ = [
     "UniformDequantizer",
     "Weights",
     "accurate",
+    "attribute_direction",
     "available",
     "bits_per_dim",
     "choose_steps",
@@ -81,6 +84,7 @@ __all__ = [
     "create",
     "decode",
     "describe",
+    "edit_latents",
     "elbo",
     "encode",
     "fast",
@@ -90,5 +94,6 @@ __all__ = [
     "pilot_grid",
     "round_trip",
     "sample_with_log_prob",
+    "slerp_grid",
     "survey",
 ]

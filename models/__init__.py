@@ -12,6 +12,8 @@ from __future__ import annotations
 
 from models import presets
 from models.adm import ADM
+from models.captioned_unet import CaptionedUNet
+from models.captions import CaptionEncoder
 from models.checkpoint_reader import CheckpointError
 from models.conditioning import CONDITIONINGS, Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
 from models.ddgm import DDGM
@@ -23,6 +25,7 @@ from models.mlp import MLP
 from models.ncsnpp import NCSNpp
 from models.network import Network, parameter_count
 from models.networks import NETWORKS, available, create, for_data, needed_conditioning, options
+from models.noise_classifier import NoiseClassifier
 from models.parametrization import (
     DATA,
     DIFFERENCE,
@@ -61,6 +64,8 @@ __all__ = [
     "NOISE",
     "SCORE",
     "VELOCITY",
+    "CaptionEncoder",
+    "CaptionedUNet",
     "ConditionedScore",
     "Conditioning",
     "ContinuousTime",
@@ -72,6 +77,7 @@ __all__ = [
     "NCSNpp",
     "Network",
     "Noise",
+    "NoiseClassifier",
     "Parametrization",
     "Preconditioned",
     "ScoreModel",

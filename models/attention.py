@@ -18,11 +18,19 @@ from numerics import UserError
 _FUSED_FROM = 256  # tokens: 16×16 pixels
 
 
-def attend(query: Tensor, key: Tensor, value: Tensor) -> Tensor:
-    """`softmax(query key^T / sqrt(C)) value`; all `(B, heads, N, C)`. The softmax is in at least float32."""
+def attend(query: Tensor, key: Tensor, value: Tensor, mask: Tensor | None = None) -> Tensor:
+    """`softmax(query key^T / sqrt(C)) value`; all `(B, heads, N, C)`. The softmax is in at least float32.
+
+    `mask (B, M)` is true for the keys that may be attended to; all of them unless given.
+    """
+    allowed = None if mask is None else mask.unflatten(0, (-1, 1, 1))
     if query.shape[-2] >= _FUSED_FROM:
-        return F.scaled_dot_product_attention(query.contiguous(), key.contiguous(), value.contiguous())
+        return F.scaled_dot_product_attention(
+            query.contiguous(), key.contiguous(), value.contiguous(), attn_mask=allowed
+        )
     weights = (query * query.shape[-1] ** -0.5) @ key.transpose(-1, -2)
+    if allowed is not None:
+        weights = weights.masked_fill(~allowed, -torch.inf)
     weights = weights.softmax(dim=-1, dtype=torch.promote_types(weights.dtype, torch.float32))
     return weights.to(value.dtype) @ value
 

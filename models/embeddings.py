@@ -158,10 +158,13 @@ class NoiseLevelEmbedding(nn.Module):
         self.classes = None if num_classes is None else ClassEmbedding(num_classes, width)
         self.activation = nn.SiLU()
 
-    def forward(self, label: Tensor, class_label: Tensor | None = None) -> Tensor:
+    def forward(self, label: Tensor, class_label: Tensor | None = None, added: Tensor | None = None) -> Tensor:
+        """`added (B, width)` joins before the activation, as a class does."""
         with torch.autocast(label.device.type, enabled=False):
             features = self.features(label).to(self.hidden.weight.dtype)
             h = self.output(self.activation(self.hidden(features)))
+            if added is not None:
+                h = h + added.to(h.dtype)
             if self.classes is not None:
                 h = h + self.classes(class_label, label.shape[0])
             elif class_label is not None:

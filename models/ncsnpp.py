@@ -286,12 +286,20 @@ class NCSNpp(Network):
         else:
             check_fourier(self.options["embedding"], labels)
 
+    def told(self, label: Tensor, class_label: Tensor | None) -> tuple[Tensor | None, object]:
+        """What every block is told of noise level and class, and what `attended` is told besides: nothing here."""
+        assert self.embedding is not None
+        return self.embedding(label, class_label), None
+
+    def attended(self, attention: nn.Module, h: Tensor, context: object) -> Tensor:
+        """`h` after an attention layer."""
+        found: Tensor = attention(h)
+        return found
+
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:
         """`x (B, C, H, W)`, `label (B,)`, `class_label (B,)` -> `(B, out_channels, H, W)`."""
         check_images(x, self.in_channels)
-        embedding = None
-        if self.embedding is not None:
-            embedding = self.embedding(require_label(label), class_label)
+        embedding, context = (None, None) if self.embedding is None else self.told(require_label(label), class_label)
         if not self.centered:
             x = 2 * x - 1
         h = self.stem(self.features(x).to(self.stem.weight.dtype))
@@ -299,7 +307,7 @@ class NCSNpp(Network):
         skips = [h]
         for level in self.encoder:
             for block, attention in zip(level.blocks, level.attentions, strict=True):
-                h = attention(self.run(block, h, embedding))
+                h = self.attended(attention, self.run(block, h, embedding), context)
                 skips.append(h)
             if level.down is not None:
                 h = self.run(level.down, h, embedding) if isinstance(level.down, ResidualBlock) else level.down(h)
@@ -307,13 +315,13 @@ class NCSNpp(Network):
                 skips.append(h)
 
         h = self.run(self.middle.block_1, h, embedding)
-        h = self.run(self.middle.block_2, self.middle.attention(h), embedding)
+        h = self.run(self.middle.block_2, self.attended(self.middle.attention, h, context), embedding)
 
         image: Tensor | None = None
         for stage in self.decoder:
             for block in stage.blocks:
                 h = self.run(block, torch.cat((h, skips.pop()), dim=1), embedding)
-            h = stage.attention(h)
+            h = self.attended(stage.attention, h, context)
             h, image = self._join_output(stage, h, image)
             if stage.up is not None:
                 size = size_of(skips[-1])

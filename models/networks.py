@@ -10,6 +10,7 @@ from typing import Any
 
 from models import presets
 from models.adm import ADM
+from models.captioned_unet import CaptionedUNet
 from models.conditioning import Conditioning
 from models.dit import DiT
 from models.mlp import MLP
@@ -20,13 +21,14 @@ from models.unet import UNet
 from models.unet_1d import UNet1d
 from numerics import Catalogue, Option, UserError, argument_help
 
-DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes")
+DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes", "class_names")
 """Options that follow from the data: `for_data` fills them in."""
 
 _CLASSES: dict[str, Callable[..., Network]] = {
     "mlp": MLP,
     "unet": UNet,
     "unet_1d": UNet1d,
+    "captioned_unet": CaptionedUNet,
     "ncsnpp": NCSNpp,
     "adm": ADM,
     "dit": DiT,
@@ -127,7 +129,14 @@ def create(name: str, **options: Any) -> Network:
     return NETWORKS.create(name, **options)
 
 
-def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = None, **options: Any) -> Network:
+def for_data(
+    name: str,
+    event_shape: Sequence[int],
+    num_classes: int | None = None,
+    *,
+    class_names: Sequence[str] = (),
+    **options: Any,
+) -> Network:
     """The network of that name for samples of `event_shape`; "auto" is a U-Net for `(C, H, W)`, a one-dimensional one for
     `(C, L)` from L = 8 on, and an MLP for the rest.
 
@@ -135,6 +144,7 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
         name: one of `available()`.
         event_shape: `(D,)`, `(C, L)` or `(C, H, W)`; H and W may differ.
         num_classes: of class labels, or None.
+        class_names: their names, for a network that reads them.
         options: the network's own, without those of `DERIVED`, which are filled in here. `image_size` is the longer side, so
             that attention at resolution r is over at most r^2 pixels. At its default, `attention_resolutions` means the levels
             nearest to these resolutions, within a factor sqrt(2): 14 for 16 at 28×28, none at 8×8. Given otherwise, each has
@@ -176,7 +186,9 @@ def for_data(name: str, event_shape: Sequence[int], num_classes: int | None = No
         if "image_size" in own and name not in presets.PRESETS:
             derived["image_size"] = max(shape[1:])
             options = _with_attention(own, options, derived["image_size"])
-    if classes is not None and "num_classes" not in own:
+    if "class_names" in own:
+        derived["class_names"] = tuple(class_names)
+    elif classes is not None and "num_classes" not in own:
         raise UserError(
             f"got the network {name!r} for {classes} classes; expected one that takes classes, such as unet"
         )

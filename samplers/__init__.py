@@ -27,6 +27,7 @@ from samplers.replacement import Replacement
 from samplers.result import Callback, SampleResult, SamplingError, StepInfo
 from samplers.reverse_diffusion import ReverseDiffusion
 from samplers.run import Run
+from samplers.sdedit import Edited, sdedit
 from samplers.seeds import SEEDS
 from samplers.step import StatefulStep, Step
 from samplers.torchsde_solver import TorchSDE
@@ -65,6 +66,7 @@ __all__ = [
     "DEIS",
     "DPMSolver",
     "DynamicThreshold",
+    "Edited",
     "EulerMaruyama",
     "GridSampler",
     "HeunEDM",
@@ -103,5 +105,6 @@ __all__ = [
     "available",
     "create",
     "options",
+    "sdedit",
     "time_grids",
 ]

@@ -12,6 +12,7 @@ SMALL = {
     "mlp": {"width": 16, "depth": 1},
     "unet": {"channels": 8},
     "unet_1d": {"channels": 8},
+    "captioned_unet": {"channels": 8, "class_names": ("bold a", "a b c"), "text_width": 16, "text_depth": 1},
     "ncsnpp": {"channels": 8, "blocks": 1},
     "adm": {"channels": 16, "blocks": 1, "groups": 4, "head_channels": 8, "learned_variance": False},
     "dit": {"width": 16, "depth": 1, "heads": 2},

@@ -32,6 +32,7 @@ from training.latent import LatentELBO
 from training.loop import train
 from training.loss_history import LossHistory
 from training.maximum_likelihood import FlowPass, MaximumLikelihood
+from training.noise_classifier import train_noise_classifier
 from training.objectives import DSM, Objective, dsm_loss
 from training.plan import Estimate, Plan, estimate, plan
 from training.posthoc_ema import PowerEMA, reconstruct
@@ -155,5 +156,6 @@ __all__ = [
     "LatentELBO",
     "LearnedForwardLoss",
     "VDMLoss",
+    "train_noise_classifier",
     "with_terminal_snr",
 ]

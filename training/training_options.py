@@ -82,7 +82,7 @@ class TrainingOptions:
     precision: str = "fp32"
     dequantize: bool = True
     flip: bool = False
-    label_dropout: float = 0.0
+    label_dropout: float = 0.1
     log_every: int = 100
     eval_every: int = 0
     checkpoint_every: int = 0

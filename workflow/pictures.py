@@ -10,7 +10,7 @@ import torch
 from torch import Tensor
 
 from evaluation.pictures import save_grid, save_histogram, save_lines, save_scatter
-from numerics import SampleStreams
+from numerics import SampleStreams, take
 from samplers import Sampler, StepInfo
 from samplers.callbacks import all_of
 from sde_lib import Score
@@ -32,11 +32,12 @@ def draw_samples(
     with torch.no_grad(), progress.bar(total=n, name=name, unit="sample", shown=shown) as bar:
         for first in range(0, n, size):
             last = min(first + size, n)
+            ids = torch.arange(first, last)
             made = sampler(
                 setup.sde,
-                score,
+                take(score, ids),
                 (last - first, *setup.dataset.event_shape),
-                generator=SampleStreams(setup.options.seed, torch.arange(first, last)),
+                generator=SampleStreams(setup.options.seed, ids),
                 device=setup.device,
                 callback=_show_steps(bar, last - first),
             )

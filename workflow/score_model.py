@@ -45,7 +45,8 @@ def score_model(
         options["fourier_features"] = tuple(f * spread / spacing for f in m["grey_level_features"])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(c["seed"])
-        net = models.for_data(m["name"], shape, classes, **options)
+        names = dataset.classes if classes else ()
+        net = models.for_data(m["name"], shape, classes, class_names=names, **options)
     return ScoreModel(
         net,
         sde,

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from data import Dataset
 from data.transforms import Transform
+from guidance import classifier_free
 from models import ScoreModel
 from numerics import UserError
 from sde_lib import SDE, Score, WhitenedFlow
@@ -31,6 +32,7 @@ class TrainedRun:
         step: of the checkpoint.
         fingerprint: names the weights (and the class, where one is chosen).
         label: the class that the score is given; None: without.
+        guidance: scale of classifier-free guidance to it; None: the class alone.
     """
 
     folder: RunFolder
@@ -38,6 +40,7 @@ class TrainedRun:
     step: int
     fingerprint: str
     label: int | None = None
+    guidance: float | None = None
 
     @property
     def model(self) -> ScoreModel:
@@ -55,6 +58,8 @@ class TrainedRun:
         Raises:
             UserError: a run of a system without a score, or a class that the model does not have.
         """
+        if self.guidance is not None:
+            return classifier_free(self.model, self.label, self.guidance)
         return self.model if self.label is None else self.model.condition(self.label)
 
     @property
@@ -95,6 +100,17 @@ class TrainedRun:
         given = replace(self, label=label, fingerprint=f"{self.fingerprint}/{label}")
         _ = given.score  # refused here, if at all
         return given
+
+    def guided(self, label: int, scale: float) -> TrainedRun:
+        """The same run guided to one class, see `guidance.classifier_free`.
+
+        Raises:
+            UserError: a model without classes, or without that one; a scale that is not finite.
+        """
+        name = f"{self.fingerprint}/{label}/guidance {scale:g}"
+        guided = replace(self, label=label, guidance=scale, fingerprint=name)
+        _ = guided.score  # refused here, if at all
+        return guided
 
 
 def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = None) -> TrainedRun:

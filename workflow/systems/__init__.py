@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from numerics import Catalogue
 from workflow.system import System
+from workflow.systems.classes import Classes
 from workflow.systems.cnf import CNF
 from workflow.systems.ddgm import DiffusionDGM
 from workflow.systems.ddim import DDIMSystem
@@ -39,6 +40,7 @@ SYSTEMS: Catalogue[System] = Catalogue(
             DiffusionDGM,
             VariationalDiffusion,
             Latent,
+            Classes,
             Inverse,
             NCSNv2,
             ScoreMatching,

@@ -41,6 +41,12 @@ def main(arguments: list[str]) -> int:
     )
     shared.add_label(parser)
     parser.add_argument(
+        "--guidance",
+        default=None,
+        type=float,
+        help="scale of classifier-free guidance to the class of --label: 0 none, 1 the class alone; None: 1",
+    )
+    parser.add_argument(
         "--save",
         default="none",
         choices=("none", "png"),
@@ -53,8 +59,10 @@ def main(arguments: list[str]) -> int:
     run = load_run(args.run, args.device)
     if args.save == "png":
         eight_bit.check(run.dataset)
+    if args.guidance is not None and args.label is None:
+        raise UserError(f"got --guidance {args.guidance} without a class; expected --label K beside it")
     if args.label is not None:
-        run = run.given(args.label)
+        run = run.given(args.label) if args.guidance is None else run.guided(args.label, args.guidance)
     start = time.perf_counter()
     x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:
