@@ -121,15 +121,12 @@ class Bins(Decoder):
         levels = torch.arange(self.transform.levels or 0, dtype=torch.float64, device=x.device)
         centres = alpha * self.transform(levels + 0.5)
         pixels = max(1, _TABLE // len(centres))  # at once: 65,536 levels of a whole batch would fill the memory
-        chosen = [
-            (-0.5 * ((at.unsqueeze(1) - centres) / sigma).square())
-            .log_softmax(dim=1)
-            .gather(1, k.unsqueeze(1))
-            .squeeze(1)
-            for at, k in zip(
-                x.to(torch.float64).flatten().split(pixels), data.long().flatten().split(pixels), strict=True
-            )
-        ]
+        at, k = x.to(torch.float64).flatten(), data.long().flatten()
+        chosen = []
+        for first in range(0, len(at), pixels):
+            part = slice(first, first + pixels)
+            log_prob = (-0.5 * ((at[part].unsqueeze(1) - centres) / sigma).square()).log_softmax(dim=1)
+            chosen.append(log_prob.gather(1, k[part].unsqueeze(1)).squeeze(1))
         return torch.cat(chosen).view(len(x), -1).sum(dim=1)
 
 

@@ -19,15 +19,15 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
     """The error of a method of fixed steps at `x` `(B, *)`, `(B,)` nats: what a companion of half as many steps again says, or
     the solver's own estimate where that is larger.
 
-        max(2 |log p with N steps - log p with 3 N / 2 steps|, embedded estimate with N steps)
+        2 max(|log p with N steps - log p with 3 N / 2 steps|, embedded estimate with N steps)
 
     Both with one and the same probe along the whole path, so that nothing but the steps differs, and doubled: for a method
     of second order the difference is (1 - 1.5^-2) = 0.56 of the error, and no more than that order is to be believed of
     grids that are coarse for a rough network. (Coarser companions say how bad *they* are: at a quarter of the steps a
     trained network's flow is far from where errors fall regularly, and the error was overstated 10 to 25 times.)
 
-    Where a network is rough for both, the two may agree and both be far off; the embedded estimate sees that, and overstates
-    smooth ones.
+    Where a network is rough for both, the two may agree and both be far off; the embedded estimate sees that. It adds the steps'
+    own errors as if their signs were independent (`numerics.Adams`).
     `docs/likelihood.md` has how often twice this covers the true error, and how much larger it is.
 
     Args:

@@ -22,6 +22,7 @@ Prior = Callable[[Tensor], Tensor]
 """z `(B, *)` -> log-density `(B,)` in nats."""
 
 _SAFETY = 20.0  # between what an adaptive solver estimates for the trace and what is stated
+_SAFETY_FIXED = 2.0  # the same for one of fixed steps, whose state's error it covers too
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -37,7 +38,7 @@ class Likelihood:
         probe_stderr: `(B,)` nats, the standard error of log_prob from the trace's probes: NaN below two independent
             estimates, 0 for `Exact`.
         solver_error: `(B,)` nats, from the solver's own estimates: twenty times the trace's (`likelihood.probability_flow`
-            says why) from an adaptive solver, once from others; and what the state's error does to the prior's
+            says why) from an adaptive solver, twice from others; and what the state's error does to the prior's
             log-density. NaN from a solver that makes none, and where fresh probes would drown it: then
             `likelihood.companion_error` makes one.
             A method with a `Refinement` has one there too.
@@ -216,13 +217,12 @@ def _integrate(
         estimates = torch.where(done.unsqueeze(1), estimates, math.nan)
         log_prob = estimates.mean(dim=1)
     state_error = found.error[0].to(torch.float64)
-    error = (_SAFETY if solver.adaptive else 1.0) * D * found.error[1]
+    error = (_SAFETY if solver.adaptive else _SAFETY_FIXED) * D * found.error[1]
     if fresh and not divergence.exact:
         error = torch.full_like(error, math.nan)  # the difference of two quadratures of the probes' noise
     elif not down:  # down, it is the sample that is off, and its log-density is its own
-        error = error + c_T * math.sqrt(D) * found.error[0] * _steepness(
-            sde.prior_log_prob if prior is None else prior, z
-        )
+        steepness = _steepness(sde.prior_log_prob if prior is None else prior, z)
+        error = error + (1.0 if solver.adaptive else _SAFETY_FIXED) * c_T * math.sqrt(D) * found.error[0] * steepness
     K = estimates.shape[1]
     if divergence.exact:
         stderr = torch.zeros_like(log_prob).detach()

