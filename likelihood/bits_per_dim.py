@@ -263,9 +263,9 @@ def bits_per_dim(
         dequantizer: `UniformDequantizer()` for grey values and `NoDequantization()` for real data unless given.
         draws: m, how many draws of the noise each image gets; with two or more their share of the error is known.
         divergence: how to get the trace, as in `log_likelihood`.
-        companions: with a solver of fixed steps, so many images of the batch get the solver's error from a companion
-            solution of more steps (`companion_error`), and the others NaN; 0 for none. They cost about 2.5 draws of
-            so many images. A grid of own times (`Custom`) has none.
+        companions: with a solver of fixed steps, so many images of the batch get the solver's error from solutions of more
+            steps (`companion_error`), and the others NaN; 0 for none. They cost 5.5 draws of so many images. A grid of own
+            times (`Custom`) has none.
         generator: for noise and probes; `SampleStreams(seed, ids)` makes an image's value its own.
         dtype: of the state that the score is given.
 

@@ -70,8 +70,8 @@ def pilot_grid(
 ) -> StepDensity:
     """The grid from an adaptive run on `x` `(B, *)`; eight samples are enough.
 
-    It takes at most 1,800 evaluations. Where fewer than half of the samples arrive in 200 attempts of a step, a second run at 10
-    times the tolerance gets 60, and a third one at 100 times gets 40; where that fails too, the grid is `fallback_grid`.
+    It takes at most 1,806 evaluations. Where fewer than half of the samples arrive in 200 attempts of a step, a second run at
+    10 times the tolerance gets 60, and a third one at 100 times gets 40; where that fails too, the grid is `fallback_grid`.
 
     Args:
         flow, t_min: of the `Method` that the grid is for.
