@@ -513,6 +513,15 @@ def test_every_value_has_a_help_text(chosen):
     assert not [name for name, _ in leaves(config) if not texts.get(name) or texts[name].startswith("as in")]
 
 
+@pytest.mark.parametrize("name", systems.available())
+def test_every_value_of_every_system_has_a_help_text(name):
+    system = systems.create(name)
+    config = system.get_config()
+    texts = configuration.help_texts(system, config)
+    assert not [path for path, _ in leaves(config) if not texts.get(path)]
+    assert not {path for path in system.help if not path.endswith(".seed")} - dict(leaves(config)).keys()
+
+
 def test_scripts_are_short():
     for file in (ROOT / "experiments").glob("*.py"):
         assert len(file.read_text().splitlines()) <= 60, file

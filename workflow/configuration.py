@@ -159,7 +159,7 @@ def help_texts(system: System, config: ConfigDict) -> dict[str, str]:
             for key in path.split("."):
                 group = group[key]
             texts.update(_section_texts(group, catalogue, path))
-    return {**texts, **HELP}
+    return {**texts, **HELP, **system.help}
 
 
 def _section_texts(group: ConfigDict, catalogue: Catalogue[Any], path: str) -> Iterator[tuple[str, str]]:

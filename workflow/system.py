@@ -51,6 +51,7 @@ class System(ABC):
         no_score: of a system whose model is no score: what to use where one is asked for, as in "its samples come from its own
             chain". Such a system brings `model` and `draw`, and its configuration has no samplers.
         no_likelihood: of a system that says nothing of a density: why, for results.json and report.md.
+        help: what the values that only this system has say in `--help`, by dotted path.
     """
 
     name: ClassVar[str]
@@ -58,6 +59,7 @@ class System(ABC):
     switches: ClassVar[Mapping[str, str]] = {}
     no_score: ClassVar[str] = ""
     no_likelihood: ClassVar[str] = ""
+    help: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
     def get_config(self) -> ConfigDict:

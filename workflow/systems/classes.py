@@ -28,7 +28,7 @@ from data.transforms import Transform
 from evaluation import Calibration, calibration, save_grid
 from guidance import classifier_free, classifier_guidance
 from models import NoiseClassifier
-from numerics import Catalogue, UserError, batch_time, require_count, require_range
+from numerics import Catalogue, UserError, argument_help, batch_time, require_count, require_range
 from samplers import SAMPLERS
 from sde_lib import SDE, Score
 from training import LogNormal, TrainingOptions, train_noise_classifier
@@ -103,6 +103,7 @@ class Classes(System):
         "A class-conditional score (Ho and Salimans 2022, arXiv:2207.12598; Dhariwal and Nichol 2021, arXiv:2105.05233): "
         "classifier-free and classifier guidance, what they gain and cost, bits by class, classification by likelihood."
     )
+    help = {f"classes.{name}": text for name, text in argument_help(Study).items()}
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, with classes, on VP."""

@@ -31,7 +31,16 @@ import samplers
 import training
 from likelihood import Divergence, Exact, Hutchinson, Method, log_likelihood
 from models import ScoreModel
-from numerics import Catalogue, Dopri5, SampleStreams, UserError, as_time, require_count, require_positive
+from numerics import (
+    Catalogue,
+    Dopri5,
+    SampleStreams,
+    UserError,
+    argument_help,
+    as_time,
+    require_count,
+    require_positive,
+)
 from sde_lib import SDE, WhitenedFlow
 from sde_lib.base import Time
 from training import DSM, FlowMatching, MaximumLikelihood, Objective, Simple, StratifiedTime, TrainingOptions
@@ -141,6 +150,7 @@ class CNF(System):
         "CNF / FFJORD (Grathwohl et al. 2019, arXiv:1810.01367): a flow trained by maximum likelihood through the ODE, beside "
         "the same network trained by score matching and by flow matching, scored by one likelihood."
     )
+    help = {f"beside.{name}": text for name, text in argument_help(Beside).items()}
 
     def get_config(self) -> ConfigDict:
         """Two moons, a small network, the adjoint of dopri5 with the exact trace."""

@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ml_collections import ConfigDict
@@ -91,6 +91,15 @@ class DiffusionDGM(System):
         "The diffusion-based deep generative model: a hierarchical VAE of five steps with a network each (Sohl-Dickstein et "
         "al. 2015, arXiv:1503.03585; Tomczak 2022): its bound by two estimates, samples, and chains of up to 1,000 steps."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "sde.steps": "T, the steps of the chain",
+        "sde.beta": "the variance that each step adds",
+        "decoder": "p(x | z_1): gaussian, of unit variance, or grey, the mass in a grey value's bin",
+        "beside.steps": "steps of training of the same model with the closed-form estimate; 0 for none",
+        "chains.lengths": "values of T of the chains with a shared network and the decoder of grey values",
+        "chains.steps": "steps of training of each of them; 0 for none",
+        "chains.draws": "draws for each image's bound of each of them",
+    }
     no_score = (
         "its samples come from its own chain (experiments/ddgm.py), and of the same chain's score from the system ddpm"
     )

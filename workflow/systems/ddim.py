@@ -12,8 +12,9 @@ DDIM's own chains have DDPM's objective and no likelihood of their own.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ml_collections import ConfigDict
@@ -42,6 +43,16 @@ class DDIMSystem(DDPM):
         "1,000 steps; "
         "encoding and interpolation."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "sweep.eta": "values of eta",
+        "sweep.evaluations": "numbers of evaluations",
+        "sweep.all": "a further number of evaluations, for the smallest and the largest eta alone",
+        "sweep.samples": "samples for each Fréchet distance",
+        "encoding.evaluations": "evaluations each way of a round trip",
+        "encoding.images": "images that make the round trip",
+        "encoding.pairs": "pairs of latents between which is interpolated",
+        "encoding.between": "pictures of each interpolation",
+    }
 
     def get_config(self) -> ConfigDict:
         """DDPM's settings, drawn from in 50 steps without noise."""

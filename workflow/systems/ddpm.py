@@ -18,7 +18,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, Literal, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
 from ml_collections import ConfigDict
 
@@ -132,6 +132,10 @@ class DDPM(System):
         "DDPM (Ho et al. 2020, arXiv:2006.11239): a chain of betas trained with L_simple; ancestral sampling; the chain's "
         "bound beside the exact likelihood of the SDE's flow."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "bound.level_draws": "draws of noise for each image and level of the bound's picture; 0 for no picture",
+        "bound.level_images": "images of that picture",
+    }
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, on a chain of 1,000 betas."""

@@ -48,6 +48,16 @@ class EDM(ScoreSDE):
         "EDM (Karras et al. 2022, arXiv:2206.00364): preconditioning, log-normal noise, Heun's method with churn; --ablation "
         "switches the design choices one by one."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "sweep.churn": "values of S_churn",
+        "sweep.steps": "numbers of Heun's steps",
+        "sweep.samples": "samples for each Fréchet distance",
+        "sweep.churn_min": "the smallest sigma at which noise is added",
+        "sweep.churn_max": "the largest sigma at which noise is added",
+        "ablation.run": "switch the design choices one by one, half an hour; the same as --ablation",
+        "ablation.samples": "samples for each Fréchet distance of the ablation",
+        "ablation.images": "images for each likelihood of the ablation",
+    }
     kind = VESDE
     changes: ClassVar[Mapping[str, Any]] = {"sigma_min": 0.002, "sigma_max": 80.0, "t_end": 0.0}
     switches: ClassVar[Mapping[str, str]] = {"ablation": "ablation.run"}

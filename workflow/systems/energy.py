@@ -24,7 +24,7 @@ from data import Dataset
 from data.transforms import Transform
 from evaluation.pictures import save_surfaces
 from models import EnergyModel
-from numerics import Catalogue, SampleStreams, UserError, normal
+from numerics import Catalogue, SampleStreams, UserError, argument_help, normal
 from sde_lib import SDE, VESDE
 from training import train
 from workflow import energy_reading, plane, progress
@@ -54,6 +54,7 @@ class Energy(System):
         "An energy trained by score matching (Salimans and Ho 2021; Song et al. 2020, arXiv:1905.07088): its surface, its "
         "log-densities, log Z by annealed importance sampling, SGLD and MALA, and compositions, beside the truth."
     )
+    help = {f"energy.{name}": text for name, text in argument_help(Reading).items()}
 
     def get_config(self) -> ConfigDict:
         """Eight broad Gaussians on a ring, and nine on a grid for the second energy."""

@@ -22,7 +22,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ml_collections import ConfigDict
@@ -69,6 +69,15 @@ class FlowMatching(System):
         "Rectified flow / flow matching (Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747): a velocity "
         "that is a score too, all samplers, the exact likelihood, and a round of reflow."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "reflow.pairs": "pairs of noise and sample that a round of reflow is trained on",
+        "reflow.evaluations": "evaluations of the solver that joins a pair",
+        "reflow.steps": "steps of that training; 0 for no reflow",
+        "reflow.scored": "images scored before and after it",
+        "compared.evaluations": "evaluations of every sampler",
+        "compared.samples": "samples by every sampler; 0 for no comparison",
+        "compared.adaptive": "whether samplers that choose their own steps take part",
+    }
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, on the straight path."""

@@ -22,7 +22,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ml_collections import ConfigDict
@@ -95,6 +95,12 @@ class IDDPM(DDPM):
         "loss; the bound "
         "and samples in few steps beside DDPM's."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "few_steps.evaluations": "numbers of evaluations at which both models are compared",
+        "few_steps.samples": "samples for each Fréchet distance",
+        "few_steps.images": "images for each bound",
+        "few_steps.beside": "the system that is trained beside this one for the comparison; None trains none",
+    }
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, on a chain of 1,000 betas."""

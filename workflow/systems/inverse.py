@@ -12,7 +12,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from ml_collections import ConfigDict
 
@@ -37,6 +37,13 @@ class Inverse(System):
         "Inverse problems: an unconditional VP score restores test images from measurements, by every posterior method; PSNR, "
         "coverage and contact sheets."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "inverse.images": "test images that are restored",
+        "inverse.samples": "posterior samples of each",
+        "inverse.steps": "steps of the samplers",
+        "inverse.std": "standard deviation of the measurement's noise, in model units",
+        "inverse.methods": "names of the methods",
+    }
 
     def get_config(self) -> ConfigDict:
         """The digits' settings of `vp`, and what is restored."""

@@ -18,7 +18,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
 from ml_collections import ConfigDict
@@ -89,6 +89,11 @@ class Latent(System):
         "A score model in the latent space of a VAE, trained jointly (LSGM in its simplest sound form: Vahdat et al. 2021, "
         "arXiv:2106.05931), against N(0, I), a mixture, and a deterministic autoencoder."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "prior": "prior of the codes: score, standard or mixture",
+        "bound.latents": "codes drawn for each image's bound",
+        "beside.steps": "steps of training for each of the other priors and the deterministic autoencoder; 0 for none",
+    }
     no_score = (
         "its score is of latents: experiments/latent.py draws by it; images have a score in the systems vp, ve, sub_vp"
     )

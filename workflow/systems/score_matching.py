@@ -19,7 +19,7 @@ from ml_collections import ConfigDict
 import data
 import training
 from evaluation.pictures import Panel, save_plot
-from numerics import Catalogue
+from numerics import Catalogue, argument_help
 from sde_lib import VESDE
 from workflow import plane, score_matching_study
 from workflow.defaults import base_config
@@ -45,6 +45,7 @@ class ScoreMatching(System):
         "Score matching in the plane (Hyvarinen 2005; Song et al. 2020, arXiv:1905.07088; Pang et al. 2020, arXiv:2007.03317; "
         "Vincent 2011): exact, sliced, finite-difference and denoising, their errors, variances and costs beside each other."
     )
+    help = {f"study.{name}": text for name, text in argument_help(Study).items()}
 
     def get_config(self) -> ConfigDict:
         """Eight Gaussians on a ring, a VE SDE, and the sliced objective."""

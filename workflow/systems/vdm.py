@@ -19,7 +19,7 @@ import math
 import time
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, ClassVar, cast
 
 import torch
 from ml_collections import ConfigDict
@@ -76,6 +76,14 @@ class VariationalDiffusion(System):
         "Variational diffusion models (Kingma et al. 2021, arXiv:2107.00630): the bound as the loss, a learned monotone "
         "schedule, the bound's invariance to it, and a learned forward process."
     )
+    help: ClassVar[Mapping[str, str]] = {
+        "sde.gamma_min": "gamma = -log SNR at the data's end",
+        "sde.gamma_max": "gamma at the noise's end",
+        "sde.units": "width of the schedule's network",
+        "bound.compared": "images of the comparisons",
+        "learned_forward.steps": "steps of training with a learned forward process, and without; 0 for none",
+        "learned_forward.width": "width of the forward process's networks",
+    }
 
     def get_config(self) -> ConfigDict:
         """The digits' settings."""
