@@ -389,13 +389,14 @@ class TestBeforeARun:
 
     def test_a_dry_run_refuses_what_the_run_would(self, tmp_path):
         flags = ["--dry_run", f"--workdir={tmp_path / 'vp'}", *SMALL]
-        refused("--config.sampling.second=pc", *flags, code=2, words=["two samplers"])
+        refused("--config.sampling.second=pc", *flags, code=2, words=["two different samplers"])
         refused("--config.training.split=all", *flags, code=2, words=["'train', 'fit'"])
         refused(f"--init_from={tmp_path}", *flags, code=2, words=["no checkpoint"])
         assert not (tmp_path / "vp").exists()
 
     def test_expected_times_are_those_of_the_small_run_scaled(self):
-        made = replace(setup.resolve(configuration.plain(vp_config())), n=128)
+        made = setup.resolve(configuration.plain(vp_config()))
+        made = replace(made, n=128, protocol=replace(made.protocol, steps=128))
         small = dry_run.shorten(made)
         assert (small.n, *(s.steps for s in small.samplers.values())) == (64, 4, 4)
         assert made.samplers["pc"].steps == 250 and small.options.batch_size == made.options.batch_size

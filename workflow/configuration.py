@@ -21,7 +21,6 @@ import models
 from models.pretrained import CARD
 from numerics import Catalogue, UserError, argument_help, nearest
 from training import TrainingOptions
-from workflow import systems
 from workflow.defaults import HELP
 from workflow.protocol import Protocol
 from workflow.run_folder import CONFIG, read_json
@@ -143,6 +142,8 @@ def config_for(name: str, preset: str = "digits", changes: Mapping[str, Any] | N
     Raises:
         UserError: an unknown system, preset or path.
     """
+    from workflow import systems  # which import the stages
+
     system = systems.create(name)
     config = default_config(system, preset)
     change(config, system, changes or {})
@@ -273,6 +274,8 @@ def restored(stored: Mapping[str, Any], source: Path) -> Config:
             f"got {source}, which is not the configuration of a run: it has no {', '.join(missing)}; expected a file that an "
             "experiment wrote"
         )
+    from workflow import systems  # which import the stages
+
     system = systems.create(str(name))
     config = system.get_config()
     values = {path: _tuples(value) for path, value in leaves(stored) if path not in ("system", "name")}

@@ -31,7 +31,7 @@ from workflow.trained_run import load_run
 _STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; samples at each evaluation
 _SAMPLES, _SAMPLER_STEPS = 64, 4
 _IMAGES, _SOLVER_STEPS = 100, 4  # one of the run's chunks at most
-_LIKELY_STEPS = 48
+_LIKELY_STEPS = 96
 
 
 @dataclass

@@ -24,7 +24,6 @@ from numerics import Catalogue, UserError, require_count
 from samplers import Sampler
 from sde_lib import SDE, WhitenedFlow
 from training import Objective, TrainingOptions
-from workflow import systems
 from workflow.device import chosen_device
 from workflow.protocol import Protocol
 from workflow.splits import checked_split, training_splits
@@ -127,6 +126,8 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         UserError: a value that does not fit, with the section that it stands in.
         DataError: data that are missing or damaged.
     """
+    from workflow import systems  # which import the stages, and these a Setup
+
     system = systems.create(config["system"])
     require_count(config["seed"], "config.seed", 0)
     require_count(config["threads"], "config.threads", 0)
