@@ -70,10 +70,12 @@ class Approximation(ABC):
     Attributes:
         linear: does it need the operator's adjoint?
         divides: does it divide by the noise?
+        covaries: does it use the covariance that the score's derivative says?
     """
 
     linear: ClassVar[bool] = True
     divides: ClassVar[bool] = False
+    covaries: ClassVar[bool] = False
 
     def check(self, measurement: Measurement) -> None:
         """Refuses a measurement that the method cannot take.

@@ -30,7 +30,7 @@ from torch import Tensor, nn
 
 from guidance.labels import class_labels, require_below
 from numerics import UserError, batch_time, ordinary, ordinary_mode, require_range, take
-from sde_lib import SDE, Score, denoised, noise
+from sde_lib import SDE, Score, denoised, in_dtype, noise
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """`classifier(x, t)`, x `(B, *)` and t `(B,)` -> logits `(B, K)`."""
@@ -61,7 +61,8 @@ class ClassifierGuidance:
         if not self._looked[0]:
             self._look(x)
             self._looked[0] = True
-        labels = self.labels.to(x.device).expand(len(x)) if self.labels.ndim == 0 else self.labels.to(x.device)
+        labels = ordinary(self.labels.to(x.device))
+        labels = labels.expand(len(x)) if labels.ndim == 0 else labels
         if len(labels) != len(x):
             raise UserError(f"got {len(labels)} labels for {len(x)} samples; expected one for each, or one integer")
         wanted = torch.is_grad_enabled()  # the trace of a likelihood differentiates the score
@@ -109,6 +110,12 @@ class ClassifierGuidance:
     def denoised(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoised mean (x + sigma^2 s) / alpha, `(B, *)`."""
         return denoised(self.sde, self, x, t)
+
+    def in_dtype(self, dtype: torch.dtype) -> ClassifierGuidance:
+        """The same, whose score is given x in `dtype`; the classifier is given it in that of its weights."""
+        made = ClassifierGuidance(self.sde, in_dtype(self.score, dtype), self.classifier, self.labels, self.scale)
+        made._looked = self._looked
+        return made
 
     def take(self, index: Tensor) -> ClassifierGuidance:
         """The score of the samples at `index` `(b,)`."""

@@ -35,7 +35,7 @@ import torch
 from torch import Tensor
 
 from numerics import UserError, batch_time, expand_as, require_range, take
-from sde_lib import SDE, Score, denoised, noise
+from sde_lib import SDE, Score, denoised, in_dtype, noise
 
 
 class Conditional(Protocol):
@@ -120,7 +120,10 @@ class ClassifierFree:
             )
         variance = expand_as(self.sde.sigma(t).square(), x)
         D, D_c = x + variance * guided, x + variance * s_c  # alpha times the denoised means
-        ratio = D_c.flatten(1).std(dim=1) / D.flatten(1).std(dim=1)
+        spread, wanted = D.flatten(1).std(dim=1), D_c.flatten(1).std(dim=1)
+        # of equal numbers a deviation is rounding, also of the noise that was taken out: nothing to rescale
+        rounding = 1e-4 * torch.maximum(D.flatten(1).square().mean(dim=1), x.flatten(1).square().mean(dim=1)).sqrt()
+        ratio = torch.where(spread > rounding, wanted / spread.clamp(min=torch.finfo(x.dtype).tiny), 1.0)
         factor = expand_as(1 + self.rescale * (ratio - 1), x)
         return (factor * D - x) / variance
 
@@ -131,6 +134,17 @@ class ClassifierFree:
     def denoised(self, x: Tensor, t: Tensor) -> Tensor:
         """The denoised mean (x + sigma^2 s) / alpha, `(B, *)`."""
         return denoised(self.sde, self, x, t)
+
+    def in_dtype(self, dtype: torch.dtype) -> ClassifierFree:
+        """The same, whose scores are given x in `dtype`."""
+        return ClassifierFree(
+            self.sde,
+            in_dtype(self.conditional, dtype),
+            in_dtype(self.unconditional, dtype),
+            self.scale,
+            interval=self.interval,
+            rescale=self.rescale,
+        )
 
     def take(self, index: Tensor) -> ClassifierFree:
         """The score of the samples at `index` `(b,)`."""

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import UserError, ordinary
 
 
 def class_labels(labels: Tensor | Sequence[int] | int, num_classes: int | None = None) -> Tensor:
@@ -27,7 +27,7 @@ def class_labels(labels: Tensor | Sequence[int] | int, num_classes: int | None =
         raise UserError(
             f"got labels of shape {tuple(found.shape)} and {found.dtype}; expected integers of shape () or (B,)"
         )
-    found = found.to(torch.int64)
+    found = ordinary(found.to(torch.int64))
     if found.numel() and int(found.min()) < 0:
         raise UserError(f"got the label {int(found.min())}; expected classes from 0")
     if num_classes is not None:

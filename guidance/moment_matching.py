@@ -11,6 +11,7 @@ number of measured entries.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 from torch import Tensor
 
@@ -38,6 +39,8 @@ class MomentMatching(Approximation):
 
     def __post_init__(self) -> None:
         require_count(self.iterations, "iterations")
+
+    covaries: ClassVar[bool] = True
 
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         def apply(w: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ from torch import Tensor
 from guidance.approximation import Approximation, Denoised
 from guidance.moment_matching import MomentMatching
 from numerics import UserError, batch_time, ordinary, ordinary_mode, take
-from sde_lib import SDE, Measurement, Score
+from sde_lib import SDE, Measurement, Score, in_dtype
 
 _MOMENT_MATCHING = MomentMatching()
 
@@ -42,6 +42,19 @@ class Posterior:
             at = Denoised(self.sde, followed, t, value, differentiable)
             total = value + at.pull(self.method.direction(at, self.measurement))
         return total if differentiable else total.detach()
+
+    def in_dtype(self, dtype: torch.dtype) -> Posterior:
+        """The same, whose score is given x in `dtype`; the measurement is compared in the state's own.
+
+        Raises:
+            UserError: less than float32 for a method that takes a covariance from the score's derivative, which rounding drowns.
+        """
+        if self.method.covaries and torch.finfo(dtype).bits < 32:
+            raise UserError(
+                f"got dtype={dtype} for {type(self.method).__name__}, which reads a covariance off its derivative; expected "
+                "float32, or a method without one: PiGDM(), DPS()"
+            )
+        return Posterior(self.sde, in_dtype(self.score, dtype), self.measurement, self.method)
 
     def take(self, index: Tensor) -> Posterior:
         """The score of the samples at `index` `(b,)`."""

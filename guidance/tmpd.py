@@ -30,6 +30,8 @@ class TMPD(Approximation):
 
     divides: ClassVar[bool] = True
 
+    covaries: ClassVar[bool] = True
+
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         r = measurement.residual(at.x_0)
         rows = measurement.operator(at.covary(measurement.adjoint(torch.ones_like(r))))

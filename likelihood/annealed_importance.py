@@ -261,7 +261,8 @@ class AnnealedImportance:
             UserError: weights that are not finite.
         """
         require_count(n, "n")
-        x = path.base_sample(n, generator=generator, device=device, dtype=dtype)
+        at_least = torch.promote_types(dtype, torch.float32)
+        x = path.base_sample(n, generator=generator, device=device, dtype=at_least)
         return self._run(path, x, [k / self.levels for k in range(self.levels + 1)], generator, callback)
 
     def backward(
@@ -277,6 +278,7 @@ class AnnealedImportance:
         Raises:
             UserError: as `forward`.
         """
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
         return self._run(path, x, [k / self.levels for k in range(self.levels, -1, -1)], generator, callback)
 
     def bracket(self, path: Path, x: Tensor, *, generator: Generator = None) -> Bracket:

@@ -47,7 +47,7 @@ from numerics import (
     require_positive,
     uniform,
 )
-from sde_lib import SDE, Score, ScoreIn, prior_mismatch, require_eval_mode
+from sde_lib import SDE, Score, in_dtype, prior_mismatch, require_eval_mode
 
 _TABLE = 2**22  # pixels times levels, of `Bins`
 
@@ -280,7 +280,7 @@ def elbo(
     decoder.check(x_0 if data is None else data, x_0)
     B, device = x_0.shape[0], x_0.device
     if x_0.dtype != torch.promote_types(x_0.dtype, torch.float32):
-        score, x_0 = ScoreIn(score, x_0.dtype), x_0.to(torch.float32)
+        score, x_0 = in_dtype(score, x_0.dtype), x_0.to(torch.float32)
     x_0 = ordinary(x_0)
 
     def eps_hat(x: Tensor, t: Tensor) -> Tensor:

@@ -63,6 +63,11 @@ def attribute_direction(latents: Tensor, has: Tensor, *, orthogonal_to: Sequence
         raise UserError(
             f"got has of shape {tuple(has.shape)} and {has.dtype}; expected {len(latents)} booleans, one for each latent"
         )
+    for tensor in (latents, *orthogonal_to):
+        if not bool(tensor.isfinite().all()):
+            raise UserError(
+                "got latents or directions that are not finite; expected finite ones: leave failed encodings out"
+            )
     if bool(has.all()) or not bool(has.any()):
         raise UserError("got an attribute that all data or none have; expected some of each")
     direction = (latents[has].double().mean(dim=0) - latents[~has].double().mean(dim=0)).flatten()
@@ -73,7 +78,9 @@ def attribute_direction(latents: Tensor, has: Tensor, *, orthogonal_to: Sequence
             )
     if orthogonal_to:
         others = torch.stack([other.flatten().double() for other in orthogonal_to], dim=1)
-        basis, _ = torch.linalg.qr(others)
+        left, sizes, _ = torch.linalg.svd(others, full_matrices=False)
+        # directions that depend on each other, or are zero, span less than there are of them
+        basis = left[:, sizes > len(others) * torch.finfo(sizes.dtype).eps * sizes.max()]
         direction = direction - basis @ (basis.T @ direction)
     return direction.reshape(latents.shape[1:]).to(latents.dtype)
 

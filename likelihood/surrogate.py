@@ -30,7 +30,8 @@ def noise_levels(sde: SDE, *, data_std: float, t_min: float, n: int = CANDIDATES
     """The candidates' times `(n,)`, falling from noisy to clean."""
     edges = torch.linspace(float(sde.log_snr(sde.T)), float(sde.log_snr(t_min)), 2001, dtype=torch.float64)
     middle = (edges[1:] + edges[:-1]) / 2
-    share = data_std**2 / (data_std**2 + torch.exp(-middle))
+    signal = max(data_std, 1e-6) ** 2  # of constant images the levels are those of the smallest noise
+    share = signal / (signal + torch.exp(-middle))
     mass = share.cumsum(0) / share.sum()
     at = torch.searchsorted(mass, (torch.arange(n, dtype=torch.float64) + 0.5) / n)
     return sde.time_of_log_snr(middle[at])

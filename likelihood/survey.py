@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -29,6 +29,9 @@ from sde_lib import SDE, Score
 
 SUSPECT, MOST_SUSPECT = 6.0, 0.05
 """How many robust standard deviations from the median make a predictor's value suspect, and the largest share of the set."""
+
+COMPANIONS = 16
+"""Of the images that the pilot scores twice, how many of a batch get the solver's error from companions."""
 
 _REPEAT_DRAWS = 1 << 26  # between the streams of a value and of its repetition
 
@@ -62,13 +65,20 @@ class Survey:
 
     @property
     def stderr(self) -> float:
-        """The standard error of `mean`, everything included: the choice of the set's images, too."""
+        """The standard error of `mean`, the choice of the set's images included; the solver's bias is `solver`."""
         return self.estimate.total
 
     @property
     def estimate_stderr(self) -> float:
         """The standard error of `mean` as the mean of this set."""
         return self.estimate.stderr
+
+    @property
+    def solver(self) -> float:
+        """Bits/dim, the solver's error as stated: a bias, which no sample makes smaller. NaN where it is not known."""
+        known = self.solver_error[self.solver_error.isfinite()]
+        own = float(known.mean()) if len(known) else math.nan
+        return max((v for v in (own, self.design.solver_error) if v == v), default=math.nan)
 
     @property
     def failed(self) -> Tensor:
@@ -79,6 +89,8 @@ class Survey:
     def notes(self) -> list[str]:
         """What is to be said beside the numbers, a line each."""
         lines, e, d = [], self.estimate, self.design
+        if self.solver > max(d.precision, e.stderr):
+            lines.append("the solver's error is larger than the precision: take more steps, or a smaller tolerance")
         if d.everything:
             lines.append("all images were scored: a sample would take no fewer passes")
         elif not d.which and not d.free:
@@ -101,19 +113,20 @@ class Survey:
         e, d = self.estimate, self.design
         r2 = "" if e.r2 != e.r2 else f", R2 {e.r2:.3f}"
         text = (
-            f"{e.mean:.4f} ± {e.stderr:.2g} bits/dim (this set's mean; with the choice of its images ± {e.total:.2g}), from "
+            f"{e.mean:.4f} ± {e.stderr:.2g} bits/dim (this set's mean; with the choice of its images ± {e.total:.2g}; solver "
+            f"{'unknown' if self.solver != self.solver else f'{self.solver:.2g}'}), from "
             f"{len(self.scored):,} of {d.size:,} images{r2}; {self.passes:,} network passes, {d.all_passes:,.0f} for all images"
         )
         return text + "".join(f"; {line}" for line in self.notes)
 
     def asdict(self) -> dict[str, object]:
         """Plain numbers for a results file."""
-        e, known = self.estimate, self.solver_error[self.solver_error.isfinite()]
+        e = self.estimate
         return {
             "mean": e.mean,
             "stderr": e.total,
             "data_stderr": e.images_stderr,
-            "solver_error": float(known.mean()) if len(known) else math.nan,
+            "solver_error": self.solver,
             "images": self.design.size,
             "not_converged": len(self.failed),
             "survey": {
@@ -164,6 +177,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     noise = float((off[off.isfinite()].square().mean() / 2).sqrt())
     cost = first.passes / len(index)
     taken = first.passes + second.passes + population.candidates * len(index)
+    stated = second.solver_error[second.solver_error.isfinite()]
     made = design(
         population.free(index)[good],
         population.paid(index, range(population.candidates))[good],
@@ -174,6 +188,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
         cost=cost,
         spent=spent + taken,
     )
+    made = replace(made, solver_error=float(stated.mean()) if len(stated) else math.nan)
     if made.reached_by_all > precision:
         raise UserError(
             f"got precision={precision:g} for {N:,} images; expected {made.reached_by_all:.2g} or more, what scoring all of "
@@ -199,7 +214,11 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         if made.which:
             x = torch.cat([x, population.paid(everyone, made.which)], dim=1)
             passes += len(made.which) * N
-        suspect = suspects(x)
+        looked = x
+        if not made.which:  # the lengths alone, or nothing: what they do not tell apart would stay hidden
+            looked = torch.cat([x, population.paid(everyone, (population.candidates // 2,))], dim=1)
+            passes += N
+        suspect = suspects(looked)
         drawn = torch.zeros(N, dtype=torch.bool)
         drawn[order[~suspect[order]][: made.images]] = True
         drawn[pilot] = True  # they have their values, and are the first of the order
@@ -237,12 +256,15 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
 def suspects(x: Tensor) -> Tensor:
     """`(N,)`: the images one of whose predictors `(N, P)` is far from all others', at most one in twenty.
 
-    Far is more than six robust standard deviations, 1.4826 times the median distance from the median.
+    Far is more than six robust standard deviations, 1.4826 times the median distance from the median (1.2533 times the mean
+    distance, where the median one is 0). A group that the pilot's 64 images miss and no predictor tells apart is not seen.
     """
     if x.shape[1] == 0:
         return torch.zeros(len(x), dtype=torch.bool)
     distance = (x - x.median(dim=0).values).abs()
     scale = 1.4826 * distance.median(dim=0).values
+    # where most images share one value the median distance says nothing
+    scale = torch.where(scale > 0, scale, 1.2533 * distance.mean(dim=0))
     worst = torch.where(scale > 0, distance / scale.clamp(min=1e-300), 0.0).nan_to_num(nan=math.inf).amax(dim=1)
     most = int(MOST_SUSPECT * len(x))
     limit = float(worst.sort(descending=True).values[most]) if most < len(x) else SUSPECT
@@ -334,7 +356,8 @@ class ImageSet(Population):
             dequantizer=self.dequantizer,
             divergence=self.divergence,
             draws=self.draws,
-            companions=0,
+            # the solver's error, from the images that are scored twice
+            companions=COMPANIONS if repeat else 0,
             generator=SampleStreams(self.seed, self.ids[index], draw=repeat * _REPEAT_DRAWS),
         )
 
@@ -348,6 +371,7 @@ def values_of(parts: list[BitsPerDim]) -> Values:
     whole = BitsPerDim.concatenate(parts)
     bits = torch.where(whole.converged, whole.per_image, math.nan).cpu()
     passes = sum(int(p.evaluations.sum()) * (p.nfe + 2 * p.nbe) // max(1, p.nfe) for p in parts)
+    passes += sum(3 * p.companion_nfe * min(COMPANIONS, len(p.per_image)) for p in parts)
     return Values(bits=bits, solver_error=whole.stated_error.cpu(), passes=passes)
 
 

@@ -118,6 +118,7 @@ class Design:
         cost: c, passes of an exact value.
         images: n; N where scoring all is cheaper, or needed.
         spent: passes of the pilot.
+        solver_error: bits/dim, the solver's, of the images that the pilot scored twice; NaN where it is not known.
     """
 
     size: int
@@ -130,6 +131,7 @@ class Design:
     cost: float
     images: int
     spent: int
+    solver_error: float = math.nan
 
     @property
     def everything(self) -> bool:

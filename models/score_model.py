@@ -20,7 +20,7 @@ from models.conditioning import Conditioning, LogSNR
 from models.network import Network
 from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
-from numerics import UserError, batch_time, expand_as
+from numerics import UserError, batch_time, expand_as, ordinary
 from sde_lib import SDE
 
 _NO_CLASS = (
@@ -249,6 +249,8 @@ class ConditionedScore:
             )
         if self.labels is not None and bool(((self.labels < 0) | (self.labels >= int(num_classes or 0))).any()):
             raise UserError(f"got labels={self.labels.tolist()}; expected classes 0 to {int(num_classes or 0) - 1}")
+        if self.labels is not None:
+            self.labels = ordinary(self.labels.to(torch.int64))
 
     @property
     def sde(self) -> SDE:
@@ -257,7 +259,7 @@ class ConditionedScore:
     def _labels(self, x: Tensor) -> Tensor | None:
         if self.labels is None:
             return None
-        labels = self.labels.to(x.device)
+        labels = ordinary(self.labels.to(x.device))
         return labels.expand(x.shape[0]) if labels.ndim == 0 else labels
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:

@@ -24,6 +24,7 @@ from torch import Tensor
 from numerics.broadcast import expand_as
 from numerics.checks import require_count, require_positive
 from numerics.errors import UserError
+from numerics.modes import ordinary, ordinary_mode
 from numerics.streams import Generator, normal, uniform
 
 LogDensity = Callable[[Tensor], Tensor]
@@ -53,8 +54,8 @@ def point(log_density: LogDensity, x: Tensor) -> Point:
     Raises:
         UserError: a log-density whose value is not `(B,)`.
     """
-    with torch.enable_grad():
-        x = x.detach().requires_grad_()
+    with ordinary_mode(x.device), torch.enable_grad():
+        x = ordinary(x.detach()).requires_grad_()
         value = log_density(x)
         if value.shape != x.shape[:1]:
             raise UserError(
@@ -164,8 +165,8 @@ def largest_curvature(log_density: LogDensity, x: Tensor, *, iterations: int = 2
     largest = torch.zeros(x.shape[0], dtype=x.dtype, device=x.device)
     for _ in range(iterations):
         v = v / expand_as(v.flatten(1).norm(dim=1).clamp(min=torch.finfo(v.dtype).tiny), v)
-        with torch.enable_grad():
-            y = x.detach().requires_grad_()
+        with ordinary_mode(x.device), torch.enable_grad():
+            y, v = ordinary(x.detach()).requires_grad_(), ordinary(v)
             (slope,) = torch.autograd.grad(log_density(y).sum(), y, create_graph=True)
             (product,) = torch.autograd.grad((slope * v).sum(), y)
         v, largest = product, product.flatten(1).norm(dim=1)

@@ -22,4 +22,7 @@ def ordinary_mode(device: torch.device) -> Iterator[None]:
 
 def ordinary(x: Tensor) -> Tensor:
     """`x`, as a copy where it was made under `torch.inference_mode()` and so cannot be differentiated by."""
-    return x.clone() if x.is_inference() else x
+    if not x.is_inference():
+        return x
+    with torch.inference_mode(False):  # in it a copy is one too
+        return x.clone()

@@ -31,7 +31,7 @@ from samplers.finite import StepWatch
 from samplers.result import Callback, SampleResult, StepInfo
 from samplers.run import Run, numbers
 from samplers.step import StatefulStep, Step
-from sde_lib import SDE, Score, ScoreIn, mismatch_warning
+from sde_lib import SDE, Score, in_dtype, mismatch_warning
 from sde_lib.time_grids import Custom, TimeGrid, Uniform
 
 
@@ -133,7 +133,7 @@ class Sampler(ABC):
         self._check(score, keep_path)
         asked, x = self._start(sde, float(times[0]), shape, x_T, generator, device, dtype)
         if asked != x.dtype:
-            score = ScoreIn(score, asked)
+            score = in_dtype(score, asked)
         run = Run(sde, score, self.corrections, generator, x, keep_path=keep_path, callback=callback)
         found = self._sample(run, x, times)
         if x_T is None and run.counted.shown is not None:

@@ -71,6 +71,7 @@ def sdedit(
             f"got {sampler!r} with times of its own; expected a grid that is a rule, such as Uniform() or Karras()"
         )
     begun = replace(sampler, grid=replace(grid, t_start=float(t_start)))  # type: ignore[type-var]
+    x = x.to(torch.promote_types(x.dtype, torch.float32))
     eps = normal(x.shape, generator, device=x.device, dtype=x.dtype)
     result = begun(sde, score, tuple(x.shape), x_T=sde.perturb(x, t_start, eps), generator=generator, callback=callback)
     off = (result.x - x).flatten(1).to(torch.float32)

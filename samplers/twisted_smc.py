@@ -172,7 +172,8 @@ class TwistedSMC(MeasuredSampler):
         chosen = place + K * torch.arange(B, device=x.device)
         x = now.x[chosen]
         if self.denoise:
-            x = tweedie(run.sde, now.score[chosen], x, run.times(t[-1]))
+            # of the posterior: the measurement's part of the score belongs to it
+            x = tweedie(run.sde, now.score[chosen] + now.slope[chosen], x, run.times(t[-1]))
         return SampleResult(x=x, nfe=run.nfe, times=times)
 
     def _resampled(self, run: Run, now: _Particles, log_w: Tensor, B: int) -> tuple[_Particles, Tensor]:

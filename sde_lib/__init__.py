@@ -13,7 +13,7 @@ from sde_lib.measurement import Measurement
 from sde_lib.operators import SVD, Downsample, Grey, Linear, LinearMap, Mask, Operator
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
 from sde_lib.scheduled import ScheduledVPSDE
-from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, noise
+from sde_lib.score import CountedScore, Score, ScoreIn, check_score, denoised, in_dtype, noise
 from sde_lib.straight import StraightSDE
 from sde_lib.sub_vp import SubVPSDE
 from sde_lib.tables import cosine_betas, geometric_sigmas, linear_betas, with_terminal_snr
@@ -60,6 +60,7 @@ __all__ = [
     "PlainFlow",
     "Score",
     "ScoreIn",
+    "in_dtype",
     "StraightSDE",
     "SubVPSDE",
     "TableVESDE",

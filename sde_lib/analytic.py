@@ -23,7 +23,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, as_time, batch_time, normal, uniform
+from numerics import Generator, UserError, as_time, batch_time, normal, ordinary, uniform
 from sde_lib.score import Score
 
 if TYPE_CHECKING:
@@ -101,7 +101,7 @@ class Gaussian(Oracle):
         if not bool((values > -1e-12).all()):
             raise UserError(f"got cov with the eigenvalue {float(values.min()):.3g}; expected none below 0")
         for name, value in (("mean", mean), ("cov", cov), ("_values", values.clamp(min=0)), ("_vectors", vectors)):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, value if value is None else ordinary(value))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -171,7 +171,7 @@ class GaussianMixture(Oracle):
         if stds.ndim == 1:
             stds = stds.unsqueeze(1).expand(K, D)
         for name, value in (("means", means), ("stds", stds), ("weights", weights / weights.sum())):
-            object.__setattr__(self, name, value)
+            object.__setattr__(self, name, ordinary(value))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -221,7 +221,7 @@ class EmpiricalDistribution(Oracle):
         points = _float64(self.points)
         if points.ndim < 2 or len(points) < 1:
             raise UserError(f"got points of shape {tuple(points.shape)}; expected (K, *) with K >= 1")
-        object.__setattr__(self, "points", points)
+        object.__setattr__(self, "points", ordinary(points))
 
     @property
     def event_shape(self) -> tuple[int, ...]:
@@ -250,4 +250,4 @@ class EmpiricalDistribution(Oracle):
 
 
 def _float64(x: Tensor) -> Tensor:
-    return as_time(torch.as_tensor(x))
+    return ordinary(as_time(torch.as_tensor(x)))

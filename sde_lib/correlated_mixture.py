@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from numerics import Generator, UserError, batch_time, normal, uniform
+from numerics import Generator, UserError, batch_time, normal, ordinary, uniform
 from sde_lib.analytic import Oracle
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ class CorrelatedMixture(Oracle):
         if not symmetric or bool((values < -1e-9 * values.amax(dim=1, keepdim=True).clamp(min=0)).any()):
             raise UserError("got covs that are not symmetric and positive semi-definite; expected covariances")
         for name, value in (("means", means), ("covs", covs), ("weights", weights / weights.sum())):
-            object.__setattr__(self, name, value)
-        object.__setattr__(self, "_values", values.clamp(min=0))
-        object.__setattr__(self, "_vectors", vectors)
+            object.__setattr__(self, name, ordinary(value))
+        object.__setattr__(self, "_values", ordinary(values.clamp(min=0)))
+        object.__setattr__(self, "_vectors", ordinary(vectors))
 
     @property
     def event_shape(self) -> tuple[int, ...]:

@@ -85,6 +85,17 @@ class ScoreIn:
         return ScoreIn(take(self.score, index), self.dtype)
 
 
+def in_dtype(score: Score, dtype: torch.dtype) -> Score:
+    """The score whose network is given x in `dtype`, while the state stays as it is.
+
+    A score made from scores has a method `in_dtype(dtype)` that passes it on: what it computes itself, such as a measurement's
+    residual, would lose its digits.
+    """
+    own = getattr(score, "in_dtype", None)
+    made: Score = ScoreIn(score, dtype) if own is None else own(dtype)
+    return made
+
+
 def check_score(value: Tensor, x: Tensor) -> Tensor:
     """`value`, what a score has returned for `x` `(B, *)`.
 

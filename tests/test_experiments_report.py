@@ -328,12 +328,12 @@ class TestBeginningFromWeights:
             "--config.data.name=arrays",
             f"--config.data.root={tmp_path / 'other.npy'}",
         ]
-        assert "not looked at" not in go(vp.main, f"--init_from={run}", *flags)
+        assert "is ignored" not in go(vp.main, f"--init_from={run}", *flags)
         assert same(weights(run), weights(tmp_path / "new"))
         results = json.loads((tmp_path / "new" / "results.json").read_text())
         assert results["init_from"] == {"path": str(run / "checkpoints" / "step_00000006.pt"), "step": 6}
         assert "| began with |" in (tmp_path / "new" / "report.md").read_text()
-        assert "not looked at" in go(vp.main, "--resume", f"--init_from={tmp_path / 'nowhere'}", *flags)
+        assert "is ignored" in go(vp.main, "--resume", f"--init_from={tmp_path / 'nowhere'}", *flags)
         assert json.loads((tmp_path / "new" / "results.json").read_text())["init_from"] == results["init_from"]
 
     @pytest.mark.parametrize(

@@ -155,7 +155,7 @@ class TestTolerance:
         stored = json.loads((run / "config.json").read_text())
         stored["likelihood"].pop("refine")
         stored["likelihood"]["tolerance"] = 1e-5
-        assert restored(stored, run)["likelihood"]["tolerance"] is None
+        assert restored(stored, run)["likelihood"]["tolerance"] == 4e-3  # today's default, not the old value
         stored["likelihood"]["solver"] = "accurate"
         assert restored(stored, run)["likelihood"]["tolerance"] == 1e-5
 

@@ -55,10 +55,14 @@ def test_batch_mates_move_a_float32_value_by_less_than_the_stated_error():
     alone = value(x, ids)
     order = torch.tensor([3, 0, 5, 1, 4, 2])
     mixed = value(torch.cat([x[order], outlier]), torch.cat([ids[order], torch.tensor([99_999])]))
-    parts = [value(x[:2], ids[:2]).log_prob, value(x[2:], ids[2:]).log_prob]
+    parts = [value(x[:2], ids[:2]), value(x[2:], ids[2:])]
     assert bool(alone.converged.all())
-    for other in (mixed.log_prob[:6][order.argsort()], torch.cat(parts)):
-        assert bool(((other - alone.log_prob).abs() <= alone.solver_error).all())
+    # float32 rounds otherwise in another batch, and the steps follow: two solutions, each off by its own error
+    for other, error in (
+        (mixed.log_prob[:6][order.argsort()], mixed.solver_error[:6][order.argsort()]),
+        (torch.cat([p.log_prob for p in parts]), torch.cat([p.solver_error for p in parts])),
+    ):
+        assert bool(((other - alone.log_prob).abs() <= alone.solver_error + error).all())
 
 
 @pytest.mark.slow

@@ -448,7 +448,7 @@ def test_a_dry_run_goes_through_and_leaves_what_is_promised(tmp_path, name, entr
     results, report = json.loads((folder / "results.json").read_text()), (folder / "report.md").read_text()
     assert entry in results and results["bits_per_dim"]["kind"] == "exact" and results["sampling"]["nfe"] >= 4
     for picture in pictures:
-        assert (folder / picture).stat().st_size > 1000 and f"({picture})" in report
+        assert (folder / picture).stat().st_size > 300 and f"({picture})" in report
     if name == "iddpm":
         assert results["vlb"]["kind"] == "bound" and results["vlb"]["variance"] == "learned"
         assert {c["row"] for c in results["few_steps"]["samples"]["cells"]} >= {"iddpm, learned", "ddpm, posterior"}
@@ -464,5 +464,5 @@ def test_points_in_the_plane_get_the_process(tmp_path):
     )  # fmt: skip
     report = (folder / "report.md").read_text()
     for picture in ("process.gif", "reverse_means.png", "bound_levels.png"):
-        assert (folder / picture).stat().st_size > 1000 and f"({picture})" in report
+        assert (folder / picture).stat().st_size > 300 and f"({picture})" in report
     assert len(json.loads((folder / "results.json").read_text())["reverse_means"]) == 4

@@ -142,8 +142,8 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
     with _part("model"):
         model = system.model(c, sde, dataset, transform, data_std) if model is None else model
     with _part("training"):
-        objective, options = system.objective(c), _options(c, dataset)
         training_data, held_out, seen = training_splits(c["training"], dataset)
+        objective, options = system.objective(c), _options(c, dataset, len(training_data))
     with _part("sampling"):
         n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
         require_count(n, "n")
@@ -214,11 +214,11 @@ def _filled(values: Mapping[str, Any], data_std: float) -> dict[str, Any]:
     }
 
 
-def _options(c: Config, dataset: Dataset) -> TrainingOptions:
+def _options(c: Config, dataset: Dataset, samples: int) -> TrainingOptions:
     known = _OPTIONS.options("options")
     given = {k: v for k, v in c["training"].items() if k in known}
     if given["batch_size"] is None:
-        given["batch_size"] = 128 if dataset.levels is not None else 512
+        given["batch_size"] = min(128 if dataset.levels is not None else 512, samples)
     # a conditional network also learns to do without a class, which is how it is then sampled and scored
     if not c["model"]["class_conditional"]:
         given["label_dropout"] = 0.0
