@@ -47,7 +47,7 @@ class Posterior:
         """The same, whose score is given x in `dtype`; the measurement is compared in the state's own.
 
         Raises:
-            UserError: less than float32 for a method that takes a covariance from the score's derivative, which rounding drowns.
+            UserError: less than float32 for a method that reads a covariance off the score's derivative.
         """
         if self.method.covaries and torch.finfo(dtype).bits < 32:
             raise UserError(
