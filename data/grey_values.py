@@ -182,16 +182,22 @@ def _advice(x: Tensor, grid: _Grid, high: float) -> str:
 
 
 def _few_values(x: Tensor) -> str | None:
-    """The same of images whose channels take a few values each, again and again: grey values that were standardised, say."""
-    if x.ndim != 4 or x.dtype == torch.bfloat16 or not x.is_floating_point():
+    """The same of images whose channels take a few values each, again and again: grey values that were standardised, say, or
+    averaged; and of integers below 0, such as bytes read as signed ones."""
+    if x.dtype == torch.bfloat16:
         return None
-    channel = x[: max(1, _CHUNK // math.prod(x.shape[2:])), 0].flatten()
-    count = len(channel.unique())
-    if not 1 < count <= 256 or len(channel) < max(4096, 8 * count):
+    if not x.dtype.is_floating_point:
+        low, high = _extent(x.to(torch.int64))
+        return _text(
+            f"integers from {low:g} to {high:g}", ", as shifted grey values are", "give them from 0 on, with levels="
+        )
+    channel = (x[: max(1, _CHUNK // math.prod(x.shape[2:])), 0] if x.ndim == 4 else x[: _rows(x)]).flatten()
+    values, times = channel.unique(return_counts=True)
+    count = len(values)
+    if not 1 < count <= 1024 or len(channel) < max(8 * _EVIDENCE, 2 * count) or 2 * int((times > 1).sum()) < count:
         return None
-    return _text(
-        f"{count} values only (in the first channel)", ", as grey values do", "give those as integers, with levels="
-    )
+    where = " (in the first channel)" if x.ndim == 4 else ""
+    return _text(f"{count} values only{where}", ", as grey values do", "give those as integers, with levels=")
 
 
 def _text(values: str, alike: str, do: str) -> str:

@@ -45,6 +45,12 @@ def standard_normal(x: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
         (K.flatten(1).to(torch.uint8), r"whole numbers.*reshape them to images"),
         (K.to(torch.uint8).reshape(20, 2, 1, 8, 8), r"whole numbers.*reshape them to images"),  # films
         ((K.repeat(3, 1, 1, 1) / 255 - 0.4465) / 0.2010, r"values only.*as grey values do"),  # standardised
+        ((K / 255 - 0.4465) / 0.2010, r"values only.*as grey values do"),  # few of them
+        (((K / 255 - 0.4465) / 0.2010)[:, 0], r"values only.*as grey values do"),  # (N, H, W)
+        (((K / 255 - 0.4465) / 0.2010).flatten(1), r"values only.*as grey values do"),  # (N, H W)
+        ((K + K.flip(0)).float() / 510 * 0.9, r"values only.*as grey values do"),  # means of two, rescaled
+        ((K - 128).to(torch.int8), r"values only.*as grey values do|integers from"),  # bytes read as signed ones
+        (K - 128, r"values only.*as grey values do|integers from"),
     ],
 )
 def test_grey_values_that_are_not_stated_are_refused(x: torch.Tensor, what: str) -> None:
