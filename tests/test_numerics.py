@@ -318,3 +318,13 @@ class TestSolvers:
     def test_the_order_of_outside_solvers_is_that_of_their_method(self):
         assert [SciPy(m).order for m in ("RK45", "RK23", "DOP853")] == [5, 3, 8]
         assert [TorchDiffEq(m).order for m in ("dopri5", "dopri8", "bosh3")] == [5, 8, 3]
+
+
+def test_the_error_of_adams_adds_its_steps_as_if_their_signs_were_independent():
+    """With two points a step's difference is h/2 (k_n - k_{n+1}), the trapezoid's minus the rectangle's at the new node."""
+    nodes = torch.linspace(0, 3, 31, dtype=torch.float64)
+    found = Adams(steps=30, points=2)(
+        lambda u, y: (torch.cos(9 * u).unsqueeze(1),), (torch.zeros(2, 1, dtype=torch.float64),), 0.0, 3.0, nodes=nodes
+    )
+    steps = 0.05 * torch.cos(9 * nodes).diff()
+    assert torch.allclose(found.error[0], steps.square().sum().sqrt().expand(2), rtol=1e-9)
