@@ -12,13 +12,13 @@ from training_cases import OracleModel, tiny_model
 from experiments import cnf
 from likelihood import Exact, Method, log_likelihood
 from numerics import Dopri5, UserError
+from sde_lib import StraightSDE
 from training import MaximumLikelihood
 from training.streams import StepStreams
 from workflow.configuration import config_for
 from workflow.setup import resolve
-from workflow.systems.cnf import StraightPath
 
-SDE = StraightPath()
+SDE = StraightSDE(T=0.999, t_min=1e-3, t_end=1e-3)
 TIGHT = {"tolerance": 1e-7}
 
 
@@ -37,18 +37,6 @@ class Linear(nn.Module):
     def noise(self, x, t, class_label=None):
         of_noise = SDE.g(t).square() / (2 * SDE.sigma(t))
         return ((self.a - SDE.f(t)).unsqueeze(1) * x + self.b) / of_noise.unsqueeze(1)
-
-
-def test_the_straight_path_is_its_kernels_sde():
-    """alpha' = f alpha, (sigma^2)' = 2 f sigma^2 + g^2, and the inverse of log_snr."""
-    t = torch.linspace(0.01, 0.99, 50, dtype=torch.float64, requires_grad=True)
-    (slope,) = torch.autograd.grad(SDE.alpha(t).sum(), t)
-    torch.testing.assert_close(slope, SDE.f(t) * SDE.alpha(t))
-    (slope,) = torch.autograd.grad(SDE.sigma(t).square().sum(), t)
-    torch.testing.assert_close(slope, 2 * SDE.f(t) * SDE.sigma(t).square() + SDE.g(t).square())
-    torch.testing.assert_close(SDE.time_of_log_snr(SDE.log_snr(t)), t)
-    with pytest.raises(UserError, match="T < 1"):
-        StraightPath(T=1.0)
 
 
 @pytest.mark.parametrize("solver", [{"solver": "dopri5", **TIGHT}, {"solver": "rk4", "adjoint": False, "steps": 40}])

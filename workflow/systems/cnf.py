@@ -24,7 +24,6 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from ml_collections import ConfigDict
-from torch import Tensor
 
 import data
 import samplers
@@ -37,12 +36,10 @@ from numerics import (
     SampleStreams,
     UserError,
     argument_help,
-    as_time,
     require_count,
     require_positive,
 )
-from sde_lib import SDE, WhitenedFlow
-from sde_lib.base import Time
+from sde_lib import SDE, StraightSDE, WhitenedFlow
 from training import DSM, FlowMatching, MaximumLikelihood, Objective, Simple, StratifiedTime, TrainingOptions
 from workflow import progress
 from workflow.defaults import base_config
@@ -56,54 +53,6 @@ if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
     from workflow.setup import Setup
     from workflow.trained_run import TrainedRun
-
-
-@dataclass(frozen=True, kw_only=True)
-class StraightPath(SDE):
-    """alpha = 1 - t, sigma = t, from t_min to T just before 1, with the prior of data of unit variance.
-
-    Args:
-        T: the last time, below 1, where alpha would be 0.
-        t_min, t_end: where likelihoods and samplers stop.
-
-    Raises:
-        UserError: times of which not 0 < t_min, t_end < T < 1.
-    """
-
-    T: float = 0.999
-    t_min: float = 1e-3
-    t_end: float = 1e-3
-
-    def __post_init__(self) -> None:
-        if not (0 < self.t_min < self.T < 1 and 0 < self.t_end < self.T):
-            raise UserError(
-                f"got T={self.T}, t_min={self.t_min}, t_end={self.t_end}; expected 0 < t_min, t_end < T < 1"
-            )
-
-    @property
-    def prior_std(self) -> float:
-        """The standard deviation of x_T for data of unit variance."""
-        return math.hypot(self.T, 1 - self.T)
-
-    def alpha(self, t: Time) -> Tensor:
-        return 1 - as_time(t)
-
-    def sigma(self, t: Time) -> Tensor:
-        return as_time(t)
-
-    def f(self, t: Time) -> Tensor:
-        return -1 / (1 - as_time(t))
-
-    def g(self, t: Time) -> Tensor:
-        t = as_time(t)
-        return (2 * t / (1 - t)).sqrt()
-
-    def log_snr(self, t: Time) -> Tensor:
-        t = as_time(t)
-        return 2 * (torch.log1p(-t) - t.log())
-
-    def time_of_log_snr(self, l: Time) -> Tensor:
-        return torch.sigmoid(-as_time(l) / 2)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -133,7 +82,7 @@ class Beside:
             require_positive(getattr(self, name), f"config.beside.{name}")
 
 
-_SDES: Catalogue[SDE] = Catalogue("SDE", {"straight": StraightPath})
+_SDES: Catalogue[SDE] = Catalogue("SDE", {"straight": StraightSDE})
 _OBJECTIVES: Catalogue[Objective] = Catalogue("objective", {"maximum_likelihood": MaximumLikelihood})
 _BESIDE: Catalogue[Beside] = Catalogue("beside", {"beside": Beside})
 OTHERS: Mapping[str, Objective] = {
@@ -156,7 +105,7 @@ class CNF(System):
         """Two moons, a small network, the adjoint of dopri5 with the exact trace."""
         config = base_config("cnf")
         set_value(config.data, "name", "moons", data.DATASETS)
-        config.sde = section(_SDES, "straight")
+        config.sde = section(_SDES, "straight", T=0.999, t_min=1e-3, t_end=1e-3)
         config.model.width, config.model.depth = 64, 3
         config.training.objective = section(_OBJECTIVES, "maximum_likelihood", tolerance=1e-3)
         config.training.steps, config.training.batch_size = 250, 256
