@@ -4,8 +4,8 @@
     python benchmarks/tuned_samplers.py --run runs/vp --nfe 4,5,6,8,10 --n 1000 --pc 1000
 
 Draws with DPM-Solver++ of its default grid, with the best plain sampler that tune.py has found, and with the tuned one, all
-from the same noise, and with PC of `--pc` steps (0: not at all). Parts stay in the run folder, so that the command can be taken
-up again.
+from the same noise, and with PC of `--pc` steps (0: not at all). Samples are judged in groups as large as the held-out data,
+so that numbers of different n compare. Parts stay in the run folder, so that the command can be taken up again.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -37,6 +37,7 @@ def main():
     parser.add_argument("--nfe", default="4,5,6,8,10")
     parser.add_argument("--n", default=1000, type=int, help="samples of each")
     parser.add_argument("--pc", default=1000, type=int, help="steps of PC; 0: none")
+    parser.add_argument("--pc_n", default=None, type=int, help="samples of PC, where others")
     parser.add_argument("--seed", default=1000, type=int, help="of the noise; tune.py's is 0")
     parser.add_argument("--batch_size", default=100, type=int)
     args = parser.parse_args()
@@ -57,9 +58,9 @@ def main():
     features, rows = default_features(run.dataset), []
     for (name, nfe), sampler in asked.items():
         begun = time.process_time()
-        x, counted, _ = draw_in_chunks(
-            run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name="tuned-table"
-        )
+        n = args.pc_n if name == "PC" and args.pc_n else args.n
+        given = {"seed": args.seed, "batch_size": args.batch_size, "name": "tuned-table"}
+        x, counted, _ = draw_in_chunks(run, sampler, n, **given)
         assert counted == nfe
         seconds = time.process_time() - begun
         report = evaluate_samples(run.transform.to_data(x), run.dataset, features=features, measures=("FD", "SW"))
@@ -68,11 +69,20 @@ def main():
             entries.get(nfe, {}).get("from_the_flow", {}).get({"best plain": "plain", "tuned": "tuned"}.get(name, ""))
         )
         shown = "" if flow is None else f"{flow['mean']:.4f} ± {flow['stderr']:.4f}"
-        rows.append((name, str(nfe), f"{fd.value:.3g} ± {fd.stderr:.1g}", f"{sw.value:.3g} ± {sw.stderr:.1g}", shown))
+        rows.append(
+            (
+                name,
+                f"{nfe:,}",
+                f"{n:,}",
+                f"{fd.value:.3g} ± {fd.stderr:.1g}",
+                f"{sw.value:.3g} ± {sw.stderr:.1g}",
+                shown,
+            )
+        )
         print(f"{rows[-1]} {seconds:.0f} s of processor time, {sampler!r:.90}", flush=True)
     floor = [report[key].floor for key in ("FD", "SW")]
-    print(f"\n{args.n} samples; held-out data: FD {floor[0]}, SW {floor[1]}\n")
-    print("\n".join(table(("sampler", "evaluations", "FD", "SW", "from the flow"), rows)))
+    print(f"\nheld-out data: FD {floor[0]}, SW {floor[1]}; all in groups of {report.group}\n")
+    print("\n".join(table(("sampler", "evaluations", "samples", "FD", "SW", "from the flow"), rows)))
 
 
 if __name__ == "__main__":
