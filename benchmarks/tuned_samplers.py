@@ -4,7 +4,8 @@
     python benchmarks/tuned_samplers.py --run runs/vp --nfe 4,5,6,8,10 --n 1000 --pc 1000
 
 Draws with DPM-Solver++ of its default grid, with the best plain sampler that tune.py has found, and with the tuned one, all
-from the same noise, and with PC of `--pc` steps (0: not at all). Samples are judged in groups as large as the held-out data,
+from the same noise; with many evaluations, which is what the flow itself is worth; and with PC of `--pc` steps (0: not at
+all). Samples are judged in groups as large as the held-out data,
 so that numbers of different n compare. Parts stay in the run folder, so that the command can be taken up again.
 """
 
@@ -37,6 +38,7 @@ def main():
     parser.add_argument("--nfe", default="4,5,6,8,10")
     parser.add_argument("--n", default=1000, type=int, help="samples of each")
     parser.add_argument("--pc", default=1000, type=int, help="steps of PC; 0: none")
+    parser.add_argument("--flow", default=50, type=int, help="evaluations of UniPC that count as the flow; 0: none")
     parser.add_argument("--pc_n", default=None, type=int, help="samples of PC, where others")
     parser.add_argument("--seed", default=1000, type=int, help="of the noise; tune.py's is 0")
     parser.add_argument("--batch_size", default=100, type=int)
@@ -53,6 +55,8 @@ def main():
         if nfe in entries:
             asked["best plain", nfe] = samplers.create(**entries[nfe]["plain"])
             asked["tuned", nfe] = Tuned.from_dict(entries[nfe]["tuned"])
+    if args.flow:
+        asked["the flow itself", args.flow] = samplers.create("unipc").within(args.flow)
     if args.pc:
         asked["PC", 2 * args.pc + 1] = samplers.create("pc", steps=args.pc)
     features, rows = default_features(run.dataset), []
