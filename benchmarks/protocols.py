@@ -67,7 +67,7 @@ def main():
         one = Hutchinson(fresh=False)
         tight = replace(fast, solver=fast.solver.with_steps(args.truth), refinement=None)
         ways = {
-            "truth": (tight, Coloured(spacing=2, sets=2), run.score, 0),
+            "truth": (tight, Coloured(spacing=2), run.score, 0),
             "score_sde": (Method(SciPy("RK45", 1e-5), flow=PlainFlow()), one, Twice(run.score), 4),
             "torchdiffeq": (Method(TorchDiffEq("dopri5", 1e-5), flow=PlainFlow()), one, run.score, 3),
             "fast": (fast, Hutchinson(probes=2), run.score, 5),
