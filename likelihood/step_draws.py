@@ -105,8 +105,9 @@ class StepDraws:
         """The sum's estimate from draws of a_i e_i `(B, n)`, its standard error, and that error's degrees of freedom, `(B,)`.
 
         With v_h the variance of stratum h's mean from its n_h draws, in K strata: the standard error is
-        sqrt(sum v_h / K^2 + spread / (n (K + 1))), and its degrees of freedom (sum v_h)^2 / sum(v_h^2 / (n_h + 1)), Satterthwaite's
-        with the spread of the v_h themselves taken out; K + 2 for strata that are alike. Both are NaN below eight draws.
+        sqrt(sum v_h / K^2 + spread / (n (K + 1))), and its degrees of freedom (sum v_h)^2 / sum(v_h^2 / (n_h + 1)),
+        Satterthwaite's with the spread of the v_h themselves taken out; K + 2 for strata that are alike. Both are NaN below
+        eight draws.
         """
         n = terms.shape[1]
         K = max(1, n // 2)
