@@ -11,6 +11,7 @@ import data
 from evaluation import ProjectedGradient, auroc, calibration
 from experiments import jem
 from models import ClassifierEnergy, energy_of
+from models.classifier_energy import Residual
 from numerics import TemperedLangevin, UserError
 from sde_lib import VESDE
 from training import CrossEntropy, EnergyWatch, JointEnergy, NonFiniteError, TrainingOptions, train
@@ -56,13 +57,17 @@ class TestTheModel:
         assert not any(isinstance(m, nn.modules.batchnorm._BatchNorm | nn.ReLU | nn.MaxPool2d) for m in model.modules())
 
     def test_the_gradient_is_smooth(self):
-        """Where a network of ReLUs has a constant gradient between kinks, the second derivative is not 0 here."""
-        model, x = classifier().double(), torch.randn(4, 1, 8, 8, generator=generator(), dtype=torch.float64)
-        v = torch.randn(x.shape, generator=generator(1), dtype=torch.float64)
-        x.requires_grad_()
-        (slope,) = torch.autograd.grad(model.energy(x, torch.zeros(4, dtype=torch.int64)).sum(), x, create_graph=True)
-        (product,) = torch.autograd.grad((slope * v).sum(), x)
-        assert float(product.abs().min()) > 1e-8
+        """Of a network of ReLUs the gradient is constant between kinks; here every part has a second derivative."""
+        block, model = Residual(4).double(), classifier().double()
+        for f, shape in (
+            (lambda x: block(x).sum((1, 2, 3)), (4, 4, 4, 4)),
+            (lambda x: model.logits(x)[:, 0], (4, 1, 8, 8)),
+        ):
+            x = torch.randn(shape, generator=generator(), dtype=torch.float64).requires_grad_()
+            v = torch.randn(shape, generator=generator(1), dtype=torch.float64)
+            (slope,) = torch.autograd.grad(f(x).sum(), x, create_graph=True)
+            (product,) = torch.autograd.grad((slope * v).sum(), x)
+            assert float(product.abs().flatten(1).amax(1).min()) > 1e-6
 
     def test_other_shapes_and_refusals(self):
         assert classifier(shape=(2,), classes=3).logits(torch.zeros(5, 2)).shape == (5, 3)
@@ -339,7 +344,10 @@ class TestTheSystem:
         assert len(own["outside"]) == 5  # energy, gradient, two classifiers, bits/dim
         for name in ("jem.png", "samples/chains.png", "samples/buffer.png", "samples/classes.png"):
             assert (tmp_path / name).stat().st_size > 1000
-        assert "begins anew" in (tmp_path / "report.md").read_text()
+        report = (tmp_path / "report.md").read_text()
+        assert (
+            "one in 20 begins anew" in report and "penalty 0.02" in report and "temperature is 0.002, not 1" in report
+        )
 
     @pytest.mark.slow
     def test_the_energy_alone_goes_through(self, tmp_path):

@@ -136,6 +136,7 @@ class Energy(System):
         entry: dict[str, Any] = {
             "sigma": plan.sigma,
             "differences": energy_reading.differences(reads[0].law, true[0]),
+            "differences_at": energy_reading.differences_at(plan, first, truths[0]),
             "log_z": energy_reading.normalisers(plan, reads[0], truths[0], test[: plan.chains], seed),
             "flow": energy_reading.by_the_flow(plan, reads[0], noised.to(run.device)),
             "chains": rows,
@@ -208,8 +209,20 @@ def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
         "",
         *table(head, rows),
     ]
+    levels = [
+        (sigma, f"{at['of']:.3f}", f"{at['nats']:.3f}", f"{100 * at['relative']:.1f} %", f"{at['kl']:.4f}")
+        for sigma, at in entry["differences_at"].items()
+    ]
+    head_of_levels = (
+        "sigma",
+        "spread of log q, nats",
+        "differences, off by (nats)",
+        "of the spread",
+        "KL(true, energy)",
+    )
     of = [(name, f"{c['kl']:.4f}", f"{100 * c['relative']:.1f} %") for name, c in entry["compositions"].items()]
-    return [*said, *chains, *table(("composition", "KL(true, learned)", "differences, off by"), of)]
+    head_of_sums = ("composition", "KL(true, learned)", "differences, off by")
+    return [*said, *table(head_of_levels, levels), *chains, *table(head_of_sums, of)]
 
 
 get_config = Energy().get_config
