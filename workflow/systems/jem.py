@@ -348,8 +348,11 @@ def _outside(study: Study, found: Mapping[str, Mapping[str, Estimate]]) -> list[
 
 
 def _reliability(found: Mapping[str, Calibration]) -> Panel:
-    lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {"calibrated": ((0.0, 1.0), (0.0, 1.0))}
-    lines |= {f"{name}, ECE {c.ece.value:.3f}": (c.confidence, c.frequency) for name, c in found.items()}
+    lines: dict[str, tuple[Sequence[float], Sequence[float]]] = {
+        f"{name}, ECE {c.ece.value:.3f}": (c.confidence, c.frequency) for name, c in found.items()
+    }
+    lowest = min(min(*c.confidence, *c.frequency) for c in found.values())
+    lines["calibrated"] = ((lowest, 1.0), (lowest, 1.0))
     return Panel(title="reliability, ten bins of equal numbers", x="confidence", y="share that is right", lines=lines)
 
 
