@@ -24,11 +24,9 @@ from likelihood.method import Method
 from likelihood.regression_estimate import RegressionEstimate, regression_estimate
 from likelihood.surrogate import CANDIDATES, compressed_length, denoising_errors, noise_levels
 from likelihood.survey_design import PILOT, REPEATS, Design, Population, Values, design
+from likelihood.suspects import suspects
 from numerics import SampleStreams, UserError, require_count, require_positive, take, uniform
 from sde_lib import SDE, Score
-
-SUSPECT, MOST_SUSPECT = 6.0, 0.05
-"""How many robust standard deviations from the median make a predictor's value suspect, and the largest share of the set."""
 
 FEWEST = 4
 """Images of a set from which a sample is thought of; fewer are all scored."""
@@ -257,24 +255,6 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         suspect=suspect,
         passes=passes,
     )
-
-
-def suspects(x: Tensor) -> Tensor:
-    """`(N,)`: the images one of whose predictors `(N, P)` is far from all others', at most one in twenty.
-
-    Far is more than six robust standard deviations, 1.4826 times the median distance from the median (1.2533 times the mean
-    distance, where the median one is 0). A group that the pilot's 64 images miss and no predictor tells apart is not seen.
-    """
-    if x.shape[1] == 0:
-        return torch.zeros(len(x), dtype=torch.bool)
-    distance = (x - x.median(dim=0).values).abs()
-    scale = 1.4826 * distance.median(dim=0).values
-    # where most images share one value the median distance says nothing
-    scale = torch.where(scale > 0, scale, 1.2533 * distance.mean(dim=0))
-    worst = torch.where(scale > 0, distance / scale.clamp(min=1e-300), 0.0).nan_to_num(nan=math.inf).amax(dim=1)
-    most = int(MOST_SUSPECT * len(x))
-    limit = float(worst.sort(descending=True).values[most]) if most < len(x) else SUSPECT
-    return worst > max(SUSPECT, limit)
 
 
 class ImageSet(Population):

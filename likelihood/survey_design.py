@@ -10,6 +10,10 @@ would stop where it is understated. Predictors that take network passes are adde
 cheaper,
 
     passes = L N + c n,      c those of an exact value, L levels
+
+Images whose predictors are far from all others' (`likelihood.suspects`) are scored in any case. They are no part of S, which
+they would make too large: of a set of which the pilot says that a share q is suspect, n is for the other (1 - q) N, whose mean
+is needed to p / (1 - q) only, and c q N passes more are counted.
 """
 
 from __future__ import annotations
@@ -24,9 +28,11 @@ from torch import Tensor
 
 from likelihood.regression_estimate import Fit, r_squared
 from likelihood.surrogate import least_images
+from likelihood.suspects import suspects
 
 PILOT = 64
 REPEATS = 24
+MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
 LEAST_R2 = 0.1
 """Predictions that know less than this are not worth their regression: the plain mean is taken."""
 
@@ -116,7 +122,8 @@ class Design:
         noise: tau.
         r2: on the pilot's images, each left out.
         cost: c, passes of an exact value.
-        images: n; N where scoring all is cheaper, or needed.
+        images: n, of those that are not suspect; N where scoring all is cheaper, or needed.
+        suspect: q, the share of the pilot's images whose predictors are far from the others'.
         spent: passes of the pilot.
         solver_error: bits/dim, the solver's, of the images that the pilot scored twice; NaN where it is not known.
     """
@@ -131,6 +138,7 @@ class Design:
     cost: float
     images: int
     spent: int
+    suspect: float = 0.0
     solver_error: float = math.nan
 
     @classmethod
@@ -157,7 +165,10 @@ class Design:
     @property
     def passes(self) -> float:
         """Of the survey, without the pilot."""
-        return self.cost * self.images + (0 if self.everything else len(self.which) * self.size)
+        if self.everything:
+            return self.cost * self.size
+        levels = len(self.which) or 1  # without a level there is one all the same, to see which images are suspect
+        return self.cost * (self.images + self.suspect * self.size) + levels * self.size
 
     @property
     def all_passes(self) -> float:
@@ -175,9 +186,11 @@ class Design:
                 f"all {self.size:,} images, {self.all_passes:,.0f} network passes, ± {self.reached_by_all:.2g} bits/dim: a "
                 f"sample that reaches ± {self.precision:g} would take no fewer"
             )
-        used = f"{len(self.which)} forward passes an image" if self.which else "no forward pass"
+        used = f"{len(self.which)} forward passes an image" if self.which else "one to see which are suspect, none"
         return (
-            f"survey: {self.images:,} of {self.size:,} images exactly, {used} for predictions (R2 {self.r2:.3f}): "
+            f"survey: {self.images:,} of {self.size:,} images exactly"
+            f"{f' and some {self.suspect * self.size:,.0f} suspect ones' if self.suspect else ''}, "
+            f"{used} for predictions (R2 {self.r2:.3f}): "
             f"{self.passes:,.0f} network passes, ± {self.precision:g} bits/dim; all images: {self.all_passes:,.0f} passes, "
             f"± {self.reached_by_all:.2g}; the pilot took {self.spent:,}"
         )
@@ -215,13 +228,19 @@ def design(
     def attempt(which: tuple[int, ...], with_free: bool) -> Design:
         x = torch.cat([free[:, : free.shape[1] if with_free else 0], paid[:, list(which)]], dim=1)
         P = x.shape[1]
-        off = Fit.of(x, index, y).left_out
-        degrees = max(1, n - P - 1)
+        middle = () if which or not paid.shape[1] else (paid.shape[1] // 2,)  # what `conduct` looks at
+        far = suspects(torch.cat([x, paid[:, list(middle)]], dim=1), most=MOST_SUSPECT_IN_PILOT)
+        near = index[~far]
+        q = 1 - len(near) / n
+        off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
+        degrees = max(1, len(near) - P - 1)
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
         larger = 1 + math.sqrt(max(kurtosis - 1, 2.0) / degrees)
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
         # the pilot's images have their values already
-        images = min(size, max(sample_size(residual, noise, size, precision), least_images(P), n))
+        rest = size - round(q * size)
+        images = min(rest, max(sample_size(residual, noise, rest, precision / (1 - q)), least_images(P), n))
+        images = size if images >= rest else images
         made = Design(
             size=size,
             precision=precision,
@@ -229,8 +248,9 @@ def design(
             free=with_free,
             residual=residual,
             noise=noise,
-            r2=r_squared(y, off),
+            r2=r_squared(y[near], off),
             cost=cost,
+            suspect=q,
             images=images,
             spent=spent,
         )

@@ -11,8 +11,9 @@ from data.transforms import Rescale, Standardize
 from likelihood import Exact, Method, bits_per_dim, survey
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
-from likelihood.survey import conduct, plan_survey, suspects
+from likelihood.survey import conduct, plan_survey
 from likelihood.survey_design import Table, sample_size
+from likelihood.suspects import suspects
 from numerics import Adams, SampleStreams, UserError
 from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
@@ -132,6 +133,21 @@ class TestSurvey:
         far = suspects(table.paid(torch.arange(3000), [0]))
         assert 40 < int(far.sum()) < 80
         assert set(far.nonzero().squeeze(1).tolist()) <= set(result.scored.tolist())
+
+    def test_far_images_do_not_make_the_sample_larger(self):
+        """Over ten seeds, and what is planned is what is scored."""
+        plain, outliers = population()[0], population(outliers=0.02)[0]
+        plans = [[plan_survey(t, precision=0.01, seed=s) for t in (plain, outliers)] for s in range(10)]
+        n, m = (sum(pair[k].images for pair in plans) for k in (0, 1))
+        assert m < 1.15 * n
+        share = sum(pair[1].suspect for pair in plans) / 10
+        assert 0.005 < share < 0.035 and not any(pair[0].suspect for pair in plans)
+        assert all("suspect ones" in str(pair[1]) for pair in plans if pair[1].suspect)
+        made = next(pair[1] for pair in plans if pair[1].suspect)
+        result = conduct(outliers, made)
+        assert result.estimate_stderr < 0.0115
+        # the pilot's images among the suspect ones are scored once
+        assert made.images <= len(result.scored) - int(result.suspect.sum()) + 5
 
     def test_what_predicts_nothing_is_left_out(self):
         N = 3000

@@ -11,6 +11,7 @@ TOOLS = {
     "nll": "score a split in bits/dim, with an error budget",
     "evaluate": "measure samples, beside held-out data",
     "compare": "compare samplers",
+    "tune": "tune a sampler of few evaluations to a run's own model",
     "bounds": "state bits/dim in the three ways that papers do",
     "ood": "score other data in bits/dim",
     "leaderboard": "tabulate several runs",

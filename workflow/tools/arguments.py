@@ -14,8 +14,9 @@ from typing import Any
 import samplers
 from numerics import UserError, argument_help
 from samplers import Sampler
-from workflow import progress
+from workflow import progress, tuned
 from workflow.command_line import Parser
+from workflow.trained_run import TrainedRun
 
 
 def parser(description: str) -> Parser:
@@ -49,7 +50,13 @@ def parsed(made: Parser, arguments: list[str]) -> argparse.Namespace:
 
 def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     """Adds --sampler, --steps and --option."""
-    made.add_argument("--sampler", default=default, help="the sampler: " + ", ".join(samplers.available()))
+    made.add_argument(
+        "--sampler",
+        default=default,
+        help="the sampler: "
+        + ", ".join(samplers.available())
+        + f"; {tuned.NAME}: what tune.py has left in the run folder",
+    )
     made.add_argument(
         "--steps", default=None, type=whole_or_none, help="number of steps of the sampler; None: its default"
     )
@@ -62,19 +69,27 @@ def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     )
 
 
-def sampler_of(args: argparse.Namespace) -> Sampler:
-    """The sampler that the options name.
+def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler]:
+    """The sampler that the options name, for a run: only a tuned one depends on it.
 
     Raises:
-        UserError: an unknown sampler or option.
+        UserError: an unknown sampler or option; from what is returned, nothing that was tuned to the run.
     """
     options: dict[str, Any] = {}
     for text in args.option:
         name, value = option(text)
         put(options, name, value)
+    if args.sampler == tuned.NAME:
+        if options:
+            raise UserError(
+                f"got --option {next(iter(options))}=... for --sampler {tuned.NAME}; expected none: its options are fitted"
+            )
+        steps = args.steps
+        return lambda run: tuned.tuned_sampler(run, steps)
     if args.steps is not None:
         options["steps"] = args.steps
-    return samplers.create(args.sampler, **options)
+    made = samplers.create(args.sampler, **options)
+    return lambda run: made
 
 
 def option(text: str) -> tuple[str, Any]:

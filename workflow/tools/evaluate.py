@@ -65,7 +65,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(
             f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
         )
-    sampler = shared.sampler_of(args)
+    choose = shared.sampler_of(args)
     run = load_run(args.run, args.device)
     checked_split(run.dataset, args.split)
     if args.split in ("train", "fit"):
@@ -76,6 +76,7 @@ def main(arguments: list[str]) -> int:
     if args.label is not None:
         one = dataclasses.replace(run.setup, dataset=of_class(run.dataset, args.label))
         run = dataclasses.replace(run.given(args.label), setup=one)
+    sampler = choose(run)
     x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:
         progress.say("other processes have still to write their samples; run this once they have")

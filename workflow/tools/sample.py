@@ -55,7 +55,7 @@ def main(arguments: list[str]) -> int:
     args = shared.parsed(parser, arguments)
     for name in ("n", "batch_size"):
         require_count(getattr(args, name), f"--{name}")
-    sampler = shared.sampler_of(args)
+    choose = shared.sampler_of(args)
     run = load_run(args.run, args.device)
     if args.save == "png":
         eight_bit.check(run.dataset)
@@ -63,6 +63,7 @@ def main(arguments: list[str]) -> int:
         raise UserError(f"got --guidance {args.guidance} without a class; expected --label K beside it")
     if args.label is not None:
         run = run.given(args.label) if args.guidance is None else run.guided(args.label, args.guidance)
+    sampler = choose(run)
     start = time.perf_counter()
     x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     if x is None:

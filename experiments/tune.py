@@ -1,0 +1,19 @@
+"""A sampler of few evaluations, tuned to a finished run: `python experiments/tune.py --run runs/vp --nfe 6`.
+
+See `workflow/tools/tune.py`, or --help.
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+if __name__ == "__main__":  # a script's own folder is on the path, but not the project's
+    sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+import experiments  # noqa: F401 (answers Ctrl-C while the rest is imported)
+from workflow import command_line
+from workflow.tools.tune import main
+
+if __name__ == "__main__":
+    command_line.run(main)
