@@ -125,6 +125,7 @@ def fit(
                 "training": {
                     "steps": trained.steps,
                     "seconds": trained.seconds,
+                    "cpu_seconds": trained.cpu_seconds,
                     "loss": trained.losses[-1][1],
                     "parameters": parameters,
                     "batch_size": options.batch_size,

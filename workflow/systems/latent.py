@@ -39,7 +39,7 @@ from training import DSM, LatentELBO, LogNormal
 from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.defaults import base_config
-from workflow.draw import Drawn, report_drawn
+from workflow.draw import Drawn, Samples, report_drawn
 from workflow.pictures import save_samples
 from workflow.report import table
 from workflow.sections import section
@@ -189,14 +189,13 @@ class Latent(System):
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Latents from the prior, decoded."""
         setup, begun = run.setup, time.perf_counter()
-        model, sampler = vae_of(setup), self.latent_sampler(setup.config)
-        x, nfe = drawn_from(model, setup, sampler, setup.n)
+        made = self.samples(run, setup.n)
         picture = run.folder.path / "samples" / "prior.png"
-        save_samples(picture, x, setup)
+        save_samples(picture, made.x, setup)
         drawn = {
             "prior": Drawn(
-                sampler=repr(sampler),
-                nfe=nfe,
+                sampler=made.sampler,
+                nfe=made.nfe,
                 seconds=time.perf_counter() - begun,
                 samples=setup.n,
                 picture=picture.relative_to(run.folder.path).as_posix(),
@@ -204,6 +203,12 @@ class Latent(System):
         }
         report_drawn(run.folder, drawn)
         return drawn
+
+    def samples(self, run: TrainedRun, n: int) -> Samples:
+        """Decoded latents from the prior; the evaluations are those of the score of latents."""
+        sampler = self.latent_sampler(run.setup.config)
+        x, nfe = drawn_from(vae_of(run.setup), run.setup, sampler, n)
+        return Samples(x=x, nfe=nfe, sampler=repr(sampler))
 
     def score(self, run: TrainedRun) -> Scored | None:
         """The joint bound in bits/dim."""
