@@ -61,7 +61,7 @@ def fit(
     Raises:
         UsageError: a folder that holds a run, without `resume`; weights of another kind.
     """
-    options = replace(setup.options, progress=not progress.is_silent())
+    options = replace(setup.options, progress=bool(setup.options.progress) and not progress.is_silent())
     origin = _begin(setup, folder, init_from, resume, group)
     problem: Exception | None = None
     if group.is_main and not resume and folder.has_work:
