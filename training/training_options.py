@@ -51,8 +51,8 @@ class TrainingOptions:
         keep: number of the newest checkpoints that stay.
         keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
         max_seconds: seconds of training in all, after which the run stops with everything saved; None for no limit.
-        cpu_seconds: seconds of processor time of training in all, of this process's threads, after which the run stops likewise;
-            `schedule` goes by it where it is further than the steps; None for no limit. See `rate`.
+        cpu_seconds: seconds of processor time of training in all, of this process's threads, after which the run stops as well;
+            `schedule` goes by it where it is further than the steps; None for no limit.
         nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates.
         max_skips: largest number of updates to skip.
         compile: whether torch.compile compiles the network for the time of the training.

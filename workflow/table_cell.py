@@ -19,6 +19,7 @@ import torch
 from evaluation import Features
 from numerics import UserError
 from training import Group
+from training.configuration import differences
 from workflow import progress
 from workflow.fit import fit
 from workflow.measured import measure
@@ -128,7 +129,7 @@ def _share(cell: Cell, setup: Setup, folder: RunFolder) -> None:
     source = owner.done
     if source is None:
         raise UserError(f"got no finished {owner}, whose training {cell.row.system} shares; expected it first")
-    if read_json(source / CONFIG)["model"] != setup.config["model"]:
+    if differences(read_json(source / CONFIG)["model"], setup.config["model"]):
         raise UserError(f"got {source}, of another network than {cell.row.system} has; expected the same")
     shutil.copytree(source / "checkpoints", folder.path / "checkpoints", dirs_exist_ok=True)
     folder.write_json(CONFIG, setup.config)

@@ -2,7 +2,8 @@ r"""Rectified flow, alias conditional flow matching, as a member of the same fam
 
     x_t = (1 - t) x_0 + t eps,    L = E_t |(eps - x_0) - v(x_t, t)|^2,    dx/dt = v(x, t) from t = 1 to 0
 
-(Liu, Gong, Liu 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747, equation (23); there noise stands at t = 0.) The path is the kernel of a linear SDE, `StraightSDE`, and so
+(Liu, Gong, Liu 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747, equation (23); there noise stands at t = 0.)
+The path is the kernel of a linear SDE, `StraightSDE`, and so
 
     score(x, t) = -(x + (1 - t) v(x, t)) / t
 
