@@ -349,7 +349,8 @@ def _pictures(run: TrainedRun, folder: RunFolder) -> list[str]:
     )
     rows = torch.cat([zs[0], *zs[1:], drawn])[:, :3]
     file, kept = folder.path / "samples" / "hierarchy.png", float(model.get_buffer("abar")[-1]) ** 0.5
-    save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])))
+    names = ("images", *(f"z_{i}" for i in range(1, model.steps + 1)), "samples")
+    save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])), rows=names)
     return [
         f"Real images, their z_1 to z_{model.steps} (noise, with {kept:.2f} x in the last), and samples from the prior down:",
         "",
