@@ -165,13 +165,8 @@ class Comparison:
         """
         columns = min(columns, *(len(row.samples) for row in self.rows))
         images = torch.cat([row.samples[:columns] for row in self.rows])
-        save_grid(
-            path,
-            (images + 1) / 2 if to_unit is None else to_unit(images),
-            columns,
-            scale=scale,
-            rows=[f"{row.name}, {row.nfe:.0f}" for row in self.rows],
-        )
+        pixels = (images + 1) / 2 if to_unit is None else to_unit(images)
+        save_grid(path, pixels, columns, scale=scale, rows=[f"{row.name}, {row.nfe:.0f}" for row in self.rows])
 
 
 def compare_samplers(

@@ -193,8 +193,8 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
     folder.add_section(
         "The velocity as a score, by all samplers",
         [
-            f"The same noise in every column; a row for each sampler, with its evaluations ({own['evaluations']} where these can "
-            "be chosen):",
+            f"The same noise in every column; a row for each sampler, with its evaluations ({own['evaluations']} where these "
+            "can be chosen):",
             "",
             *shown,
             *table(("sampler", "evaluations", "seconds"), lines),
