@@ -466,3 +466,9 @@ def test_points_in_the_plane_get_the_process(tmp_path):
     for picture in ("process.gif", "reverse_means.png", "bound_levels.png"):
         assert (folder / picture).stat().st_size > 300 and f"({picture})" in report
     assert len(json.loads((folder / "results.json").read_text())["reverse_means"]) == 4
+
+
+def test_ddpm_trains_longer_on_points_unless_told():
+    chosen = {name: resolve(config_for("ddpm", changes={"data": name})).options.steps for name in ("digits", "swiss_roll")}
+    assert chosen == {"digits": 1500, "swiss_roll": 5000}
+    assert resolve(config_for("ddpm", changes={"data": "swiss_roll", "training.steps": 7})).options.steps == 7
