@@ -17,7 +17,7 @@ three times:
   only. The draws lie in K strata of equal probability; b is, for each stratum, the ratio of sums over the *others*, which
   leaves the estimate without bias.
 - Few draws that miss what is rare (a noise that carries an image from one mode to another) do not show it in their spread. To
-  the variance estimated, 1 / K of the Gaussian's own is added, as if one stratum more had been drawn.
+  the variance estimated, 1 / (K + 1) of the Gaussian's own is added, as if one stratum more had been drawn.
 
 No pilot run chooses q: an image's bound stays its own, whatever its batch mates, and costs nothing more. Two independent draws
 or more in each stratum estimate the variance within it without bias, and that is all of the estimate's variance.
@@ -105,8 +105,9 @@ class StepDraws:
         """The sum's estimate from draws of a_i e_i `(B, n)`, its standard error, and that error's degrees of freedom, `(B,)`.
 
         With v_h the variance of stratum h's mean from its n_h draws, in K strata: the standard error is
-        sqrt(sum v_h / K^2 + spread / (n K)), and its degrees of freedom (sum v_h)^2 / sum(v_h^2 / (n_h + 1)), Satterthwaite's
-        with the spread of the v_h themselves taken out; K + 2 for strata that are alike. Both are NaN below eight draws.
+        sqrt(sum v_h / K^2 + spread / (n (K + 1))), and its degrees of freedom (sum v_h)^2 / sum(v_h^2 / (n_h + 1)),
+        Satterthwaite's with the spread of the v_h themselves taken out; K + 2 for strata that are alike. Both are NaN below
+        eight draws.
         """
         n = terms.shape[1]
         K = max(1, n // 2)
@@ -125,7 +126,7 @@ class StepDraws:
         squares = (v.square() / (sizes + 1)).sum(dim=1)
         degrees = torch.where(squares > 0, v.sum(dim=1).square() / squares, math.inf)
         estimate = (means + multiple * self.shares).mean(dim=1)
-        return estimate, (v.sum(dim=1) / K**2 + self.spread / (n * K)).sqrt(), degrees
+        return estimate, (v.sum(dim=1) / K**2 + self.spread / (n * (K + 1))).sqrt(), degrees
 
 
 def _stratum(n: int, device: torch.device) -> Tensor:

@@ -223,7 +223,7 @@ class TestErrorBars:
             drawn = StepDraws.of(u, lengths=l, weights=l.square(), w=w, dimensions=5)
             estimate, stderr, _ = drawn.total(0.3 * 5 * (l.square() * w).gather(1, drawn.cells))
             assert torch.allclose(estimate, 0.3 * 5 * (l.square() * w).sum(dim=1), rtol=1e-12)
-            assert torch.allclose(stderr, (drawn.spread / (n * (n // 2))).sqrt(), rtol=1e-9)
+            assert torch.allclose(stderr, (drawn.spread / (n * (n // 2 + 1))).sqrt(), rtol=1e-9)
 
     def test_the_estimate_has_no_bias(self):
         """Terms that are nothing like what is expected, eight draws, 40,000 times."""
