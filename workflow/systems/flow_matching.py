@@ -292,7 +292,7 @@ def _few_steps(run: TrainedRun, after: TrainedRun, folder: RunFolder, results: d
         rows.append((name, *(f"{e:.3f}" for e in errors)))
         images.append(fine)
         names.append(f"{name}, 100 steps")
-    head = ("rms distance to the flow's own end", *(f"{k} steps" for k in budgets))
+    head = ("rms distance to the flow's own end", "1 step", *(f"{k} steps" for k in budgets[1:]))
     lines = table(head, rows)
     if len(run.dataset.event_shape) == 3:
         picture = folder.path / "samples" / "reflow.png"
