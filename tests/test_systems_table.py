@@ -33,6 +33,7 @@ def results(bits: float | None = 1.8, fd: float = 0.9, *, kind: str = "exact", u
             "kind": kind,
             "unit": unit,
             "reason": "",
+            **({"solver_error": 0.004 * bits} if kind == "exact" and bits else {}),
         },
         "training": {"steps": 1234, "seconds": 300.0, "cpu_seconds": 100.2, "parameters": 350_000},
         "sampling": {"sampler": "DDIM()", "nfe": 1050, "seconds": 90.0, "cpu_seconds": 31.4, "samples": 60},
@@ -82,11 +83,11 @@ def test_a_cell_reads_as_it_was_measured(tmp_path: Path) -> None:
     )
     assert "old" not in text and "held-out digits: 0.82 ± 0.11" in text and "FD[clf-digits-1a2b]" in text
     assert row_of(text, "vp") == [
-        *("vp", "1.850 ± 0.021, sd 0.071", "exact", "1.000 ± 0.072, sd 0.14", "6.1 ± 1.4, sd 0 %", "1,050", "31"),
-        *("350,000", "1,234", "100", "2"),
+        *("vp", "1.850 ± 0.021, sd 0.071", "0.0076", "exact", "1.000 ± 0.072, sd 0.14", "6.1 ± 1.4, sd 0 %"),
+        *("1,050", "31", "350,000", "1,234", "100", "2"),
     ]
-    assert row_of(text, "latent")[:3] == ["[latent](latent.md)", "2.250 ± 0.021", "bound"]
-    assert row_of(text, "ddgm")[1:3] == ["none", "none"] and row_of(text, "edm")[1] == "70.000 ± 0.021 nats"
+    assert row_of(text, "latent")[:4] == ["[latent](latent.md)", "2.250 ± 0.021", "", "bound"]
+    assert row_of(text, "ddgm")[1:4] == ["none", "", "none"] and row_of(text, "edm")[1] == "70.000 ± 0.021 nats"
     assert "| ve |" not in text and "ve (all)" in text and "vp (1)" in text and "latent (1, 2)" in text
     stored = json.loads((tmp_path / "systems_table.json").read_text())
     assert stored["systems"]["vp"]["2"]["distance"] == {"name": "FD[clf-digits-1a2b]", "value": 1.1, "stderr": 0.072}
