@@ -18,6 +18,7 @@ from data import DataError, Rescale
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
+    from PIL import Image
 
 __all__ = [
     "Panel",
@@ -86,21 +87,52 @@ def _enlarged(picture: Tensor, scale: int) -> Tensor:
 
 
 def save_grid(
-    path: str | os.PathLike[str], images: Tensor, columns: int | None = None, *, padding: int = 1, scale: int = 1
+    path: str | os.PathLike[str],
+    images: Tensor,
+    columns: int | None = None,
+    *,
+    padding: int = 1,
+    scale: int = 1,
+    rows: Sequence[str] = (),
 ) -> None:
     """Write `make_grid(images, columns, padding)` as a picture, every pixel `scale` times as large.
 
+    Args:
+        rows: a text to the left of each row; none unless given.
+
     Raises:
-        DataError: as `make_grid`; or the file cannot be written.
+        DataError: as `make_grid`; another number of texts than of rows; or the file cannot be written.
     """
     from PIL import Image
 
     target = _target(path)
-    picture = _enlarged(make_grid(images, columns, padding), scale)
+    grid = make_grid(images, columns, padding)
+    there = (grid.shape[1] - padding) // (images.shape[2] + padding)
+    if rows and len(rows) != there:
+        raise DataError(f"got {len(rows)} texts for {there} rows; expected one for each")
+    picture = Image.fromarray(_pixels(_enlarged(grid, scale)))
+    if rows:
+        picture = _beside_texts(picture, rows, first=padding * scale, each=(images.shape[2] + padding) * scale)
     try:
-        Image.fromarray(_pixels(picture)).save(target)
+        picture.save(target)
     except (OSError, ValueError) as error:
         raise DataError(f"{target} cannot be written: {error}") from error
+
+
+def _beside_texts(picture: Image.Image, texts: Sequence[str], *, first: int, each: int) -> Image.Image:
+    """The picture with a margin to its left, in which text i stands in the middle of the rows of pixels from
+    `first + i * each` on."""
+    from PIL import Image, ImageDraw, ImageFont
+
+    font = ImageFont.load_default(size=min(14, max(9, each // 2)))
+    widths = [font.getlength(text) for text in texts]
+    margin = math.ceil(max(widths)) + 12
+    whole = Image.new(picture.mode, (margin + picture.width, picture.height), "white")
+    whole.paste(picture, (margin, 0))
+    draw = ImageDraw.Draw(whole)
+    for i, text in enumerate(texts):
+        draw.text((margin - 6, first + i * each + each // 2), text, fill="black", font=font, anchor="rm")
+    return whole
 
 
 def save_pictures(folder: str | os.PathLike[str], images: Tensor, levels: int) -> list[Path]:

@@ -155,7 +155,7 @@ class Comparison:
         to_unit: Callable[[Tensor], Tensor] | None = None,
         scale: int = 2,
     ) -> None:
-        """Write one picture: a row for each of `rows`, a column for each noise.
+        """Write one picture: a row for each of `rows`, with its name and evaluations, a column for each noise.
 
         Args:
             to_unit: samples `(n, C, H, W)` to pixels in [0, 1]; from [-1, 1] unless given.
@@ -165,7 +165,8 @@ class Comparison:
         """
         columns = min(columns, *(len(row.samples) for row in self.rows))
         images = torch.cat([row.samples[:columns] for row in self.rows])
-        save_grid(path, (images + 1) / 2 if to_unit is None else to_unit(images), columns, scale=scale)
+        pixels = (images + 1) / 2 if to_unit is None else to_unit(images)
+        save_grid(path, pixels, columns, scale=scale, rows=[f"{row.name}, {row.nfe:.0f}" for row in self.rows])
 
 
 def compare_samplers(

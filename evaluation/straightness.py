@@ -2,7 +2,7 @@ r"""How straight the paths of a probability flow are.
 
     S = E integral over t of |dx/dt - (x_T - x_0) / T|^2 / D          along solutions of the flow from the prior
 
-(Liu, Gong, Liu 2023, arXiv:2209.03003, section 3.2, where T = 1 and the sum over D stands). It is 0 where each particle moves
+(Liu, Gong, Liu 2023, arXiv:2209.03003, where T = 1 and the sum over D stands). It is 0 where each particle moves
 on a line at constant speed, and then one step of Euler's method is exact.
 """
 

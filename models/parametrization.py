@@ -166,7 +166,7 @@ class Difference(Parametrization):
         eps = (x + alpha output) / (alpha + sigma),   x_0 = (x - sigma output) / (alpha + sigma).
 
     On the straight path `alpha = 1 - t, sigma = t` that is the velocity of rectified flow (Liu, Gong, Liu 2023,
-    arXiv:2209.03003, equation (1), whose time runs the other way), and both divisions are by one.
+    arXiv:2209.03003, whose time runs the other way), and both divisions are by one.
     """
 
     def noise(self, output: Tensor, x: Tensor, alpha: Tensor, sigma: Tensor) -> Tensor:

@@ -3,7 +3,7 @@ r"""A learned monotone noise schedule whose end points stay.
     gamma(t) = gamma_0 + (gamma_1 - gamma_0) (m(t) - m(0)) / (m(1) - m(0)),
     m(t) = a t + sum over k of b_k sigmoid(c_k t + d_k),     a, b_k, c_k > 0
 
-(Kingma et al. 2021, arXiv:2107.00630, appendix H, has a network of positive weights; it is renormalised here at every call, so
+(Kingma et al. 2021, arXiv:2107.00630, has a network of positive weights; it is renormalised here at every call, so
 that what the optimiser does to the weights moves no end point.)
 """
 

@@ -12,7 +12,7 @@ r"""A variational autoencoder whose prior may be a score model of its latents.
     (2)  -log p(z) <= E |eps - eps_hat|^2 / 2 at t_min + d log(kappa_min sqrt(2 pi)) + KL(q(z_T | z) || N(0, I))
                       + 1/2 integral over log_snr of E |eps - eps_hat(z_t, t)|^2
 
-which is LSGM (Vahdat, Kreis, Kautz 2021, arXiv:2106.05931, theorem 1) with the likelihood weighting for the score and the
+which is LSGM (Vahdat, Kreis, Kautz 2021, arXiv:2106.05931) with the likelihood weighting for the score and the
 encoder alike. With any other weighting the score may learn well, but (1) is then no bound for the encoder, which would put its
 latents where the weighting does not look.
 """

@@ -18,7 +18,7 @@ class StraightSDE(SDE):
         alpha = 1 - t,   sigma = t,   x_t = (1 - t) x_0 + t eps,   dx_t/dt = eps - x_0 given both ends
         f = -1 / (1 - t),   g^2 = 2 t / (1 - t),   log_snr = 2 log((1 - t) / t),   its inverse sigmoid(-l / 2)
 
-    (Liu, Gong, Liu 2023, arXiv:2209.03003, equation (1); Lipman et al. 2023, arXiv:2210.02747, equation (22) for
+    (Liu, Gong, Liu 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747, their optimal-transport path for
     sigma_min = 0. Both have noise at t = 0 and data at t = 1; here, as everywhere, data stand at 0.) The flow of it is
     v = E[eps - x_0 | x_t], which is finite at both ends, while f and g are not at t = 1: there all of the signal goes at once.
     So T is a little below 1. What freezes f and g over a step, as Euler-Maruyama and the reverse-diffusion predictor do, needs

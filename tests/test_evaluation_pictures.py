@@ -37,6 +37,18 @@ def test_saved_grid_is_the_grid(tmp_path: Path) -> None:
     assert Image.open(tmp_path / "c.png").mode == "RGB"
 
 
+def test_a_grid_with_texts_is_the_grid_beside_them(tmp_path: Path) -> None:
+    images = torch.rand(6, 1, 8, 8)
+    evaluation.save_grid(tmp_path / "plain.png", images, 2, scale=3)
+    evaluation.save_grid(tmp_path / "named.png", images, 2, scale=3, rows=("first", "", "a long third"))
+    plain, named = (np.asarray(Image.open(tmp_path / f"{name}.png")) for name in ("plain", "named"))
+    margin = named.shape[1] - plain.shape[1]
+    assert named.shape[0] == plain.shape[0] and (named[:, margin:] == plain).all()
+    dark = (named[:, :margin] < 128).sum(axis=1)
+    first, second, third = (dark[3 + 27 * i : 3 + 27 * (i + 1)].sum() for i in range(3))
+    assert first > 0 and second == 0 and third > first
+
+
 def test_gif_has_its_frames(tmp_path: Path) -> None:
     frames = [torch.full((4, 1, 3, 3), i / 4) for i in range(4)]
     evaluation.save_gif(tmp_path / "a.gif", frames, seconds=2.0)
@@ -89,6 +101,7 @@ def test_lines_and_histograms_are_where_their_numbers_are(tmp_path: Path) -> Non
         (lambda p: evaluation.save_grid(p, torch.full((2, 1, 3, 3), math.nan)), "NaN"),
         (lambda p: evaluation.save_grid(p, torch.zeros(2, 1, 3, 3), 0), "columns=0"),
         (lambda p: evaluation.save_grid(p, torch.zeros(2, 1, 3, 3), scale=0), "scale=0"),
+        (lambda p: evaluation.save_grid(p, torch.zeros(3, 1, 3, 3), 2, rows=("one",)), "1 texts for 2 rows"),
         (lambda p: evaluation.save_grid(p.with_suffix(".xyz"), torch.zeros(2, 1, 3, 3)), "cannot be written"),
         (lambda p: evaluation.save_gif(p, []), "at least one frame"),
         (lambda p: evaluation.save_gif(p, [torch.zeros(1, 3, 3), torch.zeros(1, 3, 4)]), "one shape"),

@@ -89,7 +89,7 @@ def test_against_a_data_set_with_pictures(tmp_path) -> None:
     from PIL import Image
 
     with Image.open(tmp_path / "sheet.png") as sheet:
-        assert sheet.size == (2 * (8 * 9 + 1), 2 * (4 * 9 + 1))
+        assert sheet.size[0] > 2 * (8 * 9 + 1) and sheet.size[1] == 2 * (4 * 9 + 1)  # the rows' names beside them
     with Image.open(tmp_path / "quality.png") as plot:
         assert plot.size[0] > 500
 

@@ -466,3 +466,21 @@ def test_points_in_the_plane_get_the_process(tmp_path):
     for picture in ("process.gif", "reverse_means.png", "bound_levels.png"):
         assert (folder / picture).stat().st_size > 300 and f"({picture})" in report
     assert len(json.loads((folder / "results.json").read_text())["reverse_means"]) == 4
+
+
+def test_ddpm_trains_longer_on_points_unless_told():
+    chosen = {
+        name: resolve(config_for("ddpm", changes={"data": name})).options.steps for name in ("digits", "swiss_roll")
+    }
+    assert chosen == {"digits": 1500, "swiss_roll": 5000}
+    assert resolve(config_for("ddpm", changes={"data": "swiss_roll", "training.steps": 7})).options.steps == 7
+
+
+def test_every_sampler_of_iddpm_clips_images_and_keeps_what_was_chosen():
+    """At the cosine table's end alpha is 5e-5: an unclipped first step of any method leaves the images' range for good."""
+    made = resolve(config_for("iddpm"))
+    assert {name: s.corrections for name, s in made.samplers.items()} == dict.fromkeys(
+        ("ancestral", "dpm_solver"), (ClipDenoised(low=-1.0, high=1.0),)
+    )
+    points = resolve(config_for("iddpm", changes={"data": "swiss_roll"}))
+    assert all(s.corrections == () for s in points.samplers.values())

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import signal
+import time
 
 import pytest
 import torch
@@ -413,6 +414,24 @@ def test_the_time_budget_stops_and_saves(tmp_path):
     assert digest(tmp_path)[1] == result.steps
 
 
+def test_the_processor_time_budget_stops_saves_and_anneals(tmp_path):
+    """Waiting is not counted, a resumed run goes on from what was spent, and the rate ends with the budget."""
+
+    class Waits(Callback):
+        def on_step(self, state):
+            time.sleep(0.01)
+
+    o = options(steps=100_000, cpu_seconds=0.3, schedule="cosine", warmup=0, checkpoint_every=5)
+    result = train(tiny_model(), points(), None, o, folder=tmp_path, callbacks=[Waits()])
+    assert not result.finished and 0 < result.steps < 100_000
+    assert 0.3 <= result.cpu_seconds < 0.6 and result.seconds > result.cpu_seconds
+    found = CheckpointFolder(tmp_path / "checkpoints").read()
+    assert found.step == result.steps and found.content["cpu_seconds"] == pytest.approx(result.cpu_seconds, abs=0.1)
+    assert found.content["learning_rate"] <= 0.01 * o.learning_rate
+    again = train(tiny_model(), points(), None, o, folder=tmp_path, resume=True)
+    assert again.steps <= result.steps + 1 and again.cpu_seconds >= result.cpu_seconds
+
+
 class Poisoned(DSM):
     """A loss that is not finite, or whose gradient alone is not, at one update."""
 
@@ -494,6 +513,7 @@ def test_skipping_tolerates_a_stated_number():
         {"accumulate": 100},
         {"steps": 2.5},
         {"max_seconds": 0},
+        {"cpu_seconds": -1.0},
         {"steps": True},
         {"warmup": "3"},
         {"learning_rate": "a"},

@@ -172,6 +172,15 @@ def test_a_signal_and_the_time_end_a_run():
     assert triggers.due(3, 0.0, 15).signal == 15 and not triggers.due(3, 0.0, 15).late
     late = triggers.due(3, 2.0, None)
     assert late.late and late.log and not triggers.due(3, 1.9, None)
+    spent = Triggers(options(steps=10, log_every=100, cpu_seconds=2.0), Group())
+    assert spent.due(3, 9.0, None, 2.0).late and not spent.due(3, 9.0, None, 1.9)
+
+
+def test_a_schedule_goes_by_what_is_used_up_first():
+    o = options(steps=100, warmup=0, schedule="cosine", cpu_seconds=10.0, learning_rate=1.0)
+    assert o.rate(0, 5.0) == pytest.approx(0.5) and o.rate(50, 0.0) == pytest.approx(0.5)
+    assert o.rate(10, 10.0) == pytest.approx(0.0, abs=1e-12) and o.rate(10, 99.0) == pytest.approx(0.0, abs=1e-12)
+    assert options(steps=100, warmup=0, schedule="cosine", learning_rate=1.0).rate(50, 99.0) == pytest.approx(0.5)
 
 
 def test_several_processes_ask_together_and_agree():

@@ -113,7 +113,7 @@ class TestEveryOptionIsAFlag:
         other = {
             "optimizer": "adamw", "schedule": "constant", "precision": "bf16", "nonfinite": "skip", "parallel": "fsdp",
             "betas": (0.8, 0.9), "ema": (0.5, 0.6), "power_ema": (0.1,), "clip": None, "max_seconds": 3.0, "accumulate": 2,
-            "label_dropout": 0.1, "batch_size": 64,
+            "label_dropout": 0.1, "batch_size": 64, "cpu_seconds": 3.0,
         }  # fmt: skip
         value = other[field] if field in other else changed(VP().get_config().training[field])
         made = set_up(f"--config.training.{field}={value}", *(f for f in TINY[2:] if f"training.{field}=" not in f))

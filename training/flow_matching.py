@@ -2,7 +2,7 @@ r"""Flow matching on straight paths, and reflow.
 
     (1)  L = E_t |(eps - x_0) - v(x_t, t)|^2 / D,     x_t = (1 - t) x_0 + t eps,   t uniform
 
-(Liu, Gong, Liu 2023, arXiv:2209.03003, equation (1); Lipman et al. 2023, arXiv:2210.02747, equation (23)). On `StraightSDE`
+(Liu, Gong, Liu 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747, equation (23)). On `StraightSDE`
 with the parametrisation `Difference` this is denoising score matching with the weighting `FlowMatching`, 1 / alpha^2 there, and
 needs no objective of its own: with independent x_0 and eps the velocity v and the score say the same.
 
@@ -43,7 +43,7 @@ def joined(x_0: Tensor, eps: Tensor) -> Tensor:
 class Reflow(TimedObjective):
     """|(alpha' x_0 + sigma' eps) - v(x_t, t)|^2 / D, `(B,)`, for pairs that are given: data `(B, 2 C, *)` from `joined`.
 
-    Liu, Gong, Liu 2023 (arXiv:2209.03003), section 2.2 and algorithm 1.
+    Liu, Gong, Liu 2023 (arXiv:2209.03003), their reflow.
 
     Args:
         times, t_min: as in `TimedObjective`.

@@ -20,7 +20,7 @@ from training.trainable import NoisePredictor
 class LatentELBO(Objective):
     """-log p(x | z) - H(q) + CE(q, p), over D, `(B,)`, from one draw of z, and of a level and noise for a score.
 
-    Kingma and Welling 2014 (arXiv:1312.6114); Vahdat, Kreis, Kautz 2021 (arXiv:2106.05931), theorem 1.
+    Kingma and Welling 2014 (arXiv:1312.6114); Vahdat, Kreis, Kautz 2021 (arXiv:2106.05931).
 
     Args:
         latent: d of the model.

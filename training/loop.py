@@ -88,6 +88,11 @@ def train(
             f"got batch_size={options.batch_size} for {group.world} processes times accumulate={options.accumulate}; "
             f"expected at least {group.world * options.accumulate}"
         )
+    if options.cpu_seconds is not None and group.world > 1:
+        raise UsageError(
+            f"got cpu_seconds={options.cpu_seconds} in {group.world} processes, whose learning rates would differ; expected "
+            "one process, or max_seconds"
+        )
     if checkpoints is None and folder is not None:
         checkpoints = CheckpointFolder(folder / CHECKPOINTS, keep=options.keep, keep_every=options.keep_every)
     place = folder if folder is not None or checkpoints is None else checkpoints.folder
@@ -181,13 +186,15 @@ class _Run:
         """Every step, and what is due after it."""
         state, last = self.state, self.state.options.steps
         first, before, began = state.step, state.seconds, time.perf_counter()
+        spent, clock = state.cpu_seconds, time.process_time()
         state.model.train()
         with Prefetch(batches, first, last) as ahead:
             while state.step < last:
                 self.updater.update(ahead.next())
                 state.seconds = before + time.perf_counter() - began
+                state.cpu_seconds = spent + time.process_time() - clock
                 self.advance()
-                due = self.triggers.due(state.step, state.seconds, state.interruption.requested)
+                due = self.triggers.due(state.step, state.seconds, state.interruption.requested, state.cpu_seconds)
                 if due:
                     self.updater.look()
                 if due.log:
@@ -204,10 +211,12 @@ class _Run:
         if batches.device.type == "cuda":
             torch.cuda.synchronize(batches.device)
         state.seconds = before + time.perf_counter() - began
+        state.cpu_seconds = spent + time.process_time() - clock
         self.save()
         result = TrainingResult(
             steps=state.step,
             seconds=state.seconds,
+            cpu_seconds=state.cpu_seconds,
             losses=tuple(state.losses),
             finished=state.step == last,
             steps_per_second=(state.step - first) / max(time.perf_counter() - began, 1e-9),

@@ -93,6 +93,7 @@ def plan(
     trial = copy.deepcopy(model)
     trials = copy.deepcopy(objective)
     few = replace(options, steps=1, progress=False, tensorboard=False, max_seconds=None, eval_every=0, power_ema=())
+    few = replace(few, cpu_seconds=None)
     train(trial, split, transform, few, objective=trials)
     result = train(trial, split, transform, replace(few, steps=steps), objective=trials)
     checkpoint, disk = _on_disk(model, options)

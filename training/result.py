@@ -20,8 +20,9 @@ class TrainingResult:
     Attributes:
         steps: updates done, over all sessions of the run.
         seconds: of training, over all sessions.
+        cpu_seconds: of processor time of this process's threads, over all sessions.
         losses: `(step, mean loss since the previous one)`.
-        finished: False where `max_seconds` stopped the run before its last step.
+        finished: False where `max_seconds` or `cpu_seconds` stopped the run before its last step.
         steps_per_second: in this session.
         peak_memory: bytes of the GPU's memory, or of this process's.
         checkpoint: the last checkpoint, or None where none is kept.
@@ -30,6 +31,7 @@ class TrainingResult:
 
     steps: int
     seconds: float
+    cpu_seconds: float
     losses: tuple[tuple[int, float], ...]
     finished: bool
     steps_per_second: float

@@ -7,6 +7,7 @@ The content of a checkpoint, by key:
     optimizer   {name: {"step", "exp_avg", "exp_avg_sq"}}       config   the caller's, plain
     scaler      of fp16, or {}                                  data     the data's fingerprint, or None
     objective   of objectives that learn, or {}                 losses   [(step, loss), ...] as logged
+    cpu_seconds of processor time so far
     power_ema   of `training.posthoc_ema`, or {}                 learning_rate   of the last update, or None
 
 There is no random state: everything that is drawn follows from the seed and the step. Names, not positions, so a
@@ -42,6 +43,7 @@ class TrainState:
         model: the score model, without wrappers.
         step: updates done.
         seconds: of training, over all sessions of the run.
+        cpu_seconds: of processor time of this process's threads, likewise.
         losses: `(step, loss)` as logged.
         metric: of the latest evaluation, or None.
         interruption: long evaluations should return as soon as its `requested` is not None; the loop then saves.
@@ -56,6 +58,7 @@ class TrainState:
     options: TrainingOptions
     step: int = 0
     seconds: float = 0.0
+    cpu_seconds: float = 0.0
     losses: list[tuple[int, float]] = field(default_factory=list)
     metric: float | None = None
     config: Mapping[str, Any] = field(default_factory=dict)
@@ -102,8 +105,9 @@ class TrainState:
         return {
             "seed": self.options.seed,
             "seconds": self.seconds,
+            "cpu_seconds": self.cpu_seconds,
             "losses": list(self.losses),
-            "learning_rate": self.options.rate(self.step - 1) if self.step else None,
+            "learning_rate": self.options.rate(self.step - 1, self.cpu_seconds) if self.step else None,
             "model": {name: unshard(value) for name, value in self.model.state_dict().items()},
             "ema": unshard(self.ema.state_dict()),
             "power_ema": unshard(self.power_ema.state_dict()),
@@ -154,6 +158,7 @@ class TrainState:
             self.precision.load_state_dict(content["scaler"])
             self.objective.load_state_dict(content["objective"])
             self.seconds = float(content["seconds"])
+            self.cpu_seconds = float(content.get("cpu_seconds", 0.0))  # earlier checkpoints have none
             self.losses = [(int(s), float(v)) for s, v in content["losses"]]
         except (KeyError, TypeError, ValueError, AttributeError) as error:
             raise CheckpointError(

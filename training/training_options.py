@@ -51,6 +51,8 @@ class TrainingOptions:
         keep: number of the newest checkpoints that stay.
         keep_every: checkpoints at multiples of this many steps stay too; 0 for none.
         max_seconds: seconds of training in all, after which the run stops with everything saved; None for no limit.
+        cpu_seconds: seconds of processor time of training in all, of this process's threads, after which the run stops as well;
+            `schedule` goes by it where it is further than the steps; None for no limit.
         nonfinite: "stop" at the first loss or gradient that is not finite, or "skip" such updates.
         max_skips: largest number of updates to skip.
         compile: whether torch.compile compiles the network for the time of the training.
@@ -89,6 +91,7 @@ class TrainingOptions:
     keep: int = 3
     keep_every: int = 0
     max_seconds: float | None = None
+    cpu_seconds: float | None = None
     nonfinite: str = "stop"
     max_skips: int = 10
     compile: bool = False
@@ -113,7 +116,7 @@ class TrainingOptions:
             self._check(name, _is_number(value) and 0 <= value <= 1, "a number in [0, 1]")
         self._check("weight_decay", _is_number(self.weight_decay) and self.weight_decay >= 0, "a number >= 0")
         self._check("betas", len(self.betas) == 2 and all(map(_is_decay, self.betas)), "two numbers in [0, 1)")
-        for name in ("clip", "max_seconds"):
+        for name in ("clip", "max_seconds", "cpu_seconds"):
             value = getattr(self, name)
             self._check(name, value is None or (_is_number(value) and value > 0), "a number > 0, or None")
         different = all(map(_is_decay, self.ema)) and len(set(self.ema)) == len(self.ema)
@@ -133,12 +136,19 @@ class TrainingOptions:
         if not fine:
             raise UsageError(f"got {name}={getattr(self, name)!r}; expected {expected}")
 
-    def rate(self, step: int) -> float:
-        """The learning rate of the update that follows `step` updates."""
+    def rate(self, step: int, spent: float = 0.0) -> float:
+        """The learning rate of the update that follows `step` updates and `spent` seconds of processor time.
+
+        A cosine schedule ends with the steps, or with `cpu_seconds` where these are used up before: so a run for a given
+        processor time anneals its rate whatever number of steps that makes.
+        """
         warm = min(1.0, (step + 1) / self.warmup) if self.warmup else 1.0
         if self.schedule == "constant":
             return self.learning_rate * warm
-        progress = min(1.0, max(0.0, (step - self.warmup) / max(1, self.steps - self.warmup)))
+        progress = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.cpu_seconds is not None:
+            progress = max(progress, spent / self.cpu_seconds)
+        progress = min(1.0, max(0.0, progress))
         return (
             self.learning_rate
             * warm

@@ -23,7 +23,7 @@ class Due:
         evaluate: ask the callbacks for an evaluation.
         save: write a checkpoint.
         signal: the number of a signal that asks for the end, or 0.
-        late: whether the time is up.
+        late: whether the time, or the processor time, is up.
     """
 
     log: bool
@@ -41,7 +41,7 @@ class Triggers:
     """Says what is due, the same in all processes.
 
     Args:
-        options: `steps`, `log_every`, `eval_every`, `checkpoint_every` and `max_seconds` of these.
+        options: `steps`, `log_every`, `eval_every`, `checkpoint_every`, `max_seconds` and `cpu_seconds` of these.
         group: the processes.
         saves: whether checkpoints are kept at all.
     """
@@ -49,10 +49,11 @@ class Triggers:
     def __init__(self, options: TrainingOptions, group: Group, *, saves: bool = True) -> None:
         self.options, self.group, self.saves = options, group, saves
 
-    def due(self, step: int, seconds: float, signal_number: int | None) -> Due:
-        """What is due after `step` updates and `seconds` of training, with `signal_number` received by this process."""
+    def due(self, step: int, seconds: float, signal_number: int | None, cpu_seconds: float = 0.0) -> Due:
+        """What is due after `step` updates, `seconds` and `cpu_seconds` of training, with `signal_number` received by this
+        process."""
         options = self.options
-        signal_number, late = self._stop(step, seconds, signal_number or 0)
+        signal_number, late = self._stop(step, seconds, cpu_seconds, signal_number or 0)
         last = step == options.steps
         return Due(
             log=_every(options.log_every, step) or last or late,
@@ -62,8 +63,9 @@ class Triggers:
             late=late,
         )
 
-    def _stop(self, step: int, seconds: float, signal_number: int) -> tuple[int, bool]:
-        late = self.options.max_seconds is not None and seconds >= self.options.max_seconds
+    def _stop(self, step: int, seconds: float, cpu_seconds: float, signal_number: int) -> tuple[int, bool]:
+        limits = ((self.options.max_seconds, seconds), (self.options.cpu_seconds, cpu_seconds))
+        late = any(limit is not None and spent >= limit for limit, spent in limits)
         if self.group.world > 1:
             if step % _POLL_EVERY:
                 return 0, False

@@ -103,7 +103,7 @@ class Updater:
         weight = draws["weight"][mine].to(losses.dtype)
         mean = self.group.sum_((losses * weight).sum() / options.batch_size)
         for parameters in state.optimizer.param_groups:
-            parameters["lr"] = options.rate(state.step)
+            parameters["lr"] = options.rate(state.step, state.cpu_seconds)
         t = draws["t"][mine]
         loss = BatchLoss(number=state.step + 1, mean=mean, t=t, losses=losses)
         norm, refused = self.precision.step(state.optimizer, self.guard, loss, clip=options.clip)
@@ -165,7 +165,7 @@ class Updater:
     def report(self) -> dict[str, float]:
         """Mean loss, gradient norm and more since the last report. Waits for the device."""
         values = self.meter.fetch()
-        values["learning_rate"] = self.options.rate(self.state.step - 1)
+        values["learning_rate"] = self.options.rate(self.state.step - 1, self.state.cpu_seconds)
         if self.options.nonfinite == "skip":
             values["skipped"] = float(self.guard.refused)
         return values

@@ -3,10 +3,10 @@ r"""The diffusion losses of variational diffusion models, and how they teach a n
     (1)  discrete     T/2 expm1(gamma(t) - gamma(s)) |eps - eps_hat(x_t, gamma(t))|^2,    t = i/T,  s = (i-1)/T,  i uniform
     (2)  continuous   1/2 gamma'(t) |eps - eps_hat(x_t, gamma(t))|^2,                     t uniform
 
-(Kingma et al. 2021, arXiv:2107.00630, equations (14) and (17)), in nats per dimension. As gamma' dt = dgamma, the
+(Kingma et al. 2021, arXiv:2107.00630, sections 4 and 5), in nats per dimension. As gamma' dt = dgamma, the
 expectation of (2) depends on the schedule by its end points alone, for a network that is told gamma. What it changes between
 them is the variance of the estimate, and so it is taught to lower E loss^2 while the network is taught to lower E loss (there,
-section 5.1 and appendix I), both from one backward pass: the gradient of sample i's loss l_i reaches the schedule multiplied by
+section 5.3), both from one backward pass: the gradient of sample i's loss l_i reaches the schedule multiplied by
 2 l_i, since d l^2 = 2 l dl.
 
 The noise of the data at t = 0, the prior and the decoder have no part in either: with end points that stay they are constants,

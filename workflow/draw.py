@@ -6,6 +6,8 @@ import time
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 
+from torch import Tensor
+
 from workflow.pictures import draw_samples, save_samples
 from workflow.run_folder import RunFolder
 from workflow.trained_run import TrainedRun
@@ -28,6 +30,28 @@ class Drawn:
     seconds: float
     samples: int
     picture: str
+
+
+@dataclass(frozen=True, kw_only=True)
+class Samples:
+    """Samples of a run, and how they were drawn.
+
+    Attributes:
+        x: `(n, *)` in model units, on the CPU.
+        nfe: calls of the network for a batch.
+        sampler: the code that makes what drew them.
+    """
+
+    x: Tensor
+    nfe: int
+    sampler: str
+
+
+def samples(run: TrainedRun, n: int) -> Samples:
+    """The first `n` samples of the run's first sampler."""
+    name, sampler = next(iter(run.setup.samplers.items()))
+    x, nfe = draw_samples(run.setup, run.score, sampler, n, name=f"sampling, {name}")
+    return Samples(x=x, nfe=nfe, sampler=repr(sampler))
 
 
 def draw(run: TrainedRun) -> dict[str, Drawn]:

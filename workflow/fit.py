@@ -61,7 +61,7 @@ def fit(
     Raises:
         UsageError: a folder that holds a run, without `resume`; weights of another kind.
     """
-    options = replace(setup.options, progress=not progress.is_silent())
+    options = replace(setup.options, progress=bool(setup.options.progress) and not progress.is_silent())
     origin = _begin(setup, folder, init_from, resume, group)
     problem: Exception | None = None
     if group.is_main and not resume and folder.has_work:
@@ -125,6 +125,7 @@ def fit(
                 "training": {
                     "steps": trained.steps,
                     "seconds": trained.seconds,
+                    "cpu_seconds": trained.cpu_seconds,
                     "loss": trained.losses[-1][1],
                     "parameters": parameters,
                     "batch_size": options.batch_size,

@@ -15,6 +15,7 @@ TOOLS = {
     "bounds": "state bits/dim in the three ways that papers do",
     "ood": "score other data in bits/dim",
     "leaderboard": "tabulate several runs",
+    "systems_table": "train all systems for the same processor time, and tabulate them",
     "export": "write a run's model as a pretrained folder",
 }
 """The tools, each a module of `workflow.tools` of that name."""

@@ -151,7 +151,7 @@ class SamplerTable:
             rows=self.rows,
             columns=self.columns,
             head=self.head,
-            title=f"{self.measure}, held-out data {self.floor.value:.2g}",
+            title=f"{self.measure}; held-out data {self.floor.value:.2f} ± {self.floor.stderr:.2f}",
         )
 
     def _shown(self, row: str, column: int) -> str:

@@ -219,6 +219,8 @@ def _options(c: Config, dataset: Dataset, samples: int) -> TrainingOptions:
     given = {k: v for k, v in c["training"].items() if k in known}
     if given["batch_size"] is None:
         given["batch_size"] = min(128 if dataset.levels is not None else 512, samples)
+    if given["steps"] is None:
+        given["steps"] = 1500 if dataset.levels is not None else 5000
     # a conditional network also learns to do without a class, which is how it is then sampled and scored
     if not c["model"]["class_conditional"]:
         given["label_dropout"] = 0.0

@@ -30,7 +30,7 @@ from training import Callback, Objective
 from workflow.score_model import score_model
 
 if TYPE_CHECKING:
-    from workflow.draw import Drawn
+    from workflow.draw import Drawn, Samples
     from workflow.run_folder import RunFolder
     from workflow.score import Scored
     from workflow.setup import Setup
@@ -130,6 +130,12 @@ class System(ABC):
         from workflow.draw import draw  # it imports the systems
 
         return draw(run)
+
+    def samples(self, run: TrainedRun, n: int) -> Samples:
+        """The first `n` samples of its own (first) sampler, for whoever measures them; `draw` makes the run's pictures."""
+        from workflow.draw import samples  # it imports the systems
+
+        return samples(run, n)
 
     def score(self, run: TrainedRun) -> Scored | Surveyed | None:
         """The bits/dim, also in results.json; None where they come from no flow, and are in results.json alone."""

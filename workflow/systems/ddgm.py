@@ -36,7 +36,7 @@ from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.curves import curve, read_metrics
 from workflow.defaults import base_config
-from workflow.draw import Drawn, report_drawn
+from workflow.draw import Drawn, Samples, report_drawn
 from workflow.pictures import save_samples
 from workflow.report import table
 from workflow.sections import section
@@ -177,15 +177,13 @@ class DiffusionDGM(System):
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Samples by the chain: the means of the decoder."""
         setup, begun = run.setup, time.perf_counter()
-        model = model_of(setup)
-        streams = SampleStreams(setup.options.seed, torch.arange(setup.n))
-        x = model.sample((setup.n, *setup.dataset.event_shape), generator=streams, device=setup.device).cpu()
+        made = self.samples(run, setup.n)
         picture = run.folder.path / "samples" / "chain.png"
-        save_samples(picture, x, setup)
+        save_samples(picture, made.x, setup)
         drawn = {
             "chain": Drawn(
-                sampler="DDGM.sample()",
-                nfe=model.steps,
+                sampler=made.sampler,
+                nfe=made.nfe,
                 seconds=time.perf_counter() - begun,
                 samples=setup.n,
                 picture=picture.relative_to(run.folder.path).as_posix(),
@@ -193,6 +191,13 @@ class DiffusionDGM(System):
         }
         report_drawn(run.folder, drawn)
         return drawn
+
+    def samples(self, run: TrainedRun, n: int) -> Samples:
+        """The means of the decoder at the chain's end."""
+        setup, model = run.setup, model_of(run.setup)
+        streams = SampleStreams(setup.options.seed, torch.arange(n))
+        x = model.sample((n, *setup.dataset.event_shape), generator=streams, device=setup.device).cpu()
+        return Samples(x=x, nfe=model.steps, sampler="DDGM.sample()")
 
     def score(self, run: TrainedRun) -> Scored | None:
         """The bound, in nats an image for the density, in bits/dim for the decoder of grey values."""
@@ -344,7 +349,8 @@ def _pictures(run: TrainedRun, folder: RunFolder) -> list[str]:
     )
     rows = torch.cat([zs[0], *zs[1:], drawn])[:, :3]
     file, kept = folder.path / "samples" / "hierarchy.png", float(model.get_buffer("abar")[-1]) ** 0.5
-    save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])))
+    names = ("images", *(f"z_{i}" for i in range(1, model.steps + 1)), "samples")
+    save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])), rows=names)
     return [
         f"Real images, their z_1 to z_{model.steps} (noise, with {kept:.2f} x in the last), and samples from the prior down:",
         "",

@@ -20,7 +20,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar, Literal, Protocol
 
-from ml_collections import ConfigDict
+from ml_collections import ConfigDict, FieldReference
 
 import models
 import samplers
@@ -133,6 +133,7 @@ class DDPM(System):
         "bound beside the exact likelihood of the SDE's flow."
     )
     help: ClassVar[Mapping[str, str]] = {
+        "training.steps": "number of updates in all; None for 1,500 of images or 5,000 of points",
         "bound.level_draws": "draws of noise for each image and level of the bound's picture; 0 for no picture",
         "bound.level_images": "images of that picture",
     }
@@ -141,6 +142,9 @@ class DDPM(System):
         """The digits' settings, on a chain of 1,000 betas."""
         config = self.chain_config(section(CHAINS, "ddpm"))
         config.training.objective = section(OBJECTIVES, "ddpm_simple")
+        # points need more: of uniform steps few are at the small noise that shapes a curve (the swiss roll, 500 test points:
+        # 1.799 ± 0.021 bits/dim after 1,500 updates, 1.441 ± 0.026 after 5,000)
+        config.training.steps = FieldReference(None, field_type=object)
         config.sampling.sampler = section(SAMPLERS, "ancestral")
         # draws of step and noise for each image's bound; of image and noise for each level's term (0: no such picture), of so
         # many images

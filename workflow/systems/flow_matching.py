@@ -2,8 +2,8 @@ r"""Rectified flow, alias conditional flow matching, as a member of the same fam
 
     x_t = (1 - t) x_0 + t eps,    L = E_t |(eps - x_0) - v(x_t, t)|^2,    dx/dt = v(x, t) from t = 1 to 0
 
-(Liu, Gong, Liu 2023, arXiv:2209.03003, equations (1) and (2); Lipman et al. 2023, arXiv:2210.02747, equation (23); there noise
-stands at t = 0.) The path is the kernel of a linear SDE, `StraightSDE`, and so
+(Liu, Gong, Liu 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747, equation (23); there noise stands at t = 0.)
+The path is the kernel of a linear SDE, `StraightSDE`, and so
 
     score(x, t) = -(x + (1 - t) v(x, t)) / t
 
@@ -186,13 +186,15 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
     picture = folder.path / "samples" / "all_samplers.png"
     if len(run.dataset.event_shape) == 3:
         images = torch.cat([run.transform.to_unit(row.samples[:, :3]) for row in kept])
-        save_grid(picture, images, own["samples"], scale=max(1, round(24 / shape[-1])))
+        names = [f"{row.name}, {row.nfe:.0f}" for row in kept]
+        save_grid(picture, images, own["samples"], scale=max(1, round(24 / shape[-1])), rows=names)
     notes = [f"- {name}: {why}" for name, why in refused.items()]
     shown = [f"![a row for each]({picture.relative_to(folder.path).as_posix()})", ""] if picture.exists() else []
     folder.add_section(
         "The velocity as a score, by all samplers",
         [
-            f"The same noise in every column, a row for each sampler, {own['evaluations']} evaluations where it can be told:",
+            f"The same noise in every column; a row for each sampler, with its evaluations ({own['evaluations']} where these "
+            "can be chosen):",
             "",
             *shown,
             *table(("sampler", "evaluations", "seconds"), lines),
@@ -275,7 +277,7 @@ def _few_steps(run: TrainedRun, after: TrainedRun, folder: RunFolder, results: d
     n = min(12, run.setup.n)
     shape = (n, *run.dataset.event_shape)
     x_T = run.sde.prior_sample(shape, generator=SampleStreams(run.setup.options.seed), device=run.device)
-    images, rows = [], []
+    images, names, rows = [], [], []
     budgets = (1, 2, 4, 8)
     for name, which in (("flow", run), ("after reflow", after)):
         fine = DDIM(steps=100, denoise=True)(which.sde, which.score, shape, x_T=x_T).x
@@ -285,17 +287,19 @@ def _few_steps(run: TrainedRun, after: TrainedRun, folder: RunFolder, results: d
             x = DDIM(steps=k, denoise=True)(which.sde, which.score, shape, x_T=x_T).x
             errors.append(float((x - fine).square().mean().sqrt()))
             images.append(x)
+            names.append(f"{name}, {k} steps" if k > 1 else f"{name}, 1 step")
         results[name]["few_steps"] = dict(zip(map(str, budgets), errors, strict=True))
         rows.append((name, *(f"{e:.3f}" for e in errors)))
         images.append(fine)
-    head = ("rms distance to the flow's own end", *(f"{k} steps" for k in budgets))
+        names.append(f"{name}, 100 steps")
+    head = ("rms distance to the flow's own end", "1 step", *(f"{k} steps" for k in budgets[1:]))
     lines = table(head, rows)
     if len(run.dataset.event_shape) == 3:
         picture = folder.path / "samples" / "reflow.png"
         both = run.transform.to_unit(torch.cat(images)[:, :3].cpu())
-        save_grid(picture, both, n, scale=max(1, round(24 / shape[-1])))
+        save_grid(picture, both, n, scale=max(1, round(24 / shape[-1])), rows=names)
         lines += [
-            "Rows: 1, 2, 4, 8 and 100 steps before reflow, then the same after it:",
+            "Euler's method from the same noise, before reflow and after it:",
             "",
             f"![reflow]({picture.relative_to(folder.path).as_posix()})",
         ]

@@ -149,11 +149,13 @@ class IDDPM(DDPM):
             )
 
     def settled(self, setup: Setup) -> Setup:
-        """The denoised mean is clipped, unless other corrections are asked for."""
-        own = setup.samplers.get("ancestral")
-        if own is None or own.corrections:
-            return setup
-        return replace(setup, samplers={**setup.samplers, "ancestral": replace(own, corrections=clip(setup))})
+        """The denoised mean is clipped in every sampler, unless other corrections are asked for: at the table's end alpha is
+        5e-5, so without it the first step, of an ODE solver too, goes far out of the images' range and never comes back."""
+        drawn_by = {
+            name: sampler if sampler.corrections else replace(sampler, corrections=clip(setup))
+            for name, sampler in setup.samplers.items()
+        }
+        return replace(setup, samplers=drawn_by)
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few draws, evaluations, samples and images."""
@@ -236,7 +238,9 @@ class IDDPM(DDPM):
         drawn = fill(judge, samplers, title="ancestral sampling in few steps", head="evaluations")
         data = run.dataset.split(run.setup.protocol.split)
         x, ids = data.x[: asked["images"]], data.ids[: asked["images"]]
-        reading = READINGS[0] if run.transform.levels is not None else READINGS[1]
+        # a network that was trained with noise inside the grey values' bins knows nothing of the values themselves
+        grey = run.transform.levels is not None and not run.setup.options.dequantize
+        reading = READINGS[0] if grey else READINGS[1]
         bounds = {}
         for name, variance in kinds:
             for n in asked["evaluations"]:

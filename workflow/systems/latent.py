@@ -39,7 +39,7 @@ from training import DSM, LatentELBO, LogNormal
 from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.defaults import base_config
-from workflow.draw import Drawn, report_drawn
+from workflow.draw import Drawn, Samples, report_drawn
 from workflow.pictures import save_samples
 from workflow.report import table
 from workflow.sections import section
@@ -189,14 +189,13 @@ class Latent(System):
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Latents from the prior, decoded."""
         setup, begun = run.setup, time.perf_counter()
-        model, sampler = vae_of(setup), self.latent_sampler(setup.config)
-        x, nfe = drawn_from(model, setup, sampler, setup.n)
+        made = self.samples(run, setup.n)
         picture = run.folder.path / "samples" / "prior.png"
-        save_samples(picture, x, setup)
+        save_samples(picture, made.x, setup)
         drawn = {
             "prior": Drawn(
-                sampler=repr(sampler),
-                nfe=nfe,
+                sampler=made.sampler,
+                nfe=made.nfe,
                 seconds=time.perf_counter() - begun,
                 samples=setup.n,
                 picture=picture.relative_to(run.folder.path).as_posix(),
@@ -204,6 +203,12 @@ class Latent(System):
         }
         report_drawn(run.folder, drawn)
         return drawn
+
+    def samples(self, run: TrainedRun, n: int) -> Samples:
+        """Decoded latents from the prior; the evaluations are those of the score of latents."""
+        sampler = self.latent_sampler(run.setup.config)
+        x, nfe = drawn_from(vae_of(run.setup), run.setup, sampler, n)
+        return Samples(x=x, nfe=nfe, sampler=repr(sampler))
 
     def score(self, run: TrainedRun) -> Scored | None:
         """The joint bound in bits/dim."""
@@ -347,7 +352,11 @@ def _priors(run: TrainedRun, folder: RunFolder) -> None:
     folder.update_results({"priors": found})
     picture = folder.path / "samples" / "priors.png"
     save_grid(
-        picture, setup.transform.to_unit(torch.cat(images))[:, :3], n, scale=max(1, round(24 / images[0].shape[-1]))
+        picture,
+        setup.transform.to_unit(torch.cat(images))[:, :3],
+        n,
+        scale=max(1, round(24 / images[0].shape[-1])),
+        rows=[name for name, *_ in rows],
     )
     folder.add_section(
         "Priors",
@@ -379,7 +388,7 @@ def _autoencoder(run: TrainedRun, folder: RunFolder) -> None:
     score = seeded(setup.options.seed, lambda: latent_score(sizes, sde, data_std=1.0))
     pairs = Split(whitened, None, setup.training_data.ids)
     score = train_beside(setup, score, DSM(times=LogNormal(mean=-0.5, std=1.5)), steps=steps, pairs=pairs)
-    sampler, n = system.latent_sampler(setup.config), 16
+    sampler, n = system.latent_sampler(setup.config), min(16, len(_data(setup)))
     z, nfe = latents_from(ScorePrior(score), setup, sampler, n, sizes.latent)
     plain, _ = latents_from(StandardPrior(), setup, sampler, n, sizes.latent)
     with torch.no_grad():
@@ -389,7 +398,8 @@ def _autoencoder(run: TrainedRun, folder: RunFolder) -> None:
         again = model.decode(model.encode(held)[0], shape)[0].cpu()
     rows = torch.cat([held.cpu(), again, *images])[:, :3]
     picture = folder.path / "samples" / "autoencoder.png"
-    save_grid(picture, setup.transform.to_unit(rows), n, scale=max(1, round(24 / shape[-1])))
+    names = ("held out", "reconstructed", "score of codes", "one Gaussian")
+    save_grid(picture, setup.transform.to_unit(rows), n, scale=max(1, round(24 / shape[-1])), rows=names)
     reason = "a deterministic autoencoder has no density of images, and no bound on one"
     folder.update_results(
         {"autoencoder": {"bits_per_dim": {"mean": None, "kind": "none", "reason": reason}, "nfe": nfe}}
@@ -433,6 +443,7 @@ def _attributes(run: TrainedRun, folder: RunFolder) -> None:
             setup.transform.to_unit(torch.cat(moved).cpu())[:, :3],
             len(steps),
             scale=max(1, round(32 / shape[-1])),
+            rows=list(directions),
         )
         lines = [
             f"One held-out image's latent moved by -2 to 2 mean differences: {', '.join(directions)}, a row for each.",

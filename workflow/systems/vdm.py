@@ -4,7 +4,7 @@ r"""Variational diffusion models: the bound as the loss, and a noise schedule th
     z_t = alpha x + sigma eps,   alpha^2 = sigmoid(-gamma),   sigma^2 = sigmoid(gamma)
     p(k | z_0) proportional to N(z_0; alpha c_k, sigma^2)
 
-(Kingma et al. 2021, arXiv:2107.00630, equations (11) to (17).) x are grey values at their bins' centres c_k, of which
+(Kingma et al. 2021, arXiv:2107.00630, sections 3.5, 4 and 5.) x are grey values at their bins' centres c_k, of which
 the network is shown sines; it is told gamma. So the last term depends on the schedule by its two end points alone, which stay
 (`models.schedule`), and the schedule is taught to make its estimate vary less (`training.vdm`).
 

@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import dataclasses
 from pathlib import Path
-from typing import Any
 
 import torch
 from torch import Tensor
@@ -25,15 +24,14 @@ from evaluation import (
     Memorisation,
     Pixels,
     default_features,
-    evaluate_samples,
     load_inception,
-    memorisation,
     nearest,
 )
 from evaluation.pictures import save_grid
 from evaluation.report import LEAST
 from numerics import UserError
 from workflow import progress
+from workflow.measured import SEARCHED, measure, space
 from workflow.pictures import draw_in_chunks, save_samples
 from workflow.splits import checked_split
 from workflow.tools import arguments as shared
@@ -41,7 +39,6 @@ from workflow.trained_run import TrainedRun, load_run
 
 _SHOWN = 100  # samples on the contact sheet
 _PAIRS = 32  # samples above their nearest training data
-_SEARCHED = 1000  # samples, and held-out data, whose nearest training data are looked for among all of them
 
 
 def main(arguments: list[str]) -> int:
@@ -82,19 +79,10 @@ def main(arguments: list[str]) -> int:
         progress.say("other processes have still to write their samples; run this once they have")
         return 0
     made = run.transform.to_data(x)
-    report = evaluate_samples(made, run.dataset, features=features, split=args.split)
-    held_out = run.dataset.split(args.split).x
-    copies = memorisation(made[:_SEARCHED].flatten(1), held_out[:_SEARCHED].flatten(1), _training(run))
-    print(f"{report}\n\nnearest training data, in {_space(run.dataset)}:\n{copies}")
-
-    of = f"class {args.label} by " if args.label is not None else ""
-    entry = f"{of}{sampler!r} in {features.name}"
-    own: dict[str, Any] = {**report.to_dict(), "sampler": repr(sampler), "label": args.label, "nfe": nfe}
-    own["nearest"] = {"space": _space(run.dataset), **copies.to_dict()}
-    before = run.folder.results().get("evaluation", {})
-    entries = before.items() if isinstance(before, dict) else ()
-    kept = {name: e for name, e in entries if isinstance(e, dict) and "measures" in e}
-    run.folder.update_results({"evaluation": {**kept, entry: own}})
+    entry, report, copies = measure(
+        run, made, features=features, sampler=repr(sampler), nfe=nfe, split=args.split, label=args.label
+    )
+    print(f"{report}\n\nnearest training data, in {space(run.dataset)}:\n{copies}")
 
     sheet = args.run / "samples" / f"evaluation-{parts.name}.png"
     save_samples(sheet, x[:_SHOWN], run.setup)
@@ -145,10 +133,6 @@ def _training(run: TrainedRun) -> Tensor:
     return run.dataset.split("train").x.flatten(1)
 
 
-def _space(dataset: Dataset) -> str:
-    return "coordinates" if dataset.levels is None else "grey values"
-
-
 def _save_pairs(file: Path, made: Tensor, run: TrainedRun) -> None:
     """Rows of samples above the rows of their nearest training images."""
     train = run.dataset.split("train").x
@@ -164,8 +148,8 @@ def _save_pairs(file: Path, made: Tensor, run: TrainedRun) -> None:
 def _section(report: str, nfe: int, run: TrainedRun, copies: Memorisation, pictures: dict[str, Path]) -> list[str]:
     lines = [f"{nfe} evaluations of the network a sample.", "", "```", report, "```", ""]
     lines += [
-        f"Distances to the nearest of all {len(run.dataset.split('train')):,} training data, in {_space(run.dataset)}, of at "
-        f"most {_SEARCHED:,} samples and as many held-out data:",
+        f"Distances to the nearest of all {len(run.dataset.split('train')):,} training data, in {space(run.dataset)}, of at "
+        f"most {SEARCHED:,} samples and as many held-out data:",
         *("", "```", str(copies), "```", ""),
     ]
     for text, picture in pictures.items():
