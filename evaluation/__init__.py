@@ -7,6 +7,7 @@ report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_flo
 
 from __future__ import annotations
 
+from evaluation.attributes import AttributeClassifier, train_attribute_classifier
 from evaluation.calibration import Calibration, calibration, share
 from evaluation.classifier import Classifier, train_classifier
 from evaluation.estimate import Estimate
@@ -19,6 +20,7 @@ from evaluation.neighbours import Manifold, Memorisation, manifold, memorisation
 from evaluation.pictures import (
     Panel,
     make_grid,
+    save_captioned,
     save_gif,
     save_grid,
     save_histogram,
@@ -35,6 +37,7 @@ from evaluation.sliced import sliced_wasserstein
 from evaluation.straightness import straightness
 
 __all__ = [
+    "AttributeClassifier",
     "Calibration",
     "Classifier",
     "Comparison",
@@ -73,6 +76,7 @@ __all__ = [
     "mmd",
     "nearest",
     "posterior_errors",
+    "save_captioned",
     "save_gif",
     "save_grid",
     "save_histogram",
@@ -83,5 +87,6 @@ __all__ = [
     "save_surfaces",
     "sliced_wasserstein",
     "straightness",
+    "train_attribute_classifier",
     "train_classifier",
 ]

@@ -5,6 +5,7 @@ A class that was never trained on has a caption all the same, so the network can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
@@ -94,6 +95,18 @@ class CaptionedUNet(NCSNpp):
         self.middle.attention = with_words(self.middle.attention)
         for stage in self.decoder:
             stage.attention = with_words(stage.attention)
+
+    def reading(self, captions: Sequence[str]) -> CaptionedUNet:
+        """This network with the same weights, in which class k is caption k of these instead.
+
+        Raises:
+            UserError: no captions, words that are not in `captions.vocabulary`, or more of them than in any of `class_names`.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        made = copy.deepcopy(self, shared)
+        made.captions.read(captions)
+        made.num_classes = len(captions)
+        return made
 
     def check_labels(self, labels: Tensor) -> None:
         """The smooth embedding takes any label."""
