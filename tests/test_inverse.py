@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from test_experiments import called, refused
 
 from numerics import UserError
 from sde_lib import VPSDE, Measurement
 from sde_lib.analytic import Gaussian
 from workflow import command_line, main, systems
 from workflow.inverse_problems import METHODS, PROBLEMS, coverage, psnr, rank_p_value, restore
+from workflow.tools import restore as restore_tool
 
 
 def draws(*shape, seed=0):
@@ -83,6 +86,7 @@ def test_unknown_methods_are_refused():
         "--config.inverse.std=0.0",
         "--config.inverse.methods=('dsp',)",
         "--config.inverse.steps=0",
+        "--config.inverse.problems=('undoing',)",
     ],
 )
 def test_values_that_are_refused(flag):
@@ -95,6 +99,26 @@ def test_a_run_is_loaded_first_in_a_fresh_interpreter():
     """The systems import what restores, which must not import the runs back."""
     done = subprocess.run([sys.executable, "-c", "from workflow import load_run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]
+
+
+def test_any_run_restores_and_is_told_the_level_that_the_likelihood_finds(tmp_path):
+    folder, asked = tmp_path / "restored", ("--images", 4, "--samples", 2, "--steps", 4, "--quiet")
+    names = ("--problems", "denoising,blind denoising", "--methods", "DDNM,PiGDM")
+    called(restore_tool.main, "--run", "pretrained/vp_digits", *asked, *names, f"--workdir={folder}")
+    rows = json.loads((folder / "results.json").read_text())["inverse"]["rows"]
+    assert [(row["problem"], row["method"]) for row in rows] == [
+        (p, m) for p in ("denoising", "blind denoising") for m in ("DDNM", "PiGDM")
+    ]
+    assert all(row["std"] == 0.5 for row in rows) and all(row["told"] == 0.5 for row in rows[:2])
+    # 4 x 64 numbers: the error of a standard deviation is 0.022 at least
+    assert rows[2]["told"] == rows[3]["told"] != 0.5 and abs(rows[2]["told"] - 0.5) < 0.08
+    assert (folder / "samples" / "inverse_blind_denoising.png").is_file()
+    assert (
+        "Inverse problems" in (folder / "report.md").read_text() and not Path("pretrained/vp_digits/report.md").exists()
+    )
+    bad = called(restore_tool.main, "--run", "pretrained/vp_digits", "--problems", "undoing", check=False)
+    refused(bad, 2, "problems=('undoing',)", "blind denoising")
+    refused(called(restore_tool.main, "--run", "pretrained/vp_digits", "--images", 1, check=False), 2, "--images=1")
 
 
 @pytest.mark.slow

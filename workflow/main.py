@@ -11,6 +11,7 @@ TOOLS = {
     "nll": "score a split in bits/dim, with an error budget",
     "evaluate": "measure samples, beside held-out data",
     "compare": "compare samplers",
+    "restore": "restore images from measurements of them",
     "bounds": "state bits/dim in the three ways that papers do",
     "ood": "score other data in bits/dim",
     "leaderboard": "tabulate several runs",
