@@ -114,10 +114,10 @@ def sweep(
             CaptionPoint(
                 scale=float(scale),
                 accuracy=judge.accuracy(made, asked),
-                variety=variety(made.unflatten(0, (-1, each)), real),
+                variety=variety(made.reshape(-1, each, *made.shape[1:]), real),
                 nfe=nfe,
                 seconds=seconds,
-                x=x.unflatten(0, (-1, each)),
+                x=x.reshape(-1, each, *x.shape[1:]),
             )
         )
     return points

@@ -83,7 +83,7 @@ def caption_worth(run: TrainedRun, split: str, *, n: int, steps: int) -> Worth:
         without=_mean(without),
         worth=_mean((without - given) * run.dataset.dim),
         images=n,
-        captions=len(data.labels[:n].unique()),
+        captions=len(torch.unique(data.labels[:n])),
     )
 
 

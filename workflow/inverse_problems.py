@@ -131,6 +131,15 @@ METHODS: Mapping[str, Way] = {
 }
 
 
+FEW: Mapping[str, Any] = {
+    "problems": ("inpainting", "super-resolution", "deblurring", "compressed sensing"),
+    "methods": ("MomentMatching", "PiGDM", "DDNM"),
+    "images": 8,
+    "samples": 4,
+}
+"""What is restored of larger images: four operators, three methods, eight images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Restored:
     """What one method made of one problem.

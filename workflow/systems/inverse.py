@@ -65,8 +65,15 @@ class Inverse(System):
 
     @property
     def presets(self) -> Mapping[str, presets.Changes]:
-        """Those of VP."""
-        return presets.of("vp")
+        """Those of VP; of larger images what is restored in minutes."""
+        few = inverse_problems.FEW
+        return {
+            name: {
+                **changes,
+                **({f"inverse.{key}": value for key, value in few.items()} if name == "fashion_mnist" else {}),
+            }
+            for name, changes in presets.of("vp").items()
+        }
 
     def check(self, config: Config) -> None:
         """What is restored, and how."""

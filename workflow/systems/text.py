@@ -96,7 +96,7 @@ class TextStudy:
     def classes(self, split: Split, wanted: int) -> Tensor:
         """That many of the split's classes, evenly spaced; all where there are not so many."""
         assert split.labels is not None
-        found = split.labels.unique()
+        found: Tensor = torch.unique(split.labels)
         n = min(wanted, len(found))
         return found[torch.linspace(0, len(found) - 1, n).round().long()]
 
@@ -104,7 +104,7 @@ class TextStudy:
         """Captions of each kind."""
         held_out = setup.dataset.split("combinations").labels
         assert held_out is not None
-        return min(self.captions or len(held_out), len(held_out.unique()))
+        return min(self.captions or len(held_out), len(torch.unique(held_out)))
 
 
 _STUDY: Catalogue[TextStudy] = Catalogue("study", {"text": TextStudy})
@@ -137,7 +137,7 @@ class Text(System):
         # many small updates: captions take longer to learn than glyphs
         config.training.update({"steps": 2400, "batch_size": 32, "label_dropout": 0.2, "eval_every": 1200})
         config.training.ema = (0.998,)
-        # more of the noise at which captions say something, sigma above a third of alpha
+        # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
         # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
         config.sampling.sampler = section(SAMPLERS, "ddim", steps=20)
@@ -265,7 +265,8 @@ def _sheets(
     """Contact sheets: samples by caption beside real glyphs, and one noise a column at all scales."""
     which = KINDS[kind]
     at = next(p for p in points if p.scale == study.shown)
-    pictures = torch.cat([run.transform.to_unit(at.x.flatten(0, 1)).unflatten(0, at.x.shape[:2]), real / 255], dim=1)
+    unit = run.transform.to_unit(at.x.flatten(0, 1)).reshape(at.x.shape)
+    pictures = torch.cat([unit, real / 255], dim=1)
     save_captioned(folder / f"captions_{which}.png", pictures, [run.dataset.classes[int(k)] for k in labels], columns=5)
     columns = min(24, len(labels))
     rows = torch.cat([p.x[:columns, 0] for p in points])

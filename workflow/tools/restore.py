@@ -1,7 +1,7 @@
 """Restores test images from measurements of them, with the unconditional score of any finished run.
 
     score-sde restore --run runs/vp --problems inpainting --methods MomentMatching,PiGDM --images 8
-    score-sde restore --run pretrained/vp_fashion_mnist --preset fashion_mnist --workdir runs/restored
+    score-sde restore --run pretrained/vp_fashion_mnist --preset few --workdir runs/restored
 
 It is what `controllable_generation` does in the code of Song et al. 2021 (arXiv:2011.13456), for any linear measurement with
 noise. Adds `inverse` to results.json, a section to report.md, and a contact sheet for each problem.
@@ -13,20 +13,14 @@ from pathlib import Path
 from typing import Any
 
 from numerics import require_count, require_positive
-from workflow.inverse_problems import METHODS, PROBLEMS, check_names, report_inverse
+from workflow.inverse_problems import FEW, METHODS, PROBLEMS, check_names, report_inverse
 from workflow.run_folder import RunFolder
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 
 PRESETS: dict[str, dict[str, Any]] = {
     "all": {"problems": ",".join(PROBLEMS), "methods": ",".join(METHODS), "images": 8, "samples": 8},
-    # four operators, three methods, eight images of 28x28
-    "fashion_mnist": {
-        "problems": "inpainting,super-resolution,deblurring,compressed sensing",
-        "methods": "MomentMatching,PiGDM,DDNM",
-        "images": 8,
-        "samples": 4,
-    },
+    "few": {key: ",".join(value) if isinstance(value, tuple) else value for key, value in FEW.items()},
 }
 """Values by name of the preset; what is given beside it wins."""
 
