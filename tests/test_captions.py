@@ -109,6 +109,18 @@ class TestCaptionedNetwork:
                 assert float((net(X, LABEL, EACH) - net(X, LABEL, EACH.flip(0))).abs().max()) > 1e-4
             silent.weight.data.copy_(kept)
 
+    def test_words_know_where_they_are(self):
+        net = network()
+        own = net(X, LABEL, EACH)
+        for attention in (net.encoder[-1].attentions[0], net.middle.attention):
+            kept = attention.places.data.clone()
+            attention.places.data.copy_(kept.roll(1, dims=-1))
+            assert float((net(X, LABEL, EACH) - own).abs().max()) > 1e-3
+            attention.places.data.copy_(kept)
+        # of images that are not square, places in between
+        wide = net(torch.cat([X, X], dim=-1)[..., :12], LABEL, EACH)
+        assert wide.shape == (4, 1, 8, 12) and bool(wide.isfinite().all())
+
     def test_padding_is_not_seen(self):
         net = network()
         own = net(X, LABEL, EACH)

@@ -205,7 +205,7 @@ def test_a_configuration_that_does_not_fit(changes, words):
 def test_a_rehearsal_leaves_everything_and_any_caption_is_drawn(tmp_path):
     folder = tmp_path / "run"
     # few steps that change the network a lot, so that captions differ
-    learns = ("--config.training.learning_rate=0.02", "--config.training.warmup=1")
+    learns = ("--config.training.learning_rate=0.05", "--config.training.warmup=1", "--config.training.ema=(0.1,)")
     called(text.main, "--dry_run", f"--workdir={folder}", "--quiet", *learns)
     own = json.loads((folder / "results.json").read_text())["text"]
     kinds = {"captions trained on", "captions never trained on"}
