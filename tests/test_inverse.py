@@ -14,7 +14,7 @@ from test_experiments import called, refused
 from numerics import UserError
 from sde_lib import VPSDE, Measurement
 from sde_lib.analytic import Gaussian
-from workflow import command_line, main, systems
+from workflow import command_line, inverse_problems, main, systems
 from workflow.inverse_problems import METHODS, PROBLEMS, coverage, psnr, rank_p_value, restore
 from workflow.tools import restore as restore_tool
 
@@ -52,7 +52,7 @@ def test_every_problem_has_singular_values(name, shape):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_restoring_is_better_than_guessing(method):
+def test_restoring_is_better_than_guessing(method, monkeypatch):
     """With an exact score of smooth pictures; and a seed gives the same again."""
     place = torch.arange(16, dtype=torch.float64)
     distance = (
@@ -71,6 +71,9 @@ def test_restoring_is_better_than_guessing(method):
     assert float(psnr(found.samples.mean(dim=0), truth, 2.0).mean()) > guess + 3
     again = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
     assert torch.equal(found.samples, again.samples)
+    monkeypatch.setattr(inverse_problems, "_TOGETHER", 6)  # and it is the same whatever is drawn together
+    apart = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
+    torch.testing.assert_close(apart.samples, found.samples, rtol=0, atol=2e-3)
 
 
 def test_unknown_methods_are_refused():
