@@ -24,6 +24,7 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from types import MappingProxyType
+from typing import Any
 
 import numpy as np
 import torch
@@ -32,6 +33,7 @@ from torch import Tensor
 from data.duplicates import Duplicates, duplicates
 from data.errors import DataError
 from data.grey_values import Reading, dtype_of_levels, recognised
+from data.label_names import numbered
 from data.transforms import Rescale, Standardize, Transform
 
 __all__ = ["Dataset", "Split", "check_count", "from_tensor", "permutation"]
@@ -428,7 +430,7 @@ def _as_data(x: Tensor, levels: int | None, name: str, reading: Reading | None =
     return tensor
 
 
-def _as_labels(labels: Tensor | np.ndarray | None, n: int, name: str) -> Tensor | None:
+def _as_labels(labels: Any, n: int, name: str) -> Tensor | None:
     if labels is None:
         return None
     tensor = _as_tensor(labels, f"{name}: labels")
@@ -441,15 +443,15 @@ def _as_labels(labels: Tensor | np.ndarray | None, n: int, name: str) -> Tensor 
 
 def from_tensor(
     x: Tensor | np.ndarray,
-    labels: Tensor | np.ndarray | None = None,
+    labels: Tensor | np.ndarray | Sequence[str] | None = None,
     *,
     test: Tensor | np.ndarray | None = None,
-    test_labels: Tensor | np.ndarray | None = None,
+    test_labels: Tensor | np.ndarray | Sequence[str] | None = None,
     levels: int | None = None,
     continuous: bool = False,
     test_size: int | None = None,
     validation: int | Tensor | np.ndarray | None = None,
-    validation_labels: Tensor | np.ndarray | None = None,
+    validation_labels: Tensor | np.ndarray | Sequence[str] | None = None,
     classes: tuple[str, ...] = (),
     name: str = "data",
     seed: int = 0,
@@ -464,16 +466,16 @@ def from_tensor(
 
     Args:
         x: (N, D), (N, C, L) or (N, C, H, W): all data, or the training data where `test` is given.
-        labels: (N,) integers from 0.
+        labels: (N,) integers from 0, or names: an array or a list of text.
         test: test data (M, *); without it, `test_size` samples of x are drawn for it with the fixed `seed`.
-        test_labels: (M,) integers.
+        test_labels: (M,) as labels.
         levels: number of grey levels.
         continuous: the numbers are real ones, even where they look like grey values.
         test_size: number of samples that become the test split (a tenth, at least 1), where `test` is None.
         validation: number of training samples that become the validation split (a tenth; 0 for none); or validation data of
             their own (K, *).
-        validation_labels: (K,) integers.
-        classes: names of the classes.
+        validation_labels: (K,) as labels.
+        classes: names of the classes; for labels that are names, those of the training data in alphabetical order.
         name: of the data set.
         seed: seed of the splits.
         log_prob: exact log-density, (B, *) -> (B,) nats, where known.
@@ -489,6 +491,9 @@ def from_tensor(
         Rescale(levels=levels)  # refuses what is no number of levels
         reading = Reading.of(given, levels, name)  # one for all splits: another may hold darker images only
     data = _as_data(given, levels, name, reading)
+    parts = {"train": labels, "test": test_labels, "validation": validation_labels}
+    numbers, classes = numbered(parts, classes, name)
+    labels, test_labels, validation_labels = numbers.values()
     targets = _as_labels(labels, len(data), name)
     ids = torch.arange(len(data))
     if test is None:

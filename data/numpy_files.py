@@ -1,6 +1,7 @@
 """NumPy files: .npy, mapped into memory rather than read, and .npz. Never with pickled objects.
 
-A header is read here, not believed: its type must be a plain number type, and shape times item size must be
+A header is read here, not believed: its type must be a plain number type, or text of a
+fixed length (labels that are names), and shape times item size must be
 the number of bytes that follow, before anything is allocated.
 """
 
@@ -22,6 +23,7 @@ from torch import Tensor
 from data.dataset import Dataset, from_tensor
 from data.errors import DataError
 from data.files import MAX_BYTES, as_path, is_hidden, opening
+from data.label_names import are_names
 
 __all__ = ["arrays", "read_npy", "read_npz"]
 
@@ -36,6 +38,8 @@ _PARTS = {
 }
 # Torch has no more dimensions than 64, and nobody's samples have more than these.
 _MAX_DIMENSIONS = 8
+_MAX_NAME = 4 * 256
+"""Bytes of a label that is text; NumPy has four a character."""
 _PIECE = 2**20
 _BAD_HEADER = (
     ValueError,
@@ -78,9 +82,14 @@ def _header(stream: BinaryIO, where: str) -> tuple[tuple[int, ...], bool, np.dty
     except _BAD_HEADER as error:
         reason = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise DataError(f"got {where} without a sound npy header ({reason}); save it with numpy.save") from error
-    if dtype.kind not in "biuf" or dtype.itemsize > 8 or dtype.subdtype is not None:
+    numbers, names = (
+        dtype.kind in "biuf" and dtype.itemsize <= 8,
+        dtype.kind in "US" and 0 < dtype.itemsize <= _MAX_NAME,
+    )
+    if not (numbers or names) or dtype.subdtype is not None:
         raise DataError(
-            f"got {where}, which holds {str(dtype)[:60]}; expected numbers (pickled objects are never read)"
+            f"got {where}, which holds {str(dtype)[:60]}; expected numbers, or names of at most {_MAX_NAME // 4} characters "
+            "as labels (pickled objects are never read; labels.astype(str) makes names of them)"
         )
     if len(shape) > _MAX_DIMENSIONS or not all(type(n) is int and 0 < n < 2**48 for n in shape):
         raise DataError(
@@ -201,7 +210,8 @@ def arrays(
     """A data set from a .npz file, a .npy file, or a folder of .npy files (these are mapped, not read).
 
     Arrays are found by name: train (or x_train, train_images, x, images, data), test, validation (or x_val,
-    val_images), and train_labels (or y_train, labels, y), test_labels, validation_labels; other names can be given. uint8
+    val_images), and train_labels (or y_train, labels, y), test_labels, validation_labels; other names can be given. Labels
+    are integers, or names, whose classes are those of the training data in alphabetical order. uint8
     and uint16 arrays (N, H, W), (N, C, H, W) and (N, H, W, C) are images, and others with `levels`; all else is continuous.
 
     Args:
@@ -245,12 +255,12 @@ def arrays(
     if own is not None and validation is not None:
         raise DataError(f"got {path} with validation data; expected validation to be left out")
 
-    def targets(part: str, key: str | None) -> Tensor | None:
+    def targets(part: str, key: str | None) -> Tensor | np.ndarray | None:
         array = _select(found, part, key, str(path))
-        if array is None:
-            return None
+        if array is None or are_names(array):
+            return array
         if array.dtype.kind not in "iu" or array.ndim == 0 or array.size != len(array):
-            raise DataError(f"{path}: got labels of {array.dtype} {array.shape}; expected integers (N,)")
+            raise DataError(f"{path}: got labels of {array.dtype} {array.shape}; expected integers or names (N,)")
         return torch.from_numpy(array.reshape(-1).astype(np.int64))
 
     def images(array: np.ndarray | None) -> np.ndarray | None:

@@ -12,10 +12,12 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from data.dataset import Dataset, Split, check_count, from_tensor, permutation
 from data.errors import DataError
 from data.files import MAX_BYTES, as_path
+from data.label_names import are_names, numbered
 from data.pictures import PictureDecoder
 
 __all__ = ["from_pictures", "hugging_face", "torchvision_dataset"]
@@ -42,8 +44,8 @@ def from_pictures(
     Raises:
         DataError: samples of another kind, some without a label, or too many for the memory.
     """
-    decoded: dict[str, Split] = {}
-    first = 0
+    pictures: dict[str, Tensor] = {}
+    given: dict[str, Any] = {}
     for part, samples in splits.items():
         count = len(samples)
         shape = (count, decoder.channels, decoder.height, decoder.width)
@@ -53,7 +55,7 @@ def from_pictures(
                 "them to a folder and read it with image_folder and cache="
             )
         images = np.empty(shape, decoder.dtype)
-        labels: list[int | None] = []
+        labels: list[Any] = []
         for i in range(count):
             picture, label = samples[i]
             if not hasattr(picture, "convert"):
@@ -61,14 +63,18 @@ def from_pictures(
                     f"{name}: got sample {i} of {part} of class {type(picture).__name__}; expected a picture"
                 )
             images[i] = decoder(picture, f"{name}: sample {i} of {part}")
-            labels.append(None if label is None else int(label))
-        known = [label for label in labels if label is not None]
-        if known and len(known) != count:
-            raise DataError(f"{name}: got {count - len(known)} samples of {part} without a label; expected all or none")
-        decoded[part] = Split(
-            torch.from_numpy(images), torch.tensor(known) if known else None, torch.arange(first, first + count)
-        )
-        first += count
+            labels.append(label)
+        known = sum(label is not None for label in labels)
+        if known and known != count:
+            raise DataError(f"{name}: got {count - known} samples of {part} without a label; expected all or none")
+        pictures[part], given[part] = torch.from_numpy(images), labels if known else None
+    numbers, classes = numbered(given, classes, name)
+    decoded: dict[str, Split] = {}
+    first = 0
+    for part, x in pictures.items():
+        targets = None if numbers[part] is None else torch.tensor([int(label) for label in numbers[part]])
+        decoded[part] = Split(x, targets, torch.arange(first, first + len(x)))
+        first += len(x)
     if "test" not in decoded:
         decoded = {**decoded, **_drawn(decoded["train"], test_size, seed)}
     elif test_size is not None:
@@ -153,7 +159,7 @@ def hugging_face(
         levels: grey levels, 256 for pictures unless they have 16 bits; as in `from_tensor` for arrays.
         continuous: arrays are real numbers, even where they look like grey values.
         image: column of pictures or arrays; "auto" for one of a usual name, or the first of pictures.
-        label: column of integer labels, None for none; "auto" for one of a usual name, or the first of classes, if any.
+        label: column of labels, integers or names, None for none; "auto" for one of a usual name, or the first of classes.
         subset: name of a configuration of the data set.
         train: name of its training split.
         test: name of its test split; None to draw it from train; "auto" for "test", or drawn where there is none.
@@ -249,7 +255,9 @@ def _from_arrays(
         except ValueError as error:
             raise DataError(f"{name}: got arrays of {part} that are not of one shape; expected equal ones") from error
         labels = [label for _, label in rows]
-        given[f"{part}_labels"] = None if None in labels else np.asarray(labels, dtype=np.int64)
+        given[f"{part}_labels"] = (
+            None if None in labels else labels if are_names(labels) else np.asarray(labels, np.int64)
+        )
     own: dict[str, Any] = {"validation": validation}
     if "validation" in given:
         own = {part: given[part] for part in ("validation", "validation_labels")}

@@ -34,7 +34,7 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
-from likelihood.step_draws import StepDraws, importance
+from likelihood.step_draws import StepDraws
 from numerics import (
     Generator,
     UserError,
@@ -332,9 +332,15 @@ def elbo(
             levels = edges[1:]
             # |x_0 - x_0-hat|^2 = |eps - eps-hat|^2 / snr
             weights = torch.expm1(edges[:-1] - edges[1:]) / 2
-        shares = variance / (variance + torch.exp(-levels))
         u = uniform((B, draws), generator, device=device, dtype=torch.float64)
-        drawn = StepDraws.of(importance(edges[:-1] - edges[1:], weights, shares), u)
+        drawn = StepDraws.of(
+            u,
+            lengths=edges[:-1] - edges[1:],
+            weights=weights,
+            w=variance / (variance + torch.exp(-levels)),
+            dimensions=x_0[0].numel(),
+            without_length=data_std is not None,
+        )
         terms = []
         for j in range(draws):
             i = drawn.cells[:, j]

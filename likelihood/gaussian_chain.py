@@ -2,10 +2,11 @@ r"""The bound of a chain of Gaussian steps whose variances are fixed or learned,
 
 For times t_0 < t_1 < ... < t_N = T of a linear SDE, with s = t_{i-1}, t = t_i and snr = (alpha / sigma)^2,
 
-    (1)  q(x_s | x_t, x_0) = N(mu_q, beta~ I),    v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2,   beta~ = v sigma_s^2 /
-    sigma_t^2 (2)  p(x_s | x_t) = N(mu_q with x_0-hat for x_0, exp(w log v + (1 - w) log beta~))
-    (3)  KL(q || p) = 1/2 sum over entries of  e + exp(-e) - 1 + exp(-e) (snr_s - snr_t) (x_0 - x_0-hat)^2,   e = w log(v /
-    beta~)
+    (1)  q(x_s | x_t, x_0) = N(mu_q, beta~ I),
+         v = sigma_t^2 - (alpha_t / alpha_s)^2 sigma_s^2,    beta~ = v sigma_s^2 / sigma_t^2
+    (2)  p(x_s | x_t) = N(mu_q with x_0-hat for x_0, exp(w log v + (1 - w) log beta~))
+    (3)  KL(q || p) = 1/2 sum over entries of  e + exp(-e) - 1 + exp(-e) (snr_s - snr_t) (x_0 - x_0-hat)^2,
+         e = w log(v / beta~)
 
 (Ho et al. 2020, arXiv:2006.11239, equations (5) to (8); Nichol and Dhariwal 2021, arXiv:2102.09672, equation (15), for w). The
 place w is 0 ("posterior"), 1 ("transition"), or the network's own, for each entry ("learned"). Since (snr_s - snr_t) and
@@ -33,7 +34,7 @@ from data.transforms import Transform
 from likelihood.bounds import Bound, log_mass_of_bins
 from likelihood.dequantization import check_grey_values
 from likelihood.integration import check_data
-from likelihood.step_draws import StepDraws, importance
+from likelihood.step_draws import StepDraws
 from numerics import (
     Generator,
     UserError,
@@ -182,10 +183,11 @@ class GaussianChain:
             )
             level = self.sde.log_snr(self.times.to(device))
             gaps = level[:-1] - level[1:]
-            shares = data_std**2 / (data_std**2 + torch.exp(-level[1:]))
+            w = data_std**2 / (data_std**2 + torch.exp(-level[1:]))
             u = uniform((B, draws), generator, device=device, dtype=torch.float64)
-            q = importance(gaps, torch.expm1(gaps) / 2, shares.expand(B, -1))
-            drawn = StepDraws.of(q, u)
+            drawn = StepDraws.of(
+                u, lengths=gaps, weights=torch.expm1(gaps) / 2, w=w.expand(B, -1), dimensions=x_0[0].numel()
+            )
             terms = [self.divergence(score, x_0, drawn.cells[:, j] + 1, generator) for j in range(draws)]
             diffusion, stderr, degrees = drawn.total(torch.stack(terms, dim=1))
             prior = prior_mismatch(self.sde, x_0)

@@ -155,7 +155,7 @@ def regression_estimate(
     return RegressionEstimate(
         mean=mean,
         stderr=math.sqrt((M / N) ** 2 * variance + c * tau / N**2),
-        images_stderr=math.sqrt(max(spread - tau, 0.0) / N),
+        images_stderr=math.sqrt(max(spread * N / (N - 1) - tau, 0.0) / N) if N > 1 else math.nan,
         r2=r2,
         predictions=predictions,
         residual=residual,

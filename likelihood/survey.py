@@ -30,6 +30,9 @@ from sde_lib import SDE, Score
 SUSPECT, MOST_SUSPECT = 6.0, 0.05
 """How many robust standard deviations from the median make a predictor's value suspect, and the largest share of the set."""
 
+FEWEST = 4
+"""Images of a set from which a sample is thought of; fewer are all scored."""
+
 COMPANIONS = 16
 """Of the images that the pilot scores twice, how many of a batch get the solver's error from companions."""
 
@@ -168,26 +171,29 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     again = index[torch.arange(min(REPEATS, len(index))) * len(index) // min(REPEATS, len(index))]
     first, second = population.values(index, 0), population.values(again, 1)
     good = first.bits.isfinite()
-    if 2 * int(good.sum()) < len(index) or int(good.sum()) < 4:
+    if 2 * int(good.sum()) < len(index) or int(good.sum()) < min(N, FEWEST):
         raise UserError(
-            f"got {int(good.sum())} values from a pilot of {len(index)} images; expected most of them, and four: look at the "
-            "score, or survey a larger set"
+            f"got {int(good.sum())} values from a pilot of {len(index)} images; expected most of them, and {min(N, FEWEST)}: "
+            "look at the score"
         )
     off = second.bits - first.bits[torch.isin(index, again)]
     noise = float((off[off.isfinite()].square().mean() / 2).sqrt())
     cost = first.passes / len(index)
-    taken = first.passes + second.passes + population.candidates * len(index)
+    taken = first.passes + second.passes + (population.candidates * len(index) if N >= FEWEST else 0)
     stated = second.solver_error[second.solver_error.isfinite()]
-    made = design(
-        population.free(index)[good],
-        population.paid(index, range(population.candidates))[good],
-        first.bits[good],
-        size=N,
-        precision=precision,
-        noise=noise,
-        cost=cost,
-        spent=spent + taken,
-    )
+    if N < FEWEST:
+        made = Design.of_all(size=N, precision=precision, noise=noise, cost=cost, spent=spent + taken)
+    else:
+        made = design(
+            population.free(index)[good],
+            population.paid(index, range(population.candidates))[good],
+            first.bits[good],
+            size=N,
+            precision=precision,
+            noise=noise,
+            cost=cost,
+            spent=spent + taken,
+        )
     made = replace(made, solver_error=float(stated.mean()) if len(stated) else math.nan)
     if made.reached_by_all > precision:
         raise UserError(

@@ -133,6 +133,22 @@ class Design:
     spent: int
     solver_error: float = math.nan
 
+    @classmethod
+    def of_all(cls, *, size: int, precision: float, noise: float, cost: float, spent: int) -> Design:
+        """Every image scored."""
+        return cls(
+            size=size,
+            precision=precision,
+            which=(),
+            free=False,
+            residual=math.nan,
+            noise=noise,
+            r2=math.nan,
+            cost=cost,
+            images=size,
+            spent=spent,
+        )
+
     @property
     def everything(self) -> bool:
         """Are all images scored?"""

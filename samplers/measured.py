@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -62,19 +63,29 @@ class MeasuredSampler(GridSampler):
 
     def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
         self.measurement.check(x)
-        return self._finished(super()._sample(run, x, times))
+        return self._finished(super()._sample(run, x, times), run, times[-1])
 
-    def _finished(self, found: SampleResult) -> SampleResult:
-        """The result with what was measured without noise put in a last time, after denoising."""
-        return replace(found, x=pasted(self.measurement, self._svd, found.x)) if self.denoise else found
+    def _finished(self, found: SampleResult, run: Run, end: Tensor) -> SampleResult:
+        """The denoised result with what was measured more finely than the noise left at `end` put in a last time."""
+        if not self.denoise:
+            return found
+        return replace(found, x=pasted(self.measurement, self._svd, found.x, run, float(run.sde.log_snr(end))))
 
 
-def pasted(measurement: Measurement, svd: SVD, x: Tensor) -> Tensor:
-    """`x` `(B, *)` with the values that were measured without noise, where there are such."""
-    if not measurement.noiseless:
+def pasted(measurement: Measurement, svd: SVD, x: Tensor, run: Run, log_snr: float) -> Tensor:
+    """`x` `(B, *)` with the coordinates whose noise is below kappa = sigma / alpha drawn as y' + (n / s) z.
+
+    The chain ends at kappa and tells nothing finer apart: where the law is flat over kappa, this is the posterior, and
+    what was measured without noise is y'.
+    """
+    spread = svd.noise / svd.values
+    fine = spread < math.exp(-log_snr / 2)
+    if not bool(fine.any()):
         return x
     off = svd.left(measurement.y) / svd.values - svd.right(x)
-    return x + svd.lift(torch.where(svd.noise == 0, off, torch.zeros_like(off))).to(x.dtype)
+    if bool((fine & (spread > 0)).any()):
+        off = off + spread * svd.right(run.noise(x))
+    return x + svd.lift(torch.where(fine, off, torch.zeros_like(off))).to(x.dtype)
 
 
 class Clamp:

@@ -237,6 +237,20 @@ def test_hugging_face_without_labels_and_without_a_test_split(hub) -> None:
     assert len(data.create("hugging_face", root="a/b", size=4, test_size=5).split("test")) == 5
 
 
+def test_hugging_face_labels_that_are_names(hub) -> None:
+    def named(table: Table, names: list[str]) -> Table:
+        rows = [{**row, "label": name} for row, name in zip(table, names, strict=True)]
+        return Table(rows, {**table.features, "label": object()})
+
+    hub(train=named(pictures(4), ["dog", "cat", "dog", "emu"]), test=named(pictures(2), ["emu", "cat"]))
+    dataset = data.create("hugging_face", root="a/b", size=4, channels=1)
+    assert dataset.classes == ("cat", "dog", "emu")
+    assert dataset.split("train").labels.tolist() == [1, 0, 1, 2] and dataset.split("test").labels.tolist() == [2, 0]
+    numbers = Table([{"x": [0.5, 1.5 * i], "y": "ab"[i % 2]} for i in range(10)], {"x": object(), "y": object()})
+    hub(train=numbers)
+    assert data.create("hugging_face", root="a/b", image="x", test_size=2).classes == ("a", "b")
+
+
 def test_hugging_face_splits_and_columns_by_option(hub) -> None:
     hub(
         train=pictures(6, "scan", "kind"),

@@ -399,7 +399,7 @@ NPY = made.npy_bytes(np.arange(12, dtype=np.float32).reshape(6, 2))
         (NPY.replace(b"'<f4'", b"'|O8'"), "never read"),
         (NPY.replace(b"'<f4'", b"'<M8'"), "expected numbers|no sound"),
         (NPY.replace(b"(6, 2), ", b"(10**9,)"), "without a sound"),
-        (made.npy_bytes(np.array(["a"])), "expected numbers"),
+        (made.npy_bytes(np.array(["a" * 257])), "at most 256 characters"),
         (made.npy_header((0, 10**22)), "none of them empty"),
         (made.npy_header((True, 3)) + bytes(12), "none of them empty"),
         (made.npy_header((1,) * 70) + bytes(4), "at most 8 dimensions"),
@@ -423,6 +423,45 @@ def test_pickled_arrays_execute_nothing(tmp_path: Path, monkeypatch: pytest.Monk
         with pytest.raises(DataError, match="never read"):
             data.create("arrays", root=tmp_path / name)
     assert not (tmp_path / "executed").exists()
+
+
+def test_labels_that_are_names(tmp_path: Path) -> None:
+    """Classes are those of the training data in alphabetical order, whatever the order of the samples."""
+    x, names = np.arange(12.0).reshape(6, 2), np.array(["dog", "cat", "emu", "cat", "dog", "emu"])
+    for labels in (names, names.reshape(6, 1), names.astype("S")):
+        np.savez(tmp_path / "named.npz", x_train=x, y_train=labels, x_test=x[:2], y_test=labels[[2, 0]])
+        dataset = data.create("arrays", root=tmp_path / "named.npz", validation=0)
+        assert dataset.classes == ("cat", "dog", "emu")
+        assert dataset.split("train").labels.tolist() == [1, 0, 2, 0, 1, 2]
+        assert dataset.split("test").labels.tolist() == [2, 1]
+    same = data.from_tensor(x, names.tolist(), test=x[:2], test_labels=["emu", "dog"], validation=0)
+    assert same.classes == dataset.classes and torch.equal(same.split("test").labels, dataset.split("test").labels)
+    folder = tmp_path / "folder"
+    folder.mkdir()
+    np.save(folder / "train.npy", x)
+    np.save(folder / "train_labels.npy", names)
+    assert data.create("arrays", root=folder, validation=0, test_size=1).classes == ("cat", "dog", "emu")
+    for more, match in (
+        (
+            {"test": x[:1], "test_labels": ["gnu"]},
+            "got the label 'gnu' in test; expected one of the 3 classes cat, dog, emu",
+        ),
+        ({"test": x[:1], "test_labels": np.array([1])}, "labels of test that are no names"),
+        ({"classes": ("cat", "dog")}, "got the label 'emu' in train"),
+    ):
+        with pytest.raises(DataError, match=match):
+            data.from_tensor(x, names, **more)
+    with pytest.raises(DataError, match="expected one name a sample"):
+        data.from_tensor(x, names.reshape(3, 2).repeat(2, axis=0))
+    with pytest.raises(DataError, match="expected text"):
+        data.from_tensor(x, np.array([b"\xff\xfe"] * 6))
+    wrong = made.npy_bytes(np.array(["a"] * 6)).replace("a".encode("utf-32-le"), b"\xff\xff\xff\x7f")
+    (tmp_path / "wrong.npz").write_bytes(made.npz_bytes({"x.npy": made.npy_bytes(x), "y.npy": wrong}))
+    with pytest.raises(DataError, match="labels of train that are no text"):
+        data.create("arrays", root=tmp_path / "wrong.npz")
+    np.savez(tmp_path / "text.npz", x_train=names)
+    with pytest.raises(DataError, match="expected numbers"):
+        data.create("arrays", root=tmp_path / "text.npz")
 
 
 def test_bad_npz(tmp_path: Path) -> None:

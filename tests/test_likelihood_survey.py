@@ -149,6 +149,16 @@ class TestSurvey:
         assert result.mean == pytest.approx(float(result.exact.mean()))
         assert result.estimate_stderr == pytest.approx(0.05 / math.sqrt(60), rel=0.4)
 
+    @pytest.mark.parametrize("N", [1, 2, 3])
+    def test_a_handful_of_images_is_scored_whole(self, N):
+        made, _ = population(N)
+        found = conduct(made, plan_survey(made, precision=0.2, seed=1), seed=1)
+        assert len(found.scored) == N and found.design.everything and math.isnan(found.design.r2)
+        assert found.mean == pytest.approx(float(found.exact.mean()), abs=1e-12)
+        data = found.estimate.images_stderr
+        assert math.isnan(data) if N == 1 else data > 0
+        assert "all" in str(found.design) and f"{N} images" in str(found)
+
     def test_a_precision_that_no_sample_has_is_refused(self):
         with pytest.raises(UserError, match=r"precision=0.0001 for 3,000 images; expected 0.000\d+ or more"):
             plan_survey(population()[0], precision=1e-4)

@@ -13,6 +13,7 @@ from evaluation import exact_posterior, posterior_errors
 from guidance import Blur, Linear, LinearMap, Mask, Measurement
 from numerics import SampleStreams, UserError
 from samplers import DDIM, DDNM, LogSNR, RePaint, Replacement, TwistedSMC
+from sde_lib import VESDE
 from sde_lib.analytic import EmpiricalDistribution, Gaussian, GaussianMixture
 
 SEEN = Mask(torch.tensor([True, False, True]))
@@ -51,6 +52,18 @@ def test_replacing_is_exact_for_independent_entries(kind, name):
     sd = cov.diagonal().sqrt()
     assert float(((x.mean(dim=0) - mean) / sd).abs().max()) < 0.08
     assert float((x.T.cov() / sd.outer(sd) - torch.eye(3)).abs().max()) < 0.15
+
+
+@pytest.mark.parametrize("kind", [Replacement, RePaint, DDNM])
+@pytest.mark.parametrize("n", [0.0, 1e-5, 1e-3, 1e-2])
+def test_what_is_measured_finely_keeps_its_own_noise(kind, n):
+    """A measurement much finer than the noise that the chain ends at: the sample is off by n, not by kappa."""
+    sde, oracle = VESDE(sigma_min=0.1), Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+    measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[0.3, 0.0]]), n)
+    sampler = kind(measurement=measurement, steps=20)
+    x = sampler(sde, oracle.score(sde), (4000, 2), generator=torch.Generator().manual_seed(0)).x.double()
+    assert float(x[:, 0].mean()) == pytest.approx(0.3, abs=4 * n / 4000**0.5 + 1e-6)
+    assert float(x[:, 0].std()) == pytest.approx(n, rel=0.05, abs=1e-6)
 
 
 def test_resampling_brings_a_correlated_sample_together() -> None:
