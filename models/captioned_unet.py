@@ -34,9 +34,9 @@ class _WithWords(nn.Module):
         self.places = nn.Parameter(channels**-0.5 * torch.randn(1, channels, side, side))
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
-        size, places = h.shape[2:], self.places
-        if size != places.shape[2:]:  # images that are not square
-            places = F.interpolate(places, size=size, mode="bilinear")
+        places: Tensor = self.places
+        if h.shape[2:] != places.shape[2:]:  # images that are not square
+            places = F.interpolate(places, size=h.shape[2:], mode="bilinear")
         return self.words(self.pixels(h + places), context)
 
 

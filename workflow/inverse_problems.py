@@ -177,14 +177,16 @@ def restore(
     if method not in METHODS:
         raise UserError(f"got method={method!r}; expected one of {', '.join(METHODS)}")
     images, *rest = shape
-    every, made, begun, nfe = torch.arange(samples * images), [], time.perf_counter(), 0
-    for ids in every.split(max(1, _TOGETHER // images) * images):
+    total, made, begun, nfe = samples * images, [], time.perf_counter(), 0
+    together = max(1, _TOGETHER // images) * images
+    for first in range(0, total, together):
+        ids = torch.arange(first, min(first + together, total))
         some = measurement.take((ids % images).to(measurement.y.device))
         sampler, given = METHODS[method](sde, score, some, steps, data_std)
         result = sampler(sde, given, (len(ids), *rest), generator=SampleStreams(seed, ids), device=measurement.y.device)
         made.append(result.x)
         nfe = result.nfe * getattr(sampler, "particles", 1)
-    seconds = (time.perf_counter() - begun) / len(every)
+    seconds = (time.perf_counter() - begun) / total
     return Restored(samples=torch.cat(made).reshape(samples, *shape), seconds=seconds, nfe=nfe)
 
 

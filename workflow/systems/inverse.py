@@ -54,7 +54,7 @@ class Inverse(System):
         config.inverse = ConfigDict(
             {
                 "images": 8,
-                "samples": 8,
+                "samples": 4,
                 "steps": 50,
                 "std": 0.1,
                 "methods": tuple(inverse_problems.METHODS),

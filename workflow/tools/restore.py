@@ -19,7 +19,7 @@ from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 
 PRESETS: dict[str, dict[str, Any]] = {
-    "all": {"problems": ",".join(PROBLEMS), "methods": ",".join(METHODS), "images": 8, "samples": 8},
+    "all": {"problems": ",".join(PROBLEMS), "methods": ",".join(METHODS), "images": 8, "samples": 4},
     "few": {key: ",".join(value) if isinstance(value, tuple) else value for key, value in FEW.items()},
 }
 """Values by name of the preset; what is given beside it wins."""
