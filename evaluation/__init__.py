@@ -7,9 +7,11 @@ report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_flo
 
 from __future__ import annotations
 
+from evaluation.attack import ProjectedGradient
 from evaluation.attributes import AttributeClassifier, train_attribute_classifier
 from evaluation.calibration import Calibration, calibration, share
 from evaluation.classifier import Classifier, train_classifier
+from evaluation.detection import auroc
 from evaluation.estimate import Estimate
 from evaluation.features import Coordinates, Extracted, Features, Pixels, RandomConvolutions
 from evaluation.frechet import Moments, frechet_distance, frechet_distance_of_moments
@@ -56,7 +58,9 @@ __all__ = [
     "Pixels",
     "PosteriorErrors",
     "Plane",
+    "ProjectedGradient",
     "RandomConvolutions",
+    "auroc",
     "calibration",
     "as_mixture",
     "class_score",

@@ -15,6 +15,7 @@ from models.adm import ADM
 from models.captioned_unet import CaptionedUNet
 from models.captions import CaptionEncoder
 from models.checkpoint_reader import CheckpointError
+from models.classifier_energy import ClassifierEnergy, energy_of
 from models.conditioning import CONDITIONINGS, Conditioning, ContinuousTime, DiscreteIndex, LogSigma, LogSNR, Sigma
 from models.ddgm import DDGM
 from models.diffusers import from_diffusers
@@ -93,7 +94,9 @@ __all__ = [
     "CheckpointError",
     "from_diffusers",
     "DiT",
+    "ClassifierEnergy",
     "EnergyModel",
+    "energy_of",
     "NCSN",
     "NCSNv2",
     "RefineNet",

@@ -12,6 +12,7 @@ from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
 from numerics.solvers import SOLVERS
 from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
+from numerics.tempered_langevin import TemperedLangevin
 
 __all__ = [
     "RK4",
@@ -41,6 +42,7 @@ __all__ = [
     "Solution",
     "Solver",
     "Status",
+    "TemperedLangevin",
     "TorchDiffEq",
     "argument_help",
     "as_time",

@@ -8,8 +8,9 @@ Hamiltonian dynamics", section 3). With L = 1 that is MALA; L = 1 with every end
 
 called SGLD where the gradient is of an energy network. It has a stationary law of its own: on N(0, v) the variance is
 v / (1 - h^2 / (4 v)). For h >= 2 / sqrt(largest curvature) it has none, it diverges; there, leapfrog steps do as well, and
-nothing is accepted. Along a direction of standard deviation s the path is a rotation by L h / s: by about pi / 2 forgets most,
-and by pi nothing, since it leads to -x (ibid., section 3.2).
+nothing is accepted. On an energy without a bottom the chain leaves for infinity, and with the test it comes to a halt on the
+way, where the slope has become too steep for its step; `run_chain` reports both. Along a direction of standard deviation s
+the path is a rotation by L h / s: by about pi / 2 forgets most, and by pi nothing, since it leads to -x (ibid., section 3.2).
 """
 
 from __future__ import annotations
@@ -32,6 +33,7 @@ LogDensity = Callable[[Tensor], Tensor]
 
 _BLOCK = 100  # transitions between two looks at whether the chain is finite
 _FAR = 1e6
+_HALTED = 0.02  # acceptance of a chain that hardly moves
 
 
 class Point(NamedTuple):
@@ -148,15 +150,18 @@ def run_chain(
     at = point(log_density, x)
     if not bool(at.value.isfinite().all()):
         raise UserError("got a log-density that is not finite where the chain starts; expected a start where it is")
-    total = torch.zeros((), dtype=torch.float64, device=x.device)
+    totals = [torch.zeros((), dtype=torch.float64, device=x.device)]  # of probabilities, for each block
     for i in range(steps):
         at, probability = kernel.move(log_density, at, generator=generator)
-        total += probability.mean()
+        totals[-1] += probability.mean()
         if callback is not None:
             callback(i + 1)
         if (i + 1) % _BLOCK == 0 or i + 1 == steps:
             _require_finite(kernel, log_density, x, at, i + 1)
-    return Chain(x=at.x, acceptance=float(total) / steps, evaluations=1 + steps * kernel.leapfrog)
+            if (i + 1) % _BLOCK == 0:
+                _require_moving(kernel, log_density, x, at, [float(total) / _BLOCK for total in totals])
+                totals.append(torch.zeros_like(totals[0]))
+    return Chain(x=at.x, acceptance=float(sum(totals)) / steps, evaluations=1 + steps * kernel.leapfrog)
 
 
 def largest_curvature(log_density: LogDensity, x: Tensor, *, iterations: int = 20) -> float:
@@ -189,3 +194,24 @@ def _require_finite(kernel: Hamiltonian, log_density: LogDensity, start: Tensor,
         f"got an energy that is not bounded below: after {steps} steps of {kernel.step:.3g} (stable up to {stable:.3g} at the "
         "start) a chain had left for infinity; expected one that grows outwards: train longer, or add a quadratic"
     )
+
+
+def _require_moving(
+    kernel: Hamiltonian, log_density: LogDensity, start: Tensor, at: Point, acceptance: list[float]
+) -> None:
+    """Refuses a chain that has come to a halt on its way to infinity: that hardly accepts any more, though it did in its first
+    block, where log f goes on rising twice and four times as far from the start. Beyond a mode it would fall.
+    """
+    first, last = acceptance[0], acceptance[-1]
+    if not kernel.adjust or last > min(_HALTED, first / 10):
+        return
+    with torch.no_grad():
+        highest = at.value.argmax()
+        way = (at.x - start)[highest]
+        beyond = log_density(torch.stack([at.x[highest] + way, at.x[highest] + 3 * way]))
+    if bool((beyond[0] > at.value[highest]) & (beyond[1] > beyond[0])):
+        raise UserError(
+            f"got an energy that is not bounded below: after {_BLOCK * len(acceptance)} steps of {kernel.step:.3g} the chains "
+            f"have halted (acceptance {first:.2g} at first, {last:.2g} now) where it falls on outwards; expected one that "
+            "grows outwards: train longer, or add a quadratic"
+        )

@@ -63,6 +63,14 @@ def test_an_untrained_energy_is_read_as_the_gaussian_that_it_is():
     assert flow["std_of_difference"] < 0.02 and abs(flow["nats_by_flow"] - flow["nats_by_energy"]) < 0.02
 
 
+def test_differences_are_read_at_every_level():
+    """On the untrained energy, a Gaussian at every noise, they are next to nothing at all of them."""
+    law = gaussian(1.0)
+    truth = Truth(law=law, score=law.field(lambda x: -x), log_density=lambda x: -x.square().sum(1) / 2)
+    found = energy_reading.differences_at(Reading(sigmas=(0.2, 0.5)), untrained(), truth)
+    assert list(found) == ["0.2", "0.5"] and all(at["nats"] < 1e-3 and at["of"] > 0.9 for at in found.values())
+
+
 def test_differences_of_a_tempered_law_are_off_by_its_exponent():
     law = gaussian(0.5)
     tempered = PLANE.law(lambda x: -0.9 * x.square().sum(1) / 1.0)
@@ -112,6 +120,7 @@ def test_refusals():
         ({"second.name": "digits"}, "config.second.name"),
         ({"energy.gamma": 2.0}, "gamma"),
         ({"energy.steps": ()}, "one step or more"),
+        ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):
         with pytest.raises(UserError, match=words):

@@ -92,6 +92,32 @@ class TestRefusals:
             )
 
     @pytest.mark.parametrize(
+        ("log_f", "step"),
+        [
+            (lambda x: x.square().sum(dim=1) / 2, 0.3),
+            (lambda x: x.pow(4).sum(dim=1) / 4, 0.1),
+            (lambda x: -x.square().sum(dim=1) / 2 + 0.05 * x.pow(4).sum(dim=1), 0.3),
+        ],
+    )
+    def test_an_adjusted_chain_that_halts_on_its_way_to_infinity_is_said(self, log_f, step):
+        """It stays finite, and would else report an acceptance alone."""
+        with pytest.raises(UserError, match=r"not bounded below: after \d+ steps .* have halted") as caught:
+            run_chain(Hamiltonian(step=step), log_f, torch.ones(8, 2), 1000, generator=generator())
+        assert "\n" not in str(caught.value)
+
+    def test_an_adjusted_chain_that_halts_at_a_mode_is_not(self):
+        """From a flat tail into a well too narrow for the step: hardly anything is accepted there, and the law has a bottom."""
+
+        def log_f(x):
+            return torch.logaddexp(-x.square().sum(dim=1) / 8, 20 - x.square().sum(dim=1) / (2 * 0.15**2))
+
+        found = run_chain(Hamiltonian(step=1.0), log_f, torch.full((30, 2), 3.0), 1000, generator=generator())
+        near = found.x.norm(dim=1) < 0.6
+        assert bool(near.all()) and found.acceptance < 0.2  # all have halted in it
+        found = run_chain(Hamiltonian(step=8.0), quadratic(1.0), torch.ones(4, 2), 500, generator=generator())
+        assert found.acceptance < 0.02
+
+    @pytest.mark.parametrize(
         ("make", "words"),
         [
             (lambda: Hamiltonian(step=0.0), "step"),

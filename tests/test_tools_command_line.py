@@ -197,7 +197,7 @@ SMALL = "--config.model.channels=8"
     ("system", "flags", "expected"),
     [
         ("ve", ["--config.model.name=ncsnv2", SMALL], DiscreteIndex(levels=232, reverse=True)),
-        ("ncsn", ["--config.model.name=ncsn", SMALL], DiscreteIndex(levels=10, reverse=True)),
+        ("ncsn", ["--config.model.name=ncsn", "--config.sde.levels=10", SMALL], DiscreteIndex(levels=10, reverse=True)),
         (
             "ve",
             ["--config.model.name=ncsnv2", SMALL, "--config.model.sigmas=(5.0,1.0,0.1)"],

@@ -28,6 +28,7 @@ from training.errors import (
 )
 from training.flow_matching import Reflow, joined
 from training.hierarchical import NegativeELBO, OneStepELBO
+from training.joint_energy import CrossEntropy, EnergyWatch, JointEnergy
 from training.latent import LatentELBO
 from training.loop import train
 from training.loss_history import LossHistory
@@ -76,6 +77,7 @@ __all__ = [
     "Checkpoint",
     "CheckpointError",
     "CheckpointFolder",
+    "CrossEntropy",
     "DDPMSimple",
     "DSM",
     "DiscreteTime",
@@ -83,6 +85,7 @@ __all__ = [
     "EDMWeighting",
     "ELBO",
     "EMA",
+    "EnergyWatch",
     "Estimate",
     "ExactScoreMatching",
     "FiniteDifferenceScoreMatching",
@@ -153,6 +156,7 @@ __all__ = [
     "train",
     "NegativeELBO",
     "OneStepELBO",
+    "JointEnergy",
     "LatentELBO",
     "LearnedForwardLoss",
     "VDMLoss",

@@ -39,6 +39,7 @@ from sde_lib import WhitenedFlow
 from workflow import progress
 from workflow.plane import Truth
 
+_WIDEST = 0.6  # a noise of which the grid's margin holds all but 1e-6
 _CELLS = 24  # a side, of the plane, for total variation
 
 
@@ -48,6 +49,7 @@ class Reading:
 
     Args:
         sigma: the noise level, in model units, where the data's standard deviation is 1.
+        sigmas: noise levels, at most 0.6, at which differences of energies are compared with the truth's.
         chains: chains of each kind, and of importance sampling.
         length: transitions of each chain.
         steps: step sizes of SGLD and MALA, in model units.
@@ -61,6 +63,7 @@ class Reading:
     """
 
     sigma: float = 0.1
+    sigmas: tuple[float, ...] = (0.1, 0.2, 0.4)
     chains: int = 1000
     length: int = 300
     steps: tuple[float, ...] = (0.05, 0.1, 0.2)
@@ -71,6 +74,8 @@ class Reading:
 
     def __post_init__(self) -> None:
         require_positive(self.sigma, "config.energy.sigma")
+        for sigma in self.sigmas:
+            require_range(sigma, "one of config.energy.sigmas", 1e-3, _WIDEST)
         for name, least in (("chains", 2), ("length", 1), ("levels", 2), ("flow_points", 2), ("grid", 16)):
             require_count(getattr(self, name), f"config.energy.{name}", least)
         for step in self.steps:
@@ -133,6 +138,15 @@ def differences(law: GridLaw, q: GridLaw) -> dict[str, float]:
         return float((mass * (values - mean).square())[seen].sum().sqrt())
 
     return {"relative": std(residual) / std(scale), "nats": std(residual), "of": std(scale), "kl": q.kl(law)}
+
+
+def differences_at(plan: Reading, model: EnergyModel, truth: Truth) -> dict[str, dict[str, float]]:
+    """`differences` at every noise level of the plan, by sigma."""
+    found = {}
+    for sigma in plan.sigmas:
+        law = Read.of(model, sigma, truth.plane).law
+        found[f"{sigma:g}"] = differences(law, truth.law.blurred(sigma)[0])
+    return found
 
 
 def normalisers(plan: Reading, read: Read, truth: Truth, exact: Tensor, seed: int) -> dict[str, Any]:

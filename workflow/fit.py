@@ -101,7 +101,7 @@ def fit(
         )
         processes = f", {group.world} processes" if group.world > 1 else ""
         progress.say(
-            f"{setup.name}: {shorten(str(getattr(setup.model, 'sde', '')), 150)}\n"
+            f"{setup.name}: {shorten(_headline(setup), 150)}\n"
             f"{setup.dataset.name}, {len(setup.training_data):,} training samples of shape {setup.dataset.event_shape}; "
             f"{parameters:,} parameters; {options.steps:,} steps of {options.batch_size} on {setup.device}{processes}\n"
             f"{_cost(cost, folder)}" + "".join(f"\n{setup.dataset.name}: {note}" for note in notes)
@@ -153,6 +153,12 @@ def _begin(setup: Setup, folder: RunFolder, source: Path | None, resume: bool, g
                     f"{own[part]['name']!r} as here: add --config.model.{part}={theirs[part]['name']}"
                 )
     return {"path": str(origin.path), "step": origin.step}
+
+
+def _headline(setup: Setup) -> str:
+    """What is trained: a model's own words, or its SDE."""
+    model = setup.model
+    return str(getattr(model, "headline", None) or getattr(model, "sde", ""))
 
 
 def _cost(cost: Estimate, folder: RunFolder) -> str:

@@ -14,6 +14,7 @@ from workflow.systems.energy import Energy
 from workflow.systems.flow_matching import FlowMatching
 from workflow.systems.iddpm import IDDPM
 from workflow.systems.inverse import Inverse
+from workflow.systems.jem import JEM
 from workflow.systems.latent import Latent
 from workflow.systems.ncsn import NCSN
 from workflow.systems.ncsnv2 import NCSNv2
@@ -48,6 +49,7 @@ SYSTEMS: Catalogue[System] = Catalogue(
             ScoreMatching,
             Energy,
             CNF,
+            JEM,
         )
     },
 )

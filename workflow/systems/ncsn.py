@@ -7,6 +7,10 @@ r"""NCSN as it was (Song and Ermon 2019, arXiv:1907.05600), and the same network
 Level i stands at t = (L - i)/(L - 1) of `TableVESDE`, whose kernel there is the ladder's. So the network is a score at all
 times between the levels too. The SDE view ends at the smallest sigma, which stands at t = 0.
 
+The digits' network is a U-Net that is told log sigma; `--preset=conditional` has the paper's, a RefineNet whose normalisations
+have weights of their own for each level, and `--preset=cifar10` all that was published: ten levels from 1 to 0.01, where the
+second paper's rules give 219 from 50 (`ncsnv2`).
+
 The run draws by annealed Langevin dynamics over its levels, with one denoising at the end (Song and Ermon 2020,
 arXiv:2006.09011, algorithm 1), and in 20 steps of an ODE solver through the SDE view. It scores by the exact likelihood of
 the SDE's flow.
@@ -21,7 +25,7 @@ from typing import Any
 from ml_collections import ConfigDict
 
 import samplers
-from numerics import Catalogue, require_count, require_positive
+from numerics import Catalogue, UserError, require_count, require_positive
 from samplers import AnnealedLangevin, Correction, Sampler, Uniform
 from sde_lib import TableVESDE
 from training import SMLD, DiscreteTime, geometric_sigmas
@@ -62,11 +66,13 @@ class Algorithm1:
     Args:
         steps: K, Langevin steps a level.
         step_size: e, the step at the smallest sigma.
+        denoise: whether Tweedie's mean ends the chain, which the second paper added.
         corrections: of the score, see `samplers.corrections`.
     """
 
     steps: int = 100
     step_size: float = 2e-5
+    denoise: bool = True
     corrections: tuple[Correction, ...] = ()
 
     def __post_init__(self) -> None:
@@ -80,6 +86,7 @@ class Algorithm1:
             steps=self.steps,
             step_size=self.step_size,
             grid=Uniform(),
+            denoise=self.denoise,
             corrections=self.corrections,
         )
 
@@ -87,6 +94,55 @@ class Algorithm1:
 LADDERS: Catalogue[SigmaLadder] = Catalogue("ladder", {"ncsn": SigmaLadder})
 OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"smld": SMLD}, derived=("times", "t_min"))
 SAMPLERS = samplers.SAMPLERS.extended({"ald": Algorithm1})
+
+
+# the network of the paper's kind, with weights of its own for each of the digits' levels; its output is the score
+_CONDITIONAL: presets.Changes = {
+    "model.name": "ncsn",
+    "model.channels": 24,
+    "model.sigmas": geometric_sigmas(levels=23, largest=10.0, smallest=0.01),
+    "model.centered": True,
+    "model.parametrization": "score",
+    "model.conditioning": "discrete_index",
+    "model.conditioning.levels": 23,
+    "model.conditioning.reverse": True,
+    "training.steps": 1000,
+    "training.batch_size": 64,
+    "likelihood.limit": 100,
+}
+# the paper's, and where it is silent its code's (ermongroup/ncsn, configs/anneal.yml); the code steps twice as far, 4e-5
+_CIFAR10: presets.Changes = {
+    "threads": 0,
+    "data.name": "cifar10",
+    "data.low": 0.0,
+    "data.high": 1.0,
+    "sde.levels": 10,
+    "sde.sigma_max": 1.0,
+    "model.name": "ncsn_cifar10",
+    "model.channels": 128,
+    "model.sigmas": geometric_sigmas(levels=10, largest=1.0, smallest=0.01),
+    "model.centered": False,
+    "model.parametrization": "score",
+    "model.conditioning": "discrete_index",
+    "model.conditioning.levels": 10,
+    "model.conditioning.reverse": True,
+    "training.steps": 200_000,
+    "training.batch_size": 128,
+    "training.learning_rate": 1e-3,
+    "training.warmup": 0,
+    "training.schedule": "constant",
+    "training.betas": (0.9, 0.999),
+    "training.clip": None,
+    "training.ema": (),
+    "training.flip": True,
+    "training.log_every": 100,
+    "training.eval_every": 5000,
+    "training.checkpoint_every": 5000,
+    "sampling.sampler.steps": 100,
+    "sampling.sampler.step_size": 2e-5,
+    "sampling.sampler.denoise": False,
+    "baselines": False,
+}
 
 
 class NCSN(System):
@@ -113,8 +169,8 @@ class NCSN(System):
 
     @property
     def presets(self) -> Mapping[str, presets.Changes]:
-        """Those of a score of images."""
-        return presets.of(self.name)
+        """Those of a score of images; the paper's kind of network on the digits; and CIFAR-10 as published, for GPUs."""
+        return {**presets.of(self.name), "conditional": _CONDITIONAL, "cifar10": _CIFAR10}
 
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
@@ -135,6 +191,19 @@ class NCSN(System):
         """L_SMLD, over the ladder's levels; every level counts alike."""
         made: SMLD = OBJECTIVES.make(config["training"]["objective"])
         return replace(made, times=DiscreteTime(levels=self.ladder(config).levels, zero=True))
+
+    def check(self, config: Config) -> None:
+        """A network that looks levels up has those of the ladder.
+
+        Raises:
+            UserError: another number of levels.
+        """
+        levels, own = self.ladder(config).levels, config["model"].get("sigmas") or ()
+        if config["model"].get("conditional", False) and len(own) != levels:
+            raise UserError(
+                f"got config.sde.levels={levels} for a network with weights for {len(own)}; expected as many: set "
+                "config.model.sigmas and config.model.conditioning.levels too, or take --preset=conditional"
+            )
 
     def sampler(self, config: Config, section: Config) -> Sampler:
         """Algorithm 1 walks this ladder; other samplers take the SDE view."""

@@ -18,9 +18,10 @@ from torch import Tensor
 
 import data
 from data import DataError
-from likelihood import BitsPerDim, Hutchinson, UniformDequantizer, bits_per_dim, fast
+from evaluation import auroc
+from likelihood import UniformDequantizer, fast
 from numerics import SampleStreams
-from workflow import progress
+from workflow.outside import bits_of_images
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
 
@@ -50,13 +51,6 @@ def others(run: TrainedRun, name: str, n: int, seed: int) -> dict[str, tuple[Ten
         split = split.take(slice(0, min(n, len(split)) if n else len(split)))
         found[name] = (split.x, split.ids)
     return found
-
-
-def auroc(inside: np.ndarray, outside: np.ndarray) -> float:
-    """The probability that an image of `outside` costs more bits than one of `inside`, ties counting half."""
-    order = np.sort(inside)
-    below = np.searchsorted(order, outside, side="left") + np.searchsorted(order, outside, side="right")
-    return float(below.mean() / (2 * len(inside)))
 
 
 def draw(values: dict[str, np.ndarray], first: str, second: str, file: Path) -> None:
@@ -99,24 +93,9 @@ def main(arguments: list[str]) -> int:
     method = fast(run.sde, run.score, x, steps=options.steps, data_std=run.flow.data_std)
     values: dict[str, np.ndarray] = {}
     for which, (images, ids) in scored.items():
-        parts = []
-        with progress.bar(total=len(images), name=f"scoring {which}", unit="image") as bar:
-            for i in range(0, len(images), options.batch_size):
-                some = slice(i, i + options.batch_size)
-                parts.append(
-                    bits_per_dim(
-                        run.sde,
-                        run.score,
-                        images[some].to(run.device),
-                        run.transform,
-                        method=method,
-                        divergence=Hutchinson(probes=2),
-                        companions=0,
-                        generator=SampleStreams(options.seed, ids[some]),
-                    )
-                )
-                bar.update(len(ids[some]))
-        found = BitsPerDim.concatenate(parts)
+        found = bits_of_images(
+            run, images, ids, method=method, name=which, batch_size=options.batch_size, seed=options.seed
+        )
         values[which] = found.per_image.cpu().numpy()
         for line in found.failures:
             print(f"{which}: {line}")
@@ -126,7 +105,11 @@ def main(arguments: list[str]) -> int:
     arrays: Any = values
     np.savez(file.with_suffix(".npz"), **arrays)
     summary = {
-        which: {"mean": float(v.mean()), "images": len(v), "auroc": auroc(finite["test"], v)}
+        which: {
+            "mean": float(v.mean()),
+            "images": len(v),
+            "auroc": auroc(*map(torch.from_numpy, (finite["test"], v))).value,
+        }
         for which, v in finite.items()
         if len(v)
     }

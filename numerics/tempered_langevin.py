@@ -1,0 +1,79 @@
+r"""Langevin dynamics whose step and noise are chosen apart, as energies of pictures are sampled.
+
+    x <- x - a grad E(x) + s z,        z ~ N(0, I)
+
+With s^2 = 2 a this is the Langevin chain of `numerics.hamiltonian`, whose law is exp(-E) up to O(a). Otherwise its law is
+exp(-E / T), with the temperature T = s^2 / (2 a), up to O(a): the published a = 1, s = 0.01 (Grathwohl et al. 2020,
+arXiv:1912.03263) is T = 5e-5, which is a descent with a little noise and no sampler of exp(-E).
+
+In a box, states that leave it are reflected at its sides, as a density on the box alone has it; on a box exp(-E) has an
+integral, whatever E is.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from numerics.checks import require_positive, require_range
+from numerics.errors import UserError
+from numerics.modes import ordinary, ordinary_mode
+
+Energy = Callable[[Tensor], Tensor]
+"""x `(B, *)` -> E(x) `(B,)`; differentiable."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class TemperedLangevin:
+    """Steps of x <- x - `step` grad E(x) + `noise` z, reflected at the sides of a box.
+
+    Args:
+        step: a > 0.
+        noise: s >= 0, the standard deviation of what a step adds.
+        box: (low, high) of every coordinate; None for all of space.
+
+    Raises:
+        UserError: a step or a noise out of range, or a box that is none.
+    """
+
+    step: float
+    noise: float
+    box: tuple[float, float] | None = None
+
+    def __post_init__(self) -> None:
+        require_positive(self.step, "step")
+        require_range(self.noise, "noise", 0)
+        if self.box is not None and not self.box[0] < self.box[1]:
+            raise UserError(f"got box={self.box!r}; expected (low, high), low < high")
+
+    @property
+    def temperature(self) -> float:
+        """T: the chain's law is exp(-E / T), up to O(step)."""
+        return self.noise**2 / (2 * self.step)
+
+    def inside(self, x: Tensor) -> Tensor:
+        """`x` `(B, *)`, reflected at the sides of the box, as often as it takes."""
+        if self.box is None:
+            return x
+        low, high = self.box
+        width = high - low
+        folded = (x - low).remainder(2 * width)
+        return low + torch.minimum(folded, 2 * width - folded)
+
+    def run(self, energy: Energy, x: Tensor, noise: Tensor) -> Tensor:
+        """The states `(B, *)` after as many steps as there are normals.
+
+        Args:
+            x: `(B, *)`, where the chains are.
+            noise: `(B, K, *)`, standard normals for K steps.
+        """
+        with ordinary_mode(x.device), torch.enable_grad():
+            x = ordinary(x.detach())
+            for z in noise.unbind(dim=1):
+                x.requires_grad_()
+                (slope,) = torch.autograd.grad(energy(x).sum(), x)
+                x = self.inside(x.detach() - self.step * slope + self.noise * z)
+        return x
