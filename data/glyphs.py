@@ -83,8 +83,7 @@ def glyphs(
     }
     splits, first = {}, 0
     for name, labels in wanted.items():
-        if name == "train":
-            labels = random.permutation(labels)
+        labels = random.permutation(labels)  # whoever takes the first of them takes some of all
         pictures = np.stack([_draw(int(label), random) for label in labels])
         ids = torch.arange(first, first + len(labels))
         splits[name] = Split(torch.from_numpy(pictures).unsqueeze(1), torch.from_numpy(labels.astype(np.int64)), ids)

@@ -8,6 +8,7 @@ report["FD"].score.value, report["FD"].floor.value, report["FD"].errors_from_flo
 from __future__ import annotations
 
 from evaluation.attack import ProjectedGradient
+from evaluation.attributes import AttributeClassifier, train_attribute_classifier
 from evaluation.calibration import Calibration, calibration, share
 from evaluation.classifier import Classifier, train_classifier
 from evaluation.detection import auroc
@@ -21,6 +22,7 @@ from evaluation.neighbours import Manifold, Memorisation, manifold, memorisation
 from evaluation.pictures import (
     Panel,
     make_grid,
+    save_captioned,
     save_gif,
     save_grid,
     save_histogram,
@@ -37,6 +39,7 @@ from evaluation.sliced import sliced_wasserstein
 from evaluation.straightness import straightness
 
 __all__ = [
+    "AttributeClassifier",
     "Calibration",
     "Classifier",
     "Comparison",
@@ -77,6 +80,7 @@ __all__ = [
     "mmd",
     "nearest",
     "posterior_errors",
+    "save_captioned",
     "save_gif",
     "save_grid",
     "save_histogram",
@@ -87,5 +91,6 @@ __all__ = [
     "save_surfaces",
     "sliced_wasserstein",
     "straightness",
+    "train_attribute_classifier",
     "train_classifier",
 ]

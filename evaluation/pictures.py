@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Panel",
     "make_grid",
+    "save_captioned",
     "save_gif",
     "save_grid",
     "save_histogram",
@@ -133,6 +134,45 @@ def _beside_texts(picture: Image.Image, texts: Sequence[str], *, first: int, eac
     for i, text in enumerate(texts):
         draw.text((margin - 6, first + i * each + each // 2), text, fill="black", font=font, anchor="rm")
     return whole
+
+
+def save_captioned(
+    path: str | os.PathLike[str], images: Tensor, captions: Sequence[str], *, columns: int = 4, scale: int = 2
+) -> None:
+    """Write strips of images, each with its caption above.
+
+    Args:
+        images: `(K, S, C, H, W)` in [0, 1]: S images of each caption.
+        captions: K texts.
+        columns: strips side by side.
+        scale: of every pixel.
+
+    Raises:
+        DataError: other shapes, another number of captions, or the file cannot be written.
+    """
+    from PIL import Image, ImageDraw, ImageFont
+
+    if images.ndim != 5 or len(images) != len(captions) or len(images) == 0 or columns < 1:
+        raise DataError(
+            f"got images of shape {tuple(images.shape)}, {len(captions)} captions, columns={columns}; expected (K, S, C, H, W) "
+            "and K captions, at least one, in at least one column"
+        )
+    strips = [Image.fromarray(_pixels(_enlarged(make_grid(strip, len(strip)), scale))) for strip in images]
+    font, line, gap = ImageFont.load_default(size=11), 15, 8
+    # a caption may be longer than its strip
+    width = max(strips[0].width, *(math.ceil(font.getlength(caption)) for caption in captions)) + gap
+    height, rows = strips[0].height + line + gap, -(-len(strips) // columns)
+    sheet = Image.new(strips[0].mode, (min(columns, len(strips)) * width + gap, rows * height + gap), "white")
+    draw = ImageDraw.Draw(sheet)
+    for i, (strip, caption) in enumerate(zip(strips, captions, strict=True)):
+        left, top = gap + (i % columns) * width, gap + (i // columns) * height
+        draw.text((left, top), caption, fill="black", font=font)
+        sheet.paste(strip, (left, top + line))
+    target = _target(path)
+    try:
+        sheet.save(target)
+    except (OSError, ValueError) as error:
+        raise DataError(f"{target} cannot be written: {error}") from error
 
 
 def save_pictures(folder: str | os.PathLike[str], images: Tensor, levels: int) -> list[Path]:

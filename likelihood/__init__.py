@@ -32,6 +32,7 @@ from likelihood.latent import (
 from likelihood.latent_edits import SlerpGrid, attribute_direction, edit_latents, slerp_grid
 from likelihood.method import Method
 from likelihood.methods import accurate, fast
+from likelihood.noise_level import NoiseLevel, estimate_noise_level
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
 from likelihood.refinement import Refinement
@@ -64,6 +65,7 @@ __all__ = [
     "Likelihood",
     "Method",
     "NoDequantization",
+    "NoiseLevel",
     "Refinement",
     "Path",
     "RoundTrip",
@@ -87,6 +89,7 @@ __all__ = [
     "edit_latents",
     "elbo",
     "encode",
+    "estimate_noise_level",
     "fast",
     "interpolate",
     "log_likelihood",

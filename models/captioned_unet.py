@@ -5,10 +5,13 @@ A class that was never trained on has a caption all the same, so the network can
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
+from torch.nn import functional as F
 
 from models.attention import AttentionBlock
 from models.captions import CaptionEncoder, Context, CrossAttention
@@ -19,14 +22,22 @@ from numerics import UserError
 
 
 class _WithWords(nn.Module):
-    """Attention among the pixels, then to the words."""
+    """What is learned of each place is added; then attention among the pixels, and to the words.
 
-    def __init__(self, pixels: AttentionBlock, words: CrossAttention) -> None:
+    In noise all places look alike, so words alone could not say what is to be where.
+    """
+
+    def __init__(self, pixels: AttentionBlock, words: CrossAttention, side: int) -> None:
         super().__init__()
         self.pixels, self.words = pixels, words
+        channels = pixels.norm.num_channels
+        self.places = nn.Parameter(channels**-0.5 * torch.randn(1, channels, side, side))
 
     def forward(self, h: Tensor, context: Context) -> Tensor:
-        return self.words(self.pixels(h), context)
+        places: Tensor = self.places
+        if h.shape[2:] != places.shape[2:]:  # images that are not square
+            places = F.interpolate(places, size=h.shape[2:], mode="bilinear")
+        return self.words(self.pixels(h + places), context)
 
 
 class CaptionedUNet(NCSNpp):
@@ -83,17 +94,30 @@ class CaptionedUNet(NCSNpp):
         self.captions = CaptionEncoder(class_names, width=text_width, depth=text_depth, heads=text_heads)
         self.pooled = linear(text_width, 4 * channels)
 
-        def with_words(attention: nn.Module) -> nn.Module:
+        def with_words(attention: nn.Module, side: int) -> nn.Module:
             if not isinstance(attention, AttentionBlock):
                 return attention
             words = CrossAttention(attention.norm.num_channels, text_width, heads=heads, scale=attention.scale)
-            return _WithWords(attention, words)
+            return _WithWords(attention, words, side)
 
-        for level in self.encoder:
-            level.attentions = ListOf(with_words(a) for a in level.attentions)
-        self.middle.attention = with_words(self.middle.attention)
-        for stage in self.decoder:
-            stage.attention = with_words(stage.attention)
+        sides = level_resolutions(image_size, len(multipliers))
+        for level, side in zip(self.encoder, sides, strict=True):
+            level.attentions = ListOf(with_words(a, side) for a in level.attentions)
+        self.middle.attention = with_words(self.middle.attention, sides[-1])
+        for stage, side in zip(self.decoder, reversed(sides), strict=True):
+            stage.attention = with_words(stage.attention, side)
+
+    def reading(self, captions: Sequence[str]) -> CaptionedUNet:
+        """This network with the same weights, in which class k is caption k of these instead.
+
+        Raises:
+            UserError: no captions, words that are not in `captions.vocabulary`, or more of them than in any of `class_names`.
+        """
+        shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
+        made = copy.deepcopy(self, shared)
+        made.captions.read(captions)
+        made.num_classes = len(captions)
+        return made
 
     def check_labels(self, labels: Tensor) -> None:
         """The smooth embedding takes any label."""

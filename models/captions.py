@@ -4,6 +4,9 @@ The words of a caption become tokens h_1 ... h_L; a U-Net is told of them in two
 section 2.3 and 3): their mean joins the noise level's embedding in every block, and at its attention layers every pixel
 attends to every token. Captions shorter than the longest are padded, and padding is masked: neither attention nor the mean sees
 it. The empty caption is the first token alone, which stands for "begin".
+
+The vocabulary is the words of the captions that an encoder was made with. It reads any other caption of these words, in any
+order, up to the longest's length.
 """
 
 from __future__ import annotations
@@ -19,9 +22,11 @@ from models.attention import attend
 from models.initialization import conv1x1, linear
 from models.network import ListOf, check_sizes
 from models.normalization import GroupNorm
-from numerics import UserError
+from numerics import UserError, nearest
 
 _PADDING, _BEGIN = 0, 1
+_LISTED = 100
+"""Words of a vocabulary that a refusal lists, at most."""
 
 
 class Context(NamedTuple):
@@ -71,17 +76,45 @@ class CaptionEncoder(nn.Module):
             raise UserError(
                 f"got {len(captions)} captions, width={width}, heads={heads}; expected captions and a multiple of the heads"
             )
-        words = sorted({word for caption in captions for word in caption.split()})
-        number = {word: i for i, word in enumerate(words, start=_BEGIN + 1)}
-        rows = [[_BEGIN, *(number[word] for word in caption.split())] for caption in (*captions, "")]
-        longest = max(map(len, rows))
-        table = torch.tensor([row + [_PADDING] * (longest - len(row)) for row in rows])
-        self.register_buffer("table", table, persistent=False)
+        self.vocabulary = tuple(sorted({word for caption in captions for word in caption.split()}))
+        self.longest = max(len(caption.split()) for caption in captions)
         self.num_classes = len(captions)
-        self.words = nn.Embedding(len(words) + 2, width)
-        self.places = nn.Parameter(0.02 * torch.randn(longest, width))
+        self.register_buffer("table", self._rows(captions), persistent=False)
+        self.words = nn.Embedding(len(self.vocabulary) + 2, width)
+        self.places = nn.Parameter(0.02 * torch.randn(self.longest + 1, width))
         self.blocks: ListOf[TokenBlock] = ListOf(TokenBlock(width, heads) for _ in range(depth))
         self.norm = nn.LayerNorm(width)
+
+    def _rows(self, captions: Sequence[str]) -> Tensor:
+        """The tokens of these captions and, last, of the empty one, `(K + 1, longest + 1)`, padded.
+
+        Raises:
+            UserError: unknown words, with the vocabulary; more words than the longest caption has.
+        """
+        number = {word: i for i, word in enumerate(self.vocabulary, start=_BEGIN + 1)}
+        table = torch.full((len(captions) + 1, self.longest + 1), _PADDING)
+        for row, caption in zip(table, (*captions, ""), strict=True):
+            words = caption.split()
+            if unknown := [word for word in words if word not in number]:
+                known = ", ".join(self.vocabulary[:_LISTED]) + ", ..." * (len(self.vocabulary) > _LISTED)
+                hint = nearest(unknown[0], list(self.vocabulary))
+                raise UserError(f"got the unknown word {unknown[0]!r} in {caption!r}{hint}; expected words of: {known}")
+            if len(words) > self.longest:
+                raise UserError(
+                    f"got a caption of {len(words)} words, {caption!r}; expected at most {self.longest}, as in training"
+                )
+            row[: len(words) + 1] = torch.tensor([_BEGIN, *(number[word] for word in words)])
+        return table
+
+    def read(self, captions: Sequence[str]) -> None:
+        """From now on class k is caption k of these, in words of the vocabulary; "" is the empty caption.
+
+        Raises:
+            UserError: no captions, unknown words, or too many of them.
+        """
+        if not captions:
+            raise UserError('got no captions; expected some, such as ("",) for the empty one')
+        self.table, self.num_classes = self._rows(captions).to(self.table.device), len(captions)
 
     def forward(self, class_label: Tensor | None, batch: int) -> Context:
         """The captions of a batch."""

@@ -9,7 +9,7 @@ the noise level (see `models.conditioning`). It knows nothing of SDEs, of scores
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Generic, TypeVar
 
 import torch
@@ -74,6 +74,16 @@ class Network(FloatTables, ABC):
         Here: an embedding that takes the label's logarithm needs sigma itself.
         """
         return Sigma() if options.get("embedding") == "fourier" else None
+
+    def reading(self, captions: Sequence[str]) -> Network:
+        """This network with the same weights, in which class k is caption k of these instead; refused here.
+
+        Raises:
+            UserError: a network that reads no captions, or captions that it cannot read.
+        """
+        raise UserError(
+            f"got captions for {type(self).__name__}, which reads none; expected a captioned_unet: use labels, or a run of text"
+        )
 
     @abstractmethod
     def forward(self, x: Tensor, label: Tensor | None = None, class_label: Tensor | None = None) -> Tensor:

@@ -201,6 +201,28 @@ class ScoreModel(nn.Module):
         """
         return ConditionedScore(self, labels)
 
+    def reading(self, captions: Sequence[str]) -> ScoreModel:
+        """This model with the same weights, in which class k is caption k of these instead: captions of any words that its
+        network knows.
+
+        Raises:
+            UserError: a network that reads no captions, or captions that it cannot read.
+        """
+        if not isinstance(self.net, Network):
+            raise UserError(
+                f"got captions for {type(self.net).__name__}, which reads none; expected a captioned_unet: use labels"
+            )
+        made = ScoreModel(
+            self.net.reading(captions),
+            self.sde,
+            self.parametrization,
+            conditioning=self.conditioning,
+            data_std=self.data_std,
+            data_range=self.data_range,
+        )
+        made.learned_without_class = self.learned_without_class
+        return made.train(self.training)
+
     def under(self, sde: SDE) -> UnderAnotherSDE:
         """This model as a score along another SDE; see `models.under`."""
         return UnderAnotherSDE(self, sde)

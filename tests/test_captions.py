@@ -6,7 +6,8 @@ import torch
 import data
 from data import DataError
 from data.glyphs import CHARACTERS, FAMILIES, attributes, captions, glyphs
-from models import CaptionedUNet, CaptionEncoder, ScoreModel
+from guidance import classifier_free
+from models import MLP, CaptionedUNet, CaptionEncoder, ScoreModel
 from numerics import SampleStreams, UserError
 from samplers import DDIM
 from sde_lib import VPSDE
@@ -108,6 +109,18 @@ class TestCaptionedNetwork:
                 assert float((net(X, LABEL, EACH) - net(X, LABEL, EACH.flip(0))).abs().max()) > 1e-4
             silent.weight.data.copy_(kept)
 
+    def test_words_know_where_they_are(self):
+        net = network()
+        own = net(X, LABEL, EACH)
+        for attention in (net.encoder[-1].attentions[0], net.middle.attention):
+            kept = attention.places.data.clone()
+            attention.places.data.copy_(kept.roll(1, dims=-1))
+            assert float((net(X, LABEL, EACH) - own).abs().max()) > 1e-3
+            attention.places.data.copy_(kept)
+        # of images that are not square, places in between
+        wide = net(torch.cat([X, X], dim=-1)[..., :12], LABEL, EACH)
+        assert wide.shape == (4, 1, 8, 12) and bool(wide.isfinite().all())
+
     def test_padding_is_not_seen(self):
         net = network()
         own = net(X, LABEL, EACH)
@@ -136,6 +149,48 @@ class TestCaptionedNetwork:
         again = ScoreModel.from_pretrained(tmp_path)
         x, t = X.float(), torch.tensor(0.4)
         torch.testing.assert_close(again.score(x, t, EACH), model.score(x, t, EACH))
+
+    def test_any_caption_of_known_words_is_read(self):
+        net = network()
+        read = net.reading(("sans bold 3", "bold sans 3", "", "sans"))
+        own = net(X, LABEL, EACH)
+        torch.testing.assert_close(
+            read(X[3:], LABEL[3:], torch.tensor([1])), own[3:], rtol=0, atol=1e-12
+        )  # a class's own caption
+        torch.testing.assert_close(read(X, LABEL, EACH * 0 + 2), net(X, LABEL), rtol=0, atol=1e-12)  # the empty one
+        torch.testing.assert_close(read(X, LABEL), net(X, LABEL), rtol=0, atol=1e-12)
+        other = read(X[3:], LABEL[3:], torch.tensor([0]))
+        assert float((other - own[3:]).abs().max()) > 1e-3  # an order that no class has
+        assert read.num_classes == 4 and {id(p) for p in read.parameters()} == {id(p) for p in net.parameters()}
+        torch.testing.assert_close(net(X, LABEL, EACH), own, rtol=0, atol=1e-12)  # and the network reads what it read
+        with pytest.raises(
+            UserError, match=r"'Bold' in 'Bold 3', did you mean 'bold'\?; expected words of: 3, bold, italic, sans"
+        ):
+            net.reading(["Bold 3"])
+        with pytest.raises(UserError, match="5 words, .*expected at most 4"):
+            net.reading(["bold bold italic serif 3"])
+        with pytest.raises(UserError, match="no captions"):
+            net.reading([])
+
+    def test_a_model_reads_captions_and_keeps_what_it_is(self):
+        model = ScoreModel(network(), VPSDE(), data_std=0.4)
+        model.learned_without_class = True
+        read, t = model.eval().reading(["italic bold"]), torch.tensor(0.4)
+        assert (read.num_classes, read.data_std, read.learned_without_class, read.training) == (1, 0.4, True, False)
+        torch.testing.assert_close(read.condition(None)(X, t), model.condition(None)(X, t))
+        with pytest.raises(UserError, match="classes 0 to 0"):
+            read.condition(1)
+        with pytest.raises(UserError, match="MLP, which reads none"):
+            ScoreModel(MLP(2, num_classes=2), VPSDE()).reading(["bold"])
+
+    def test_guidance_of_captions_has_its_ends(self):
+        model, t = ScoreModel(network(), VPSDE()), torch.tensor(0.4)
+        given, none = model.condition(EACH)(X, t), model.condition(None)(X, t)
+        torch.testing.assert_close(classifier_free(model, EACH, 0)(X, t), none, rtol=0, atol=0)
+        torch.testing.assert_close(classifier_free(model, EACH, 1)(X, t), given, rtol=0, atol=0)
+        torch.testing.assert_close(classifier_free(model, EACH, 3)(X, t), none + 3 * (given - none))
+        empty = classifier_free(model.reading([""]), 0, 5.0)  # nothing to guide to, at any scale
+        torch.testing.assert_close(empty(X, t), none)
 
     def test_refuses(self):
         with pytest.raises(UserError, match="class_names"):

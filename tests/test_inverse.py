@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
+from pathlib import Path
 
 import pytest
 import torch
+from test_experiments import called, refused
 
 from numerics import UserError
 from sde_lib import VPSDE, Measurement
 from sde_lib.analytic import Gaussian
-from workflow import command_line, main, systems
+from workflow import command_line, inverse_problems, main, systems
 from workflow.inverse_problems import METHODS, PROBLEMS, coverage, psnr, rank_p_value, restore
+from workflow.tools import restore as restore_tool
 
 
 def draws(*shape, seed=0):
@@ -49,7 +52,7 @@ def test_every_problem_has_singular_values(name, shape):
 
 
 @pytest.mark.parametrize("method", METHODS)
-def test_restoring_is_better_than_guessing(method):
+def test_restoring_is_better_than_guessing(method, monkeypatch):
     """With an exact score of smooth pictures; and a seed gives the same again."""
     place = torch.arange(16, dtype=torch.float64)
     distance = (
@@ -68,6 +71,9 @@ def test_restoring_is_better_than_guessing(method):
     assert float(psnr(found.samples.mean(dim=0), truth, 2.0).mean()) > guess + 3
     again = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
     assert torch.equal(found.samples, again.samples)
+    monkeypatch.setattr(inverse_problems, "_TOGETHER", 6)  # and it is the same whatever is drawn together
+    apart = restore(sde, law.score(sde), measurement, method, truth.shape, **options)
+    torch.testing.assert_close(apart.samples, found.samples, rtol=0, atol=2e-3)
 
 
 def test_unknown_methods_are_refused():
@@ -83,6 +89,7 @@ def test_unknown_methods_are_refused():
         "--config.inverse.std=0.0",
         "--config.inverse.methods=('dsp',)",
         "--config.inverse.steps=0",
+        "--config.inverse.problems=('undoing',)",
     ],
 )
 def test_values_that_are_refused(flag):
@@ -95,6 +102,26 @@ def test_a_run_is_loaded_first_in_a_fresh_interpreter():
     """The systems import what restores, which must not import the runs back."""
     done = subprocess.run([sys.executable, "-c", "from workflow import load_run"], capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-600:]
+
+
+def test_any_run_restores_and_is_told_the_level_that_the_likelihood_finds(tmp_path):
+    folder, asked = tmp_path / "restored", ("--images", 4, "--samples", 2, "--steps", 4, "--quiet")
+    names = ("--problems", "denoising,blind denoising", "--methods", "DDNM,PiGDM")
+    called(restore_tool.main, "--run", "pretrained/vp_digits", *asked, *names, f"--workdir={folder}")
+    rows = json.loads((folder / "results.json").read_text())["inverse"]["rows"]
+    assert [(row["problem"], row["method"]) for row in rows] == [
+        (p, m) for p in ("denoising", "blind denoising") for m in ("DDNM", "PiGDM")
+    ]
+    assert all(row["std"] == 0.5 for row in rows) and all(row["told"] == 0.5 for row in rows[:2])
+    # 4 x 64 numbers: the error of a standard deviation is 0.022 at least
+    assert rows[2]["told"] == rows[3]["told"] != 0.5 and abs(rows[2]["told"] - 0.5) < 0.08
+    assert (folder / "samples" / "inverse_blind_denoising.png").is_file()
+    assert (
+        "Inverse problems" in (folder / "report.md").read_text() and not Path("pretrained/vp_digits/report.md").exists()
+    )
+    bad = called(restore_tool.main, "--run", "pretrained/vp_digits", "--problems", "undoing", check=False)
+    refused(bad, 2, "problems=('undoing',)", "blind denoising")
+    refused(called(restore_tool.main, "--run", "pretrained/vp_digits", "--images", 1, check=False), 2, "--images=1")
 
 
 @pytest.mark.slow

@@ -37,7 +37,7 @@ from guidance import (
     PublishedDPS,
     posterior,
 )
-from likelihood import UniformDequantizer
+from likelihood import UniformDequantizer, estimate_noise_level
 from numerics import SampleStreams, UserError, normal
 from samplers import DDNM, Ancestral, DPMSolver, LogSNR, PredictorCorrector, RePaint, Replacement, Sampler, TwistedSMC
 from sde_lib import SDE, Operator, Score
@@ -50,6 +50,8 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 """Of a contact sheet: images at most."""
 _PROJECTIONS = 8
+_TOGETHER = 64
+"""Samples that are drawn together: a network's call costs little more for them than for one."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,11 +62,14 @@ class Problem:
         operator: made for the shape of an image `(C, H, W)`.
         std: of the noise, in model units; None: the configuration's.
         fits: whether images of that shape can be measured so.
+        blind: whether methods are told the noise that `likelihood.estimate_noise_level` finds, not the true one; for an
+            operator that changes nothing.
     """
 
     operator: Callable[[tuple[int, ...]], Operator]
     std: float | None = None
     fits: Callable[[tuple[int, ...]], bool] = lambda shape: True
+    blind: bool = False
 
 
 def _right_half(shape: tuple[int, ...]) -> Mask:
@@ -87,6 +92,7 @@ PROBLEMS: Mapping[str, Problem] = {
     "deblurring": Problem(operator=lambda shape: Blur.gaussian(1.0, size=5), fits=lambda shape: min(shape[1:]) >= 5),
     "compressed sensing": Problem(operator=_projections),
     "denoising": Problem(operator=lambda shape: Mask(torch.ones(shape)), std=0.5),
+    "blind denoising": Problem(operator=lambda shape: Mask(torch.ones(shape)), std=0.5, blind=True),
     "colourisation": Problem(operator=lambda shape: Grey(), fits=lambda shape: shape[0] == 3),
 }
 
@@ -127,6 +133,15 @@ METHODS: Mapping[str, Way] = {
 }
 
 
+FEW: Mapping[str, Any] = {
+    "problems": ("inpainting", "super-resolution", "deblurring", "compressed sensing"),
+    "methods": ("MomentMatching", "PiGDM", "DDNM"),
+    "images": 8,
+    "samples": 4,
+}
+"""What is restored of larger images: four operators, three methods, eight images."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class Restored:
     """What one method made of one problem.
@@ -161,15 +176,18 @@ def restore(
     """
     if method not in METHODS:
         raise UserError(f"got method={method!r}; expected one of {', '.join(METHODS)}")
-    sampler, given = METHODS[method](sde, score, measurement, steps, data_std)
-    made, begun, nfe = [], time.perf_counter(), 0
-    for k in range(samples):
-        ids = torch.arange(shape[0]) + k * shape[0]
-        result = sampler(sde, given, shape, generator=SampleStreams(seed, ids), device=measurement.y.device)
+    images, *rest = shape
+    total, made, begun, nfe = samples * images, [], time.perf_counter(), 0
+    together = max(1, _TOGETHER // images) * images
+    for first in range(0, total, together):
+        ids = torch.arange(first, min(first + together, total))
+        some = measurement.take((ids % images).to(measurement.y.device))
+        sampler, given = METHODS[method](sde, score, some, steps, data_std)
+        result = sampler(sde, given, (len(ids), *rest), generator=SampleStreams(seed, ids), device=measurement.y.device)
         made.append(result.x)
         nfe = result.nfe * getattr(sampler, "particles", 1)
-    seconds = (time.perf_counter() - begun) / (samples * shape[0])
-    return Restored(samples=torch.stack(made), seconds=seconds, nfe=nfe)
+    seconds = (time.perf_counter() - begun) / total
+    return Restored(samples=torch.cat(made).reshape(samples, *shape), seconds=seconds, nfe=nfe)
 
 
 def psnr(estimate: Tensor, truth: Tensor, data_range: float) -> Tensor:
@@ -208,6 +226,7 @@ class Row:
         coverage, coverage_stderr: of test images; `expected` is what it should be.
         own_coverage, own_coverage_stderr, own_p: coverage of the model's own truths, and the ranks' p-value.
         seconds, nfe: for a sample.
+        std, told: the noise, and what the method was told of it.
     """
 
     problem: str
@@ -223,6 +242,8 @@ class Row:
     own_p: float
     seconds: float
     nfe: int
+    std: float
+    told: float
 
 
 def report_inverse(
@@ -234,6 +255,7 @@ def report_inverse(
     steps: int,
     std: float,
     methods: Sequence[str] = tuple(METHODS),
+    problems: Sequence[str] = tuple(PROBLEMS),
 ) -> list[Row]:
     """Restores test images and the model's own by every method: `inverse` in results.json, a section of report.md, and a
     contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
@@ -243,9 +265,10 @@ def report_inverse(
         samples: of each, at least 2.
         steps: of each method; RePaint takes four times as many.
         std: of the noise, in model units.
+        methods, problems: names; of the problems those that images of this shape have.
 
     Raises:
-        UserError: data that are no images.
+        UserError: data that are no images, or an unknown name.
     """
     from workflow.pictures import draw_samples  # it imports the systems
 
@@ -263,24 +286,27 @@ def report_inverse(
     own = own.to(device)
     data_std = run.model.data_std or 1.0
     rows = []
-    problems = {name: problem for name, problem in PROBLEMS.items() if problem.fits(tuple(shape))}
-    with progress.bar(total=len(problems) * len(methods), name="inverse problems", unit="method") as bar:
-        for name, problem in problems.items():
+    check_names(methods, problems)
+    chosen = {name: PROBLEMS[name] for name in problems if PROBLEMS[name].fits(tuple(shape))}
+    with progress.bar(total=len(chosen) * len(methods), name="inverse problems", unit="method") as bar:
+        for name, problem in chosen.items():
             operator, noise = problem.operator(tuple(shape)), std if problem.std is None else problem.std
-            sheet, y_pictures = [truth[:_COLUMNS]], None
+            measured = {}
+            for whose, x in (("test", truth), ("own", own)):
+                y = operator(x)
+                y = y + noise * normal(y.shape, SampleStreams(seed + 1), device=device, dtype=y.dtype)
+                told = noise
+                if problem.blind:
+                    told = estimate_noise_level(run.sde, run.score, y, generator=SampleStreams(seed + 2)).joint
+                measured[whose] = Measurement(operator, y, told)
+            sheet = [truth[:_COLUMNS], _back(measured["test"], (low, high))[:_COLUMNS]]
             for method in methods:
                 found = {}
                 for whose, x in (("test", truth), ("own", own)):
-                    y = operator(x)
-                    z = normal(y.shape, SampleStreams(seed + 1), device=device, dtype=y.dtype)
-                    measurement = Measurement(operator, y + noise * z, noise)
-                    if y_pictures is None:
-                        y_pictures = _back(measurement, (low, high))[:_COLUMNS]
-                        sheet.append(y_pictures)
                     found[whose] = restore(
                         run.sde,
                         run.score,
-                        measurement,
+                        measured[whose],
                         method,
                         x.shape,
                         samples=samples,
@@ -288,19 +314,43 @@ def report_inverse(
                         seed=seed,
                         data_std=data_std,
                     )
-                rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low))
+                told = float(measured["test"].std)
+                rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low, noise, told))
                 seen = found["test"].samples
                 sd = low + (high - low) * (seen.std(dim=0) / (high - low) * 2).clamp(max=1)
                 sheet += [part[:_COLUMNS] for part in (seen[0], seen[1], seen.mean(dim=0), sd)]
                 bar.update(1)
-            picture = folder.path / "samples" / f"inverse_{name.replace(' ', '_')}.png"
+            picture = folder.path / "samples" / f"{_stem(name)}.png"
             _save(picture, torch.cat(sheet), run, min(_COLUMNS, images))
     _write(folder, rows, methods, images, samples, steps, std)
     return rows
 
 
+def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "") -> None:
+    """Refuses names that no method or problem has, and none at all; `prefix` is what the user calls them with.
+
+    Raises:
+        UserError: with those that there are.
+    """
+    for what, names, known in (("methods", methods, METHODS), ("problems", problems, PROBLEMS)):
+        if not names or any(name not in known for name in names):
+            raise UserError(f"got {prefix}{what}={tuple(names)!r}; expected some of {', '.join(known)}")
+
+
+def _stem(problem: str) -> str:
+    return f"inverse_{problem.replace(' ', '_')}"
+
+
 def _row(
-    problem: str, method: str, test: Restored, truth: Tensor, own: Restored, own_truth: Tensor, data_range: float
+    problem: str,
+    method: str,
+    test: Restored,
+    truth: Tensor,
+    own: Restored,
+    own_truth: Tensor,
+    data_range: float,
+    std: float,
+    told: float,
 ) -> Row:
     of_mean = psnr(test.samples.mean(dim=0), truth, data_range)
     covered, own_covered = coverage(test.samples, truth), coverage(own.samples, own_truth)
@@ -319,6 +369,8 @@ def _row(
         own_p=rank_p_value(own.samples, own_truth),
         seconds=test.seconds,
         nfe=test.nfe,
+        std=std,
+        told=told,
     )
 
 
@@ -342,12 +394,13 @@ def _write(
 
     entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
     folder.update_results({"inverse": entry})
+    blind = next(
+        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if row.told != row.std), ""
+    )
     lines = [
-        f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in "
-        f"model units "
-        f"(denoising: 0.5). Coverage should be {rows[0].expected:.3f}; a small p says that the method is wrong of the "
-        f"model's own "
-        "truths, whatever the model.",
+        f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in model "
+        f"units (denoising: 0.5{blind}). Coverage should be {rows[0].expected:.3f}; a small p says that the method is wrong of "
+        "the model's own truths, whatever the model.",
         "",
     ]
     head = (
@@ -377,7 +430,7 @@ def _write(
     ]
     lines += table(head, cells)
     for name in dict.fromkeys(row.problem for row in rows):
-        lines.append(f"![{name}](samples/inverse_{name.replace(' ', '_')}.png)")
+        lines.append(f"![{name}](samples/{_stem(name)}.png)")
     lines += [
         "",
         f"Rows of a sheet: truth, measurement, then two samples, mean and standard deviation of {', '.join(methods)}.",

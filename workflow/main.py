@@ -12,6 +12,7 @@ TOOLS = {
     "evaluate": "measure samples, beside held-out data",
     "compare": "compare samplers",
     "tune": "tune a sampler of few evaluations to a run's own model",
+    "restore": "restore images from measurements of them",
     "bounds": "state bits/dim in the three ways that papers do",
     "ood": "score other data in bits/dim",
     "leaderboard": "tabulate several runs",

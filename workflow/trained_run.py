@@ -101,6 +101,15 @@ class TrainedRun:
         _ = given.score  # refused here, if at all
         return given
 
+    def captioned(self, caption: str) -> TrainedRun:
+        """The same run given a caption, of any words that its network knows; it is class 0 then.
+
+        Raises:
+            UserError: a model that reads no captions, or a caption that it cannot read.
+        """
+        setup = replace(self.setup, model=self.model.reading([caption]))
+        return replace(self, setup=setup, label=0, fingerprint=f"{self.fingerprint}/{' '.join(caption.split())!r}")
+
     def guided(self, label: int, scale: float) -> TrainedRun:
         """The same run guided to one class, see `guidance.classifier_free`.
 

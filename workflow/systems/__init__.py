@@ -20,6 +20,7 @@ from workflow.systems.ncsn import NCSN
 from workflow.systems.ncsnv2 import NCSNv2
 from workflow.systems.score_matching import ScoreMatching
 from workflow.systems.sub_vp import SubVP
+from workflow.systems.text import Text
 from workflow.systems.vdm import VariationalDiffusion
 from workflow.systems.ve import VE
 from workflow.systems.vp import VP
@@ -43,6 +44,7 @@ SYSTEMS: Catalogue[System] = Catalogue(
             Latent,
             Classes,
             Inverse,
+            Text,
             NCSNv2,
             ScoreMatching,
             Energy,

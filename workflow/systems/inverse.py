@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, ClassVar
 from ml_collections import ConfigDict
 
 import sde_lib
-from numerics import UserError, require_count, require_positive
+from numerics import require_count, require_positive
 from workflow import inverse_problems, presets
 from workflow.defaults import base_config
 from workflow.sections import section
@@ -43,6 +43,7 @@ class Inverse(System):
         "inverse.steps": "steps of the samplers",
         "inverse.std": "standard deviation of the measurement's noise, in model units",
         "inverse.methods": "names of the methods",
+        "inverse.problems": "names of the problems; those that the images do not have are left out",
     }
 
     def get_config(self) -> ConfigDict:
@@ -51,14 +52,28 @@ class Inverse(System):
         config.sde = section(sde_lib.SDES, "vp")
         # noise std in model units, where images are in [-1, 1]; methods: names of workflow.inverse_problems
         config.inverse = ConfigDict(
-            {"images": 16, "samples": 8, "steps": 50, "std": 0.1, "methods": tuple(inverse_problems.METHODS)}
+            {
+                "images": 8,
+                "samples": 4,
+                "steps": 50,
+                "std": 0.1,
+                "methods": tuple(inverse_problems.METHODS),
+                "problems": tuple(inverse_problems.PROBLEMS),
+            }
         )
         return config
 
     @property
     def presets(self) -> Mapping[str, presets.Changes]:
-        """Those of VP."""
-        return presets.of("vp")
+        """Those of VP; of larger images what is restored in minutes."""
+        few = inverse_problems.FEW
+        return {
+            name: {
+                **changes,
+                **({f"inverse.{key}": value for key, value in few.items()} if name == "fashion_mnist" else {}),
+            }
+            for name, changes in presets.of("vp").items()
+        }
 
     def check(self, config: Config) -> None:
         """What is restored, and how."""
@@ -66,12 +81,7 @@ class Inverse(System):
         for name, least in (("images", 2), ("samples", 2), ("steps", 1)):
             require_count(asked[name], f"config.inverse.{name}", least)
         require_positive(asked["std"], "config.inverse.std")
-        unknown = [name for name in asked["methods"] if name not in inverse_problems.METHODS]
-        if unknown or not asked["methods"]:
-            raise UserError(
-                f"got config.inverse.methods={tuple(asked['methods'])!r}; expected some of "
-                f"{', '.join(inverse_problems.METHODS)}"
-            )
+        inverse_problems.check_names(asked["methods"], asked["problems"], "config.inverse.")
 
     def rehearsal(self, setup: Setup) -> Setup:
         """Two images, two samples, four steps."""
@@ -96,4 +106,5 @@ class Inverse(System):
             steps=asked["steps"],
             std=asked["std"],
             methods=asked["methods"],
+            problems=asked["problems"],
         )

@@ -1,6 +1,7 @@
 """Samples from any finished run, by any sampler.
 
     score-sde sample --run runs/vp --sampler dpm_solver --steps 20 --n 64
+    score-sde sample --run runs/text --caption "bold italic serif 3" --guidance 2
     score-sde sample --run runs/vp --sampler pc --option corrector=none --option grid=log_snr --gif run.gif
     torchrun --nproc-per-node 2 experiments/sample.py --run runs/vp --n 10000       the same samples, shared out
 
@@ -41,10 +42,15 @@ def main(arguments: list[str]) -> int:
     )
     shared.add_label(parser)
     parser.add_argument(
+        "--caption",
+        default=None,
+        help='words to draw, for a run that reads captions, such as "bold italic serif 3"; None: any',
+    )
+    parser.add_argument(
         "--guidance",
         default=None,
         type=float,
-        help="scale of classifier-free guidance to the class of --label: 0 none, 1 the class alone; None: 1",
+        help="scale of classifier-free guidance to --label or --caption: 0 none, 1 the class alone; None: 1",
     )
     parser.add_argument(
         "--save",
@@ -59,8 +65,16 @@ def main(arguments: list[str]) -> int:
     run = load_run(args.run, args.device)
     if args.save == "png":
         eight_bit.check(run.dataset)
-    if args.guidance is not None and args.label is None:
-        raise UserError(f"got --guidance {args.guidance} without a class; expected --label K beside it")
+    if args.guidance is not None and args.label is None and args.caption is None:
+        raise UserError(
+            f"got --guidance {args.guidance} without a class; expected --label K or --caption TEXT beside it"
+        )
+    if args.label is not None and args.caption is not None:
+        raise UserError(f"got --label {args.label} and --caption {args.caption!r}; expected one of them")
+    if args.caption is not None:
+        run = run.captioned(args.caption)
+        if args.guidance is not None:
+            run = run.guided(0, args.guidance)
     if args.label is not None:
         run = run.given(args.label) if args.guidance is None else run.guided(args.label, args.guidance)
     sampler = choose(run)
