@@ -6,6 +6,14 @@ with C as the score has it, and w by conjugate gradients, in which a product wit
 2024, arXiv:2405.13712, section 4 and algorithm 3). For Gaussian data p(x_0 | x_t) *is* that Gaussian, C does not depend on x_t,
 and the posterior's score is exact once the iterations suffice: as many as A C A^T + n^2 has different eigenvalues, at most the
 number of measured entries.
+
+A network's derivative need not be a covariance. Where the noise is large C is a small difference times sigma^2 / alpha, and what
+a network errs by comes out as variances far below 0: on digits -57, where the data's are below 1. No step along such a direction
+leads to a solution. So a sample for which C is negative along A^T (y - A D), by more than rounding, gets
+
+    C' = r^2 I,    r^2 = d^2 kappa^2 / (d^2 + kappa^2)
+
+of `PiGDM` instead, and one that meets a negative variance later stops there. No exact score is such, and nothing changes there.
 """
 
 from __future__ import annotations
@@ -13,10 +21,11 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from guidance.approximation import Approximation, Denoised
-from numerics import conjugate_gradients, require_count
+from numerics import conjugate_gradients, expand_as, inner, require_count, require_positive
 from sde_lib import Measurement
 
 
@@ -30,21 +39,39 @@ class MomentMatching(Approximation):
     Args:
         iterations: of conjugate gradients. 1 is too few where the data's entries depend on each other (docs/guidance.md has the
             errors).
+        data_std: d, the standard deviation of the data, for where the derivative of the score is no covariance.
 
     Raises:
-        UserError: for less than one iteration.
+        UserError: for less than one iteration, or a data_std that is not above 0.
     """
 
     iterations: int = 5
+    data_std: float = 1.0
 
     def __post_init__(self) -> None:
         require_count(self.iterations, "iterations")
+        require_positive(self.data_std, "data_std")
 
     covaries: ClassVar[bool] = True
 
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
-        def apply(w: Tensor) -> Tensor:
-            return measurement.variance(w) * w + measurement.operator(at.covary(measurement.adjoint(w)))
-
         r = measurement.residual(at.x_0)
-        return measurement.adjoint(conjugate_gradients(apply, r, self.iterations))
+        kappa2 = (-at.sde.log_snr(at.t)).exp()
+        r2 = self.data_std**2 * kappa2 / (self.data_std**2 + kappa2)
+        # what rounding leaves of C = kappa^2 (I + sigma^2 grad score), per unit of A^T w
+        rounding = 10 * torch.finfo(at.x_0.dtype).eps * kappa2
+        up = measurement.adjoint(r)
+        first = at.covary(up)
+        none = (inner(up, first) < -rounding * inner(up, up)) | (rounding > r2 / 10)
+        no_covariance, wide = expand_as(none, at.x_0), expand_as(r2, at.x_0)
+
+        def apply(w: Tensor) -> Tensor:
+            up = measurement.adjoint(w)
+            product = first if w is r else at.covary(up)
+            return measurement.variance(w) * w + measurement.operator(torch.where(no_covariance, wide * up, product))
+
+        def least(w: Tensor) -> Tensor:
+            up = measurement.adjoint(w)
+            return inner(w, measurement.variance(w) * w) - rounding * inner(up, up)
+
+        return measurement.adjoint(conjugate_gradients(apply, r, self.iterations, least=least))

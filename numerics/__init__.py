@@ -3,7 +3,7 @@
 from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
 from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
-from numerics.conjugate_gradients import conjugate_gradients
+from numerics.conjugate_gradients import conjugate_gradients, inner
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.hamiltonian import Chain, Hamiltonian, LogDensity, Point, largest_curvature, point, run_chain
@@ -48,6 +48,7 @@ __all__ = [
     "as_time",
     "batch_time",
     "conjugate_gradients",
+    "inner",
     "expand_as",
     "largest_curvature",
     "normal",

@@ -116,7 +116,7 @@ def _published(sde: SDE, score: Score, y: Measurement, steps: int, data_std: flo
 
 
 METHODS: Mapping[str, Way] = {
-    "MomentMatching": _guided(lambda data_std: MomentMatching(iterations=3)),
+    "MomentMatching": _guided(lambda data_std: MomentMatching(iterations=3, data_std=data_std)),
     "TMPD": _guided(lambda data_std: TMPD()),
     "PiGDM": _guided(lambda data_std: PiGDM(data_std=data_std)),
     "DPS": _published,  # DPS() itself needs far more steps at little noise
