@@ -7,9 +7,9 @@ with C as the score has it, and w by conjugate gradients, in which a product wit
 and the posterior's score is exact once the iterations suffice: as many as A C A^T + n^2 has different eigenvalues, at most the
 number of measured entries.
 
-A network's derivative need not be a covariance. Where the noise is large C is a small difference times sigma^2 / alpha, and what
-a network errs by comes out as variances far below 0: on digits -57, where the data's are below 1. No step along such a direction
-leads to a solution. So a sample for which C is negative along A^T (y - A D), by more than rounding, gets
+A network's derivative need not be a covariance. Where the noise is large C is a small difference times sigma^2 / alpha, and
+what a network errs by comes out as variances far below 0: on digits -57, where the data's are below 1. No step along such a
+direction leads to a solution. So a sample for which C is negative along A^T (y - A D), by more than rounding, gets
 
     C' = r^2 I,    r^2 = d^2 kappa^2 / (d^2 + kappa^2)
 
