@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import time
+import warnings
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -183,7 +184,12 @@ def restore(
         ids = torch.arange(first, min(first + together, total))
         some = measurement.take((ids % images).to(measurement.y.device))
         sampler, given = METHODS[method](sde, score, some, steps, data_std)
-        result = sampler(sde, given, (len(ids), *rest), generator=SampleStreams(seed, ids), device=measurement.y.device)
+        with warnings.catch_warnings():
+            # what an approximate posterior says at T is the network's error there times sigma^2 / alpha, not the data's size
+            warnings.filterwarnings("ignore", message=".*the noise at T does not hide")
+            result = sampler(
+                sde, given, (len(ids), *rest), generator=SampleStreams(seed, ids), device=measurement.y.device
+            )
         made.append(result.x)
         nfe = result.nfe * getattr(sampler, "particles", 1)
     seconds = (time.perf_counter() - begun) / total
@@ -321,7 +327,10 @@ def report_inverse(
                 sheet += [part[:_COLUMNS] for part in (seen[0], seen[1], seen.mean(dim=0), sd)]
                 bar.update(1)
             picture = folder.path / "samples" / f"{_stem(name)}.png"
-            _save(picture, torch.cat(sheet), run, min(_COLUMNS, images))
+            named = ["truth", "measured"]
+            for method in methods:
+                named += [method, "another sample", "mean", "deviation (doubled)"]
+            _save(picture, torch.cat(sheet), run, min(_COLUMNS, images), named)
     _write(folder, rows, methods, images, samples, steps, std)
     return rows
 
@@ -381,10 +390,10 @@ def _back(measurement: Measurement, ends: tuple[float, float]) -> Tensor:
     return svd.lift(svd.left(measurement.y) / svd.values).to(measurement.y.dtype).clamp(*ends)
 
 
-def _save(file: Path, x: Tensor, run: TrainedRun, columns: int) -> None:
+def _save(file: Path, x: Tensor, run: TrainedRun, columns: int, rows: Sequence[str]) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     unit = run.transform.to_unit(x[:, : 3 if x.shape[1] >= 3 else 1].cpu())
-    save_grid(file, unit, columns, scale=max(1, round(32 / x.shape[-1])))
+    save_grid(file, unit, columns, scale=max(1, round(32 / x.shape[-1])), rows=rows)
 
 
 def _write(
