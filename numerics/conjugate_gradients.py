@@ -53,5 +53,5 @@ def conjugate_gradients(
 
 
 def inner(a: Tensor, b: Tensor) -> Tensor:
-    """The inner products `(B,)`, of the product's own dtype."""
+    """The inner products `(B,)` of `a` and `b`, both `(B, *)`, sample by sample, in their own dtype."""
     return (a * b).flatten(1).sum(dim=1)

@@ -93,6 +93,25 @@ def test_a_score_whose_derivative_is_no_covariance(sde, iterations):
         assert float((x.flatten(1).std(dim=0) / sd - 1).abs().max()) < (0.6 if iterations == 1 else 0.25)
 
 
+@pytest.mark.parametrize("data_std", [1.0, 2.0])
+def test_where_the_derivative_is_no_covariance_the_width_is_pseudoinverse_guidances(data_std):
+    """At T the variances of a score that is 1 % too large are negative for every sample."""
+    measurement, oracle = measured("mask")
+    sde = SDES["vp"]
+
+    def off(x, t):
+        return 1.01 * oracle.score(sde)(x, t)
+
+    x, t = states(sde, oracle)
+    t = torch.full_like(t, sde.T)
+    found, plain = (
+        posterior(sde, off, measurement, method=method)(x, t)
+        for method in (MomentMatching(iterations=4, data_std=data_std), PiGDM(data_std=data_std))
+    )
+    torch.testing.assert_close(found, plain, rtol=1e-9, atol=1e-12)
+    assert float((found - off(x, t)).abs().max()) > 0  # there is guidance
+
+
 def test_few_iterations_are_an_approximation():
     measurement, oracle = measured("linear")
     check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=3))
