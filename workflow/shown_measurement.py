@@ -3,9 +3,9 @@ r"""A network that is shown the measurement: the conditional score learned, wher
     minimise  E w(t) |eps - eps_hat(x_t, t, A^+ y)|^2,      y = A x_0 + n z,    x_t = alpha x_0 + sigma eps
 
 Given x_0 the measurement and x_t are independent, so the minimum is E[eps | x_t, A^+ y], which is the posterior's score (where
-A A^T is a multiple of the identity A^+ y says as much as y). With A the mean over blocks of pixels this is super-resolution by SR3
-(Saharia et al. 2021, arXiv:2104.07636, section 2): there too the network gets the up-sampled picture as further channels of its
-input. It knows this one operator and this noise, and has to be trained for others anew.
+A A^T is a multiple of the identity A^+ y says as much as y). With A the mean over blocks of pixels this is super-resolution by
+SR3 (Saharia et al. 2021, arXiv:2104.07636, section 2): there too the network gets the up-sampled picture as further channels of
+its input. It knows this one operator and this noise, and has to be trained for others anew.
 """
 
 from __future__ import annotations
@@ -116,8 +116,8 @@ class ShownScore:
     def _require_shape(self, x: Tensor) -> None:
         if x.shape != self.shown.shape:
             raise UserError(
-                f"got x of shape {tuple(x.shape)} for a score given pictures of {tuple(self.shown.shape)}; expected one picture "
-                "a sample: score.take(index) has some of them"
+                f"got x of shape {tuple(x.shape)} for a score given pictures of {tuple(self.shown.shape)}; expected one "
+                "picture a sample: score.take(index) has some of them"
             )
 
     def take(self, index: Tensor) -> ShownScore:
