@@ -56,6 +56,7 @@ ROWS = (
     Row(system="flow_matching"),
     Row(system="ncsn"),
     Row(system="ncsnv2"),
+    Row(system="jem", size="model.width", note="chains without restarts from uniform noise"),
     Row(system="vp"),
     Row(system="ve"),
     Row(system="sub_vp"),

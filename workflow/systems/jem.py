@@ -34,7 +34,7 @@ from workflow import energy_classifier
 from workflow.beside import seeded, train_beside
 from workflow.curves import curve, read_metrics
 from workflow.defaults import base_config
-from workflow.draw import Drawn, report_drawn
+from workflow.draw import Drawn, Samples, report_drawn
 from workflow.energy_classifier import Study
 from workflow.pictures import save_samples
 from workflow.report import table
@@ -163,40 +163,43 @@ class JEM(System):
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Chains from noise, and states of the buffer, in the order of the classes that the model gives them."""
-        setup, objective = run.setup, _objective(run.setup)
-        study, model = self.study(setup.config), _model(run.setup)
-        shape, kept = (setup.n, *setup.dataset.event_shape), _buffer(run)
-        about = f"step={objective.step:g}, noise={objective.noise:g}"
-        makers: dict[str, tuple[str, int, Callable[[], Tensor]]] = {
-            "chains": (
-                f"{study.chain_length} steps from noise, {about}, no restarts",
-                study.chain_length,
-                lambda: energy_classifier.fresh_chains(
-                    model, objective.langevin, shape, study.chain_length, seed=setup.options.seed, device=setup.device
-                ),
-            ),
-            "buffer": (
-                f"{objective.length} steps an update, {about}, restart={objective.restart:g}",
-                objective.length,
-                lambda: kept[: setup.n].to(setup.device),
-            ),
+        setup, objective, model = run.setup, _objective(run.setup), _model(run.setup)
+        kept = _buffer(run)[: setup.n].to(setup.device)
+        buffer = Samples(
+            x=kept,
+            nfe=objective.length,
+            sampler=f"{objective.length} steps an update, {_about(objective)}, restart={objective.restart:g}",
+        )
+        makers: dict[str, Callable[[], Samples]] = {
+            "chains": lambda: self.samples(run, setup.n),
+            "buffer": lambda: buffer,
         }
         drawn = {}
-        for name, (sampler, nfe, make) in makers.items():
+        for name, make in makers.items():
             begun = time.perf_counter()
-            x = make()
+            made = make()
+            x = made.x.to(setup.device)
             order = energy_classifier.logits_of(model, x).argmax(dim=1).argsort(stable=True)
             picture = run.folder.path / "samples" / f"{name}.png"
             save_samples(picture, x[order].cpu(), setup)
             drawn[name] = Drawn(
-                sampler=sampler,
-                nfe=nfe,
+                sampler=made.sampler,
+                nfe=made.nfe,
                 seconds=time.perf_counter() - begun,
                 samples=len(x),
                 picture=picture.relative_to(run.folder.path).as_posix(),
             )
         report_drawn(run.folder, drawn)
         return drawn
+
+    def samples(self, run: TrainedRun, n: int) -> Samples:
+        """The ends of `n` chains from noise, none begun anew."""
+        setup, objective, length = run.setup, _objective(run.setup), self.study(run.setup.config).chain_length
+        shape = (n, *setup.dataset.event_shape)
+        x = energy_classifier.fresh_chains(
+            _model(setup), objective.langevin, shape, length, seed=setup.options.seed, device=setup.device
+        )
+        return Samples(x=x.cpu(), nfe=length, sampler=f"{length} steps from noise, {_about(objective)}, no restarts")
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a study of seconds."""
@@ -297,6 +300,10 @@ def _objective(setup: Setup) -> JointEnergy:
     objective = setup.objective
     assert isinstance(objective, JointEnergy)
     return objective
+
+
+def _about(objective: JointEnergy) -> str:
+    return f"step={objective.step:g}, noise={objective.noise:g}"
 
 
 def _buffer(run: TrainedRun) -> Tensor:
