@@ -13,8 +13,7 @@ the data's own. `--preset=energy` (`config.model.class_conditional=False`) train
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -34,9 +33,8 @@ from workflow import energy_classifier
 from workflow.beside import seeded, train_beside
 from workflow.curves import curve, read_metrics
 from workflow.defaults import base_config
-from workflow.draw import Drawn, Samples, report_drawn
+from workflow.draw import Drawn, Samples, draw_by
 from workflow.energy_classifier import Study
-from workflow.pictures import save_samples
 from workflow.report import table
 from workflow.sections import fields_section, section
 from workflow.system import Config, System
@@ -163,34 +161,24 @@ class JEM(System):
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Chains from noise, and states of the buffer, in the order of the classes that the model gives them."""
-        setup, objective, model = run.setup, _objective(run.setup), _model(run.setup)
-        kept = _buffer(run)[: setup.n].to(setup.device)
-        buffer = Samples(
-            x=kept,
-            nfe=objective.length,
-            sampler=f"{objective.length} steps an update, {_about(objective)}, restart={objective.restart:g}",
-        )
-        makers: dict[str, Callable[[], Samples]] = {
-            "chains": lambda: self.samples(run, setup.n),
-            "buffer": lambda: buffer,
-        }
-        drawn = {}
-        for name, make in makers.items():
-            begun = time.perf_counter()
-            made = make()
-            x = made.x.to(setup.device)
-            order = energy_classifier.logits_of(model, x).argmax(dim=1).argsort(stable=True)
-            picture = run.folder.path / "samples" / f"{name}.png"
-            save_samples(picture, x[order].cpu(), setup)
-            drawn[name] = Drawn(
-                sampler=made.sampler,
-                nfe=made.nfe,
-                seconds=time.perf_counter() - begun,
-                samples=len(x),
-                picture=picture.relative_to(run.folder.path).as_posix(),
+        setup, objective = run.setup, _objective(run.setup)
+
+        def buffer() -> Samples:
+            return Samples(
+                x=_buffer(run)[: setup.n],
+                nfe=objective.length,
+                sampler=f"{objective.length} steps an update, {_about(objective)}, restart={objective.restart:g}",
             )
-        report_drawn(run.folder, drawn)
-        return drawn
+
+        def by_class(made: Samples) -> Samples:
+            order = (
+                energy_classifier.logits_of(_model(setup), made.x.to(setup.device)).argmax(dim=1).argsort(stable=True)
+            )
+            return replace(made, x=made.x[order.cpu()])
+
+        return draw_by(
+            run, {"chains": lambda: by_class(self.samples(run, setup.n)), "buffer": lambda: by_class(buffer())}
+        )
 
     def samples(self, run: TrainedRun, n: int) -> Samples:
         """The ends of `n` chains from noise, none begun anew."""

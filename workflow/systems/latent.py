@@ -39,8 +39,7 @@ from training import DSM, LatentELBO, LogNormal
 from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.defaults import base_config
-from workflow.draw import Drawn, Samples, report_drawn
-from workflow.pictures import save_samples
+from workflow.draw import Drawn, Samples, draw_by
 from workflow.report import table
 from workflow.sections import section
 from workflow.system import Config, System
@@ -188,21 +187,7 @@ class Latent(System):
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Latents from the prior, decoded."""
-        setup, begun = run.setup, time.perf_counter()
-        made = self.samples(run, setup.n)
-        picture = run.folder.path / "samples" / "prior.png"
-        save_samples(picture, made.x, setup)
-        drawn = {
-            "prior": Drawn(
-                sampler=made.sampler,
-                nfe=made.nfe,
-                seconds=time.perf_counter() - begun,
-                samples=setup.n,
-                picture=picture.relative_to(run.folder.path).as_posix(),
-            )
-        }
-        report_drawn(run.folder, drawn)
-        return drawn
+        return draw_by(run, {"prior": lambda: self.samples(run, run.setup.n)})
 
     def samples(self, run: TrainedRun, n: int) -> Samples:
         """Decoded latents from the prior; the evaluations are those of the score of latents."""
