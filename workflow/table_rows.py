@@ -18,8 +18,8 @@ from workflow.system import Config
 
 _STEPS = 10_000_000  # never reached: the processor time ends a training
 _FINE: Mapping[str, Any] = {"likelihood.steps": 256}
-"""Of rows whose networks, taught at the steps of a chain alone, are rough between them: of 64 steps the solver states an error of
-0.26 and 0.77 bits/dim."""
+"""Of rows whose networks, taught at the steps of a chain alone, are rough between them: for 64 steps the solver states errors
+of 0.26 and 0.77 bits/dim."""
 CLOSE = 0.05
 """Numbers of parameters that differ by less count as equal."""
 
