@@ -59,6 +59,7 @@ def draw_in_chunks(
 
     Sample i is the same for any number of processes, and whether or not the work was interrupted.
     """
+    score = run.score  # first: a system without one is refused before anything is written
     stated = {"sampler": repr(sampler), "seed": seed, "n": n, "chunk": batch_size, "model": run.fingerprint}
     stated["torch"] = versions()["torch"]
     chunks = Chunks(run.folder.path / "samples", name, stated, n, batch_size)
@@ -66,7 +67,7 @@ def draw_in_chunks(
         for k, first, last in chunks.todo():
             made = sampler(
                 run.sde,
-                run.score,
+                score,
                 (last - first, *run.dataset.event_shape),
                 generator=SampleStreams(seed, torch.arange(first, last)),
                 device=run.device,
