@@ -49,10 +49,10 @@ class Samples:
     sampler: str
 
 
-def samples(run: TrainedRun, n: int) -> Samples:
-    """The first `n` samples of the run's first sampler."""
+def samples(run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
+    """Samples number `first` to `first + n` of the run's first sampler; the seed is the run's unless given."""
     name, sampler = next(iter(run.setup.samplers.items()))
-    x, nfe = draw_samples(run.setup, run.score, sampler, n, name=f"sampling, {name}")
+    x, nfe = draw_samples(run.setup, run.score, sampler, n, first=first, seed=seed, name=f"sampling, {name}")
     return Samples(x=x, nfe=nfe, sampler=repr(sampler))
 
 

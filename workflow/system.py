@@ -131,11 +131,16 @@ class System(ABC):
 
         return draw(run)
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
-        """The first `n` samples of its own (first) sampler, for whoever measures them; `draw` makes the run's pictures."""
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
+        """Samples number `first` to `first + n` of its own (first) sampler, for whoever measures them; `draw` makes the run's
+        pictures. Sample i is the same for any `n` and `first`.
+
+        Args:
+            seed: of their noise; the run's unless given.
+        """
         from workflow.draw import samples  # it imports the systems
 
-        return samples(run, n)
+        return samples(run, n, first=first, seed=seed)
 
     def score(self, run: TrainedRun) -> Scored | Surveyed | None:
         """The bits/dim, also in results.json; None where they come from no flow, and are in results.json alone."""

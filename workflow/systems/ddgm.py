@@ -100,7 +100,8 @@ class DiffusionDGM(System):
         "chains.draws": "draws for each image's bound of each of them",
     }
     no_score = (
-        "its samples come from its own chain (experiments/ddgm.py), and of the same chain's score from the system ddpm"
+        "its samples come from its own chain (experiments/ddgm.py, sample.py --sampler own), and of the same chain's score "
+        "from the system ddpm"
     )
 
     def get_config(self) -> ConfigDict:
@@ -177,10 +178,11 @@ class DiffusionDGM(System):
         """Samples by the chain: the means of the decoder."""
         return draw_by(run, {"chain": lambda: self.samples(run, run.setup.n)})
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
+    @torch.no_grad()
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
         """The means of the decoder at the chain's end."""
         setup, model = run.setup, model_of(run.setup)
-        streams = SampleStreams(setup.options.seed, torch.arange(n))
+        streams = SampleStreams(setup.options.seed if seed is None else seed, torch.arange(first, first + n))
         x = model.sample((n, *setup.dataset.event_shape), generator=streams, device=setup.device).cpu()
         return Samples(x=x, nfe=model.steps, sampler="DDGM.sample()")
 

@@ -25,7 +25,7 @@ from data import Dataset
 from data.transforms import Transform
 from evaluation import Calibration, Estimate, Panel, save_grid, save_plot
 from models import ClassifierEnergy
-from numerics import Catalogue, UserError, argument_help, require_count
+from numerics import Catalogue, SampleStreams, UserError, argument_help, require_count
 from sde_lib import SDE, VESDE
 from training import Callback, CheckpointFolder, CrossEntropy, EnergyWatch, JointEnergy, TrainState
 from training.checkpoint import CHECKPOINTS
@@ -80,7 +80,8 @@ class JEM(System):
     )
     help = {f"study.{name}": text for name, text in argument_help(Study).items()}
     no_score = (
-        "its samples come from its own chains (experiments/jem.py); the system energy has an energy that is a score"
+        "its samples come from its own chains (experiments/jem.py, sample.py --sampler own); the system energy has an energy "
+        "that is a score"
     )
     no_likelihood = "exp(-E) is not normalised, and short chains do not fit it to the likelihood"
 
@@ -180,12 +181,13 @@ class JEM(System):
             run, {"chains": lambda: by_class(self.samples(run, setup.n)), "buffer": lambda: by_class(buffer())}
         )
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
         """The ends of `n` chains from noise, none begun anew."""
         setup, objective, length = run.setup, _objective(run.setup), self.study(run.setup.config).chain_length
         shape = (n, *setup.dataset.event_shape)
+        streams = SampleStreams(setup.options.seed if seed is None else seed, torch.arange(first, first + n))
         x = energy_classifier.fresh_chains(
-            _model(setup), objective.langevin, shape, length, seed=setup.options.seed, device=setup.device
+            _model(setup), objective.langevin, shape, length, generator=streams, device=setup.device
         )
         return Samples(x=x.cpu(), nfe=length, sampler=f"{length} steps from noise, {_about(objective)}, no restarts")
 
@@ -243,7 +245,7 @@ class JEM(System):
             objective.langevin,
             (len(labels), *shape),
             study.chain_length,
-            seed=setup.options.seed + 1,
+            generator=SampleStreams(setup.options.seed + 1, torch.arange(len(labels))),
             device=setup.device,
             labels=labels,
             name="chains of each class",
