@@ -51,8 +51,8 @@ class System(ABC):
         no_score: of a system whose model is no score: what to use where one is asked for, as in "its samples come from its own
             chain". Such a system brings `model` and `draw`, and its configuration has no samplers.
         no_likelihood: of a system that says nothing of a density: why, for results.json and report.md.
-        counts_evaluations: whether `effort` counts evaluations of the network for one sample, one of training as three: a dry run
-            prices them by the speed of training.
+        counts_evaluations: whether `effort` counts evaluations of the network for one sample, one of training as three: a dry
+            run prices them by the speed of training.
         help: what the values that only this system has say in `--help`, by dotted path.
     """
 
