@@ -1,7 +1,7 @@
 """Whole settings of a score of images by name: `--preset=fashion_mnist`. Each changes what it must of the digits' defaults.
 
     digits         scikit-learn's digits, minutes on a CPU core
-    fashion_mnist  28x28 and 256 grey levels: an hour (VP) and 25 minutes (VE, sub-VP) on a CPU core
+    fashion_mnist  28x28 and 256 grey levels: an hour (VP) and 25 minutes (VE, sub-VP, classes) on a CPU core
     cifar10        the networks and settings of Song et al. 2021 (arXiv:2011.13456, appendix H), for GPUs
     cifar10_deep   the same with twice the blocks a resolution
     image_256      the same at 256x256, for a folder of such pictures (`--config.data.root=...`), for GPUs
