@@ -111,4 +111,5 @@ def test_any_run_gets_a_row_of_its_own(tmp_path):
         ("denoising", "DDNM"),
     ]
     assert rows[1]["nfe"] == 4
+    assert "likelihood says" not in (tmp_path / "report.md").read_text()  # no level was unknown
     refused(called(restore_tool.main, "--run", "pretrained/vp_digits", "--sr3_steps", -1, check=False), 2, "sr3_steps")

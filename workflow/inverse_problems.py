@@ -415,7 +415,8 @@ def _write(folder: RunFolder, rows: Sequence[Row], images: int, samples: int, st
     entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
     folder.update_results({"inverse": entry})
     blind = next(
-        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if row.told != row.std), ""
+        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if PROBLEMS[row.problem].blind),
+        "",
     )
     lines = [
         f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in model "
