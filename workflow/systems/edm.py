@@ -84,7 +84,6 @@ class EDM(ScoreSDE):
             }
         )
         config.ablation = ConfigDict({"run": False, "samples": 297, "images": 100})
-        config.likelihood.steps = 64
         return config
 
     def check(self, config: Config) -> None:
