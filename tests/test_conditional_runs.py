@@ -17,7 +17,7 @@ from models import ScoreModel
 from numerics import UserError
 from samplers import DDIM, PredictorCorrector
 from sde_lib import VPSDE
-from training import initialize_from, load_weights, train
+from training import CheckpointError, initialize_from, load_weights, train
 from workflow import Protocol, load_run
 
 NEVER = "trained with classes only"
@@ -81,6 +81,29 @@ def test_it_is_remembered_in_the_card_in_checkpoints_and_by_what_begins_with_its
     plain = tiny_model()
     train(plain, points(), None, options(steps=1))
     assert plain.learned_without_class is None
+
+
+@pytest.mark.parametrize("source", ["run", "pretrained", "run/checkpoints/step_00000002.pt"])
+def test_a_model_with_classes_may_begin_from_one_without(source, tmp_path):
+    plain = tiny_model()
+    train(plain, points(), None, options(steps=2, ema=(0.9,)), folder=tmp_path / "run")
+    load_weights(plain, tmp_path / "run")
+    plain.save_pretrained(tmp_path / "pretrained")
+    begun = tiny_model(num_classes=3)
+    before = {k: v.clone() for k, v in begun.state_dict().items()}
+    initialize_from(begun, tmp_path / source)
+    after, stored = begun.state_dict(), plain.state_dict()
+    (table,) = set(after) - set(stored)
+    assert torch.equal(after[table], before[table]) and not torch.equal(after[table], torch.zeros_like(after[table]))
+    assert all(torch.equal(after[k], stored[k]) for k in stored)
+    assert any(not torch.equal(before[k], stored[k]) for k in stored)
+    # what continues, or samples, a run is the very model; and classes of one kind are not those of another
+    with pytest.raises(CheckpointError, match="expected the same network"):
+        load_weights(tiny_model(num_classes=3), tmp_path / "run")
+    begun.save_pretrained(tmp_path / "three")
+    for other in (tiny_model(num_classes=4), tiny_model()):
+        with pytest.raises(CheckpointError):
+            initialize_from(other, tmp_path / "three")
 
 
 @pytest.fixture(scope="module")

@@ -9,12 +9,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 
 from training.checkpoint import CHECKPOINTS, FORMAT, Checkpoint, CheckpointFolder, load_plain
 from training.errors import CheckpointError, UsageError
 from training.state import load_named
 from training.trainable import recall_classes
+
+_CLASSES = "embedding.classes.table.weight"
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -34,7 +36,7 @@ class Origin:
 
 def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights: str = "ema") -> Origin:
     """Starts `model` from the weights of a run folder, of one checkpoint's file, or of a folder that `save_pretrained` wrote,
-    to fine-tune it.
+    to fine-tune it. A network that is told classes may begin from the same one without: its classes stay as they are.
 
     Raises:
         UsageError: any other source.
@@ -45,7 +47,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
         return _from_pretrained(model, source)
     if source.is_file():
         found = _checkpoint(source)
-        _take(model, found, weights)
+        _take(model, found, weights, classes=True)
         return Origin(path=source, step=found.step, config=found.content.get("config") or {})
     if not source.is_dir():
         raise UsageError(
@@ -53,7 +55,7 @@ def initialize_from(model: nn.Module, source: str | os.PathLike[str], *, weights
             "folder that save_pretrained wrote"
         )
     found = _newest(source, None)
-    _take(model, found, weights)
+    _take(model, found, weights, classes=True)
     return Origin(path=found.path, step=found.step, config=found.content.get("config") or {})
 
 
@@ -121,16 +123,24 @@ def _from_pretrained(model: nn.Module, source: Path) -> Origin:
             raise CheckpointError(
                 f"got {source}, whose {name} is {got.__name__}; expected this model's, {own.__name__}: choose the same"
             )
-    load_named(model, pretrained.state_dict(), "this model")
+    load_named(model, _with_classes(model, pretrained.state_dict()), "this model")
     recall_classes(model, pretrained.learned_without_class)
     card = pretrained.card
     step = card.get("step")
     return Origin(path=source, step=step if isinstance(step, int) else None, config=card.get("config") or {})
 
 
+def _with_classes(model: nn.Module, stored: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The stored weights, with the model's own table of classes where they have none."""
+    tables = {k: v for k, v in model.state_dict().items() if k == _CLASSES or k.endswith(f".{_CLASSES}")}
+    return {**tables, **stored}
+
+
 @torch.no_grad()
-def _take(model: nn.Module, found: Checkpoint, weights: str, decay: float | None = None) -> None:
-    """Copies the weights of a checkpoint into `model`."""
+def _take(
+    model: nn.Module, found: Checkpoint, weights: str, decay: float | None = None, *, classes: bool = False
+) -> None:
+    """Copies the weights of a checkpoint into `model`; with `classes`, its own table of classes is enough."""
     if weights not in ("ema", "raw"):
         raise UsageError(f"got weights={weights!r}; expected 'ema' or 'raw'")
     content = found.content
@@ -146,5 +156,5 @@ def _take(model: nn.Module, found: Checkpoint, weights: str, decay: float | None
         raise CheckpointError(
             f"{found.path}: does not hold a model's weights ({type(error).__name__}: {error})"
         ) from error
-    load_named(model, stored, "this model")
+    load_named(model, _with_classes(model, stored) if classes else stored, "this model")
     recall_classes(model, content.get("learned_without_class"))
