@@ -22,8 +22,9 @@ from likelihood.dequantization import Dequantizer, default_dequantizer
 from likelihood.divergence import Divergence
 from likelihood.method import Method
 from likelihood.regression_estimate import RegressionEstimate, regression_estimate
-from likelihood.surrogate import CANDIDATES, compressed_length, denoising_errors, noise_levels
-from likelihood.survey_design import PILOT, REPEATS, Design, Population, Values, design
+from likelihood.roughness import roughness
+from likelihood.surrogate import CANDIDATES, denoising_errors, noise_levels
+from likelihood.survey_design import REPEATS, Design, Population, Values, design, pilot_size
 from likelihood.suspects import suspects
 from numerics import SampleStreams, UserError, require_count, require_positive, take, uniform
 from sde_lib import SDE, Score
@@ -31,7 +32,7 @@ from sde_lib import SDE, Score
 FEWEST = 4
 """Images of a set from which a sample is thought of; fewer are all scored."""
 
-COMPANIONS = 16
+COMPANIONS = 8
 """Of the images that the pilot scores twice, how many of a batch get the solver's error from companions."""
 
 _REPEAT_DRAWS = 1 << 26  # between the streams of a value and of its repetition
@@ -155,7 +156,7 @@ def order_of(size: int, seed: int) -> Tensor:
 
 
 def plan_survey(population: Population, *, precision: float, seed: int = 0, spent: int = 0) -> Design:
-    """The design, from a pilot of 64 random images with all predictors, 24 of them scored twice.
+    """The design, from a pilot of random images with all predictors (`pilot_size`), 24 of them scored twice.
 
     Args:
         spent: passes that were taken before.
@@ -165,7 +166,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     """
     require_positive(precision, "precision")
     N = population.size
-    index = order_of(N, seed)[: min(N, PILOT)].sort().values
+    index = order_of(N, seed)[: pilot_size(N)].sort().values
     again = index[torch.arange(min(REPEATS, len(index))) * len(index) // min(REPEATS, len(index))]
     first, second = population.values(index, 0), population.values(again, 1)
     good = first.bits.isfinite()
@@ -206,7 +207,7 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     N = made.size
     everyone = torch.arange(N)
     order = order_of(N, seed)
-    pilot = order[: min(N, PILOT)].sort().values
+    pilot = order[: pilot_size(N)].sort().values
     x = torch.empty(N, 0, dtype=torch.float64)
     suspect = torch.zeros(N, dtype=torch.bool)
     passes = made.spent
@@ -219,7 +220,7 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
             x = torch.cat([x, population.paid(everyone, made.which)], dim=1)
             passes += len(made.which) * N
         looked = x
-        if not made.which:  # the lengths alone, or nothing: what they do not tell apart would stay hidden
+        if not made.which:  # nothing that asks the network: what it finds strange would stay hidden
             looked = torch.cat([x, population.paid(everyone, (population.candidates // 2,))], dim=1)
             passes += N
         suspect = suspects(looked)
@@ -302,7 +303,7 @@ class ImageSet(Population):
     def free(self, index: Tensor) -> Tensor:
         if self.transform.levels is None:
             return torch.empty(len(index), 0, dtype=torch.float64)
-        return compressed_length(self.images[index])
+        return roughness(self.images[index])
 
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
         return torch.cat([self.predict(part, list(which)) for part in _batches(index, self.batch_size)])

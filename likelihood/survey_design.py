@@ -5,7 +5,7 @@ predictions miss. For a precision p,
 
     n = S^2 / (p^2 + (S^2 - tau^2) / N)
 
-is fixed once, from a pilot's S^2, made larger by its own standard error: a survey that stopped where its error looks small
+is fixed once, from a pilot's S^2, made larger by 1.64 of its own standard errors: a survey that stopped where its error looks small
 would stop where it is understated. Predictors that take network passes are added one by one as long as the whole becomes
 cheaper,
 
@@ -30,11 +30,17 @@ from likelihood.regression_estimate import Fit, r_squared
 from likelihood.surrogate import least_images
 from likelihood.suspects import suspects
 
-PILOT = 64
+PILOT, LARGEST_PILOT = 64, 128
 REPEATS = 24
 MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
+SAFETY = 1.64  # standard errors of the pilot's S^2: 19 surveys in 20 reach their precision
 LEAST_R2 = 0.1
 """Predictions that know less than this are not worth their regression: the plain mean is taken."""
+
+
+def pilot_size(size: int) -> int:
+    """A twentieth of a set, 64 to 128 images: they are part of the sample, and tell its size the better the more they are."""
+    return min(size, max(PILOT, min(LARGEST_PILOT, size // 20)))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -235,7 +241,7 @@ def design(
         off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
         degrees = max(1, len(near) - P - 1)
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
-        larger = 1 + math.sqrt(max(kurtosis - 1, 2.0) / degrees)
+        larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / degrees)
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
         # the pilot's images have their values already
         rest = size - round(q * size)

@@ -190,7 +190,7 @@ class TestSurvey:
         assert f"{k} of {len(result.scored):,} scored images failed ({int(result.failed[0])}" in str(result)
         assert "the mean would move by" in str(result) and math.isfinite(result.mean)
         table._bits[:] = math.nan
-        with pytest.raises(UserError, match="got 0 values from a pilot of 64"):
+        with pytest.raises(UserError, match="got 0 values from a pilot of 128"):
             plan_survey(table, precision=0.1)
 
 
