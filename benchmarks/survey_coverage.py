@@ -1,12 +1,16 @@
-"""How often a survey's stated errors hold, from stored values of a network's images.
+"""How often a survey's stated errors hold: from stored values of a network's images, and with fresh noise.
 
     python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values v.npz     # scores them, once
     python benchmarks/survey_coverage.py --values v.npz --surveys 5000
+    python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.02
 
-The values of the images (two draws of noise and probes each) and all candidates' predictions are stored; surveys with new
-samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that
-is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which
-their predictors tell.
+Stored: the values of random test images, a second draw of noise and probes for some, and all predictions; surveys with
+new samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The
+set that is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far
+ones, which their predictors tell.
+
+Fresh: whole surveys of the test set, each with its own sample, noise and probes; the truth is the mean of all images over many
+draws, with the same steps.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -26,84 +30,127 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import numpy as np
 import torch
 
-from likelihood.survey import conduct, plan_survey
+from likelihood import Hutchinson, Uniform, bits_per_dim, fast, survey
+from likelihood.survey import conduct, order_of, plan_survey
 from likelihood.survey_design import Table
+from numerics import SampleStreams
 from workflow import Protocol, load_run
 
+REPEATED = 128
+"""Of how many of the stored images a second draw tells the noise."""
 
-def score(folder, n, file):
-    """Stores the values and the predictors of the first `n` test images."""
+
+def score(folder, n, file, seed=0):
+    """Stores the values and the predictors of `n` random test images."""
     from workflow.score import Task
     from workflow.survey import StoredImages
 
-    run = load_run(folder)
-    protocol = Protocol(precision=1.0, limit=n)
-    task = Task.of(run, protocol)
+    task = Task.of(load_run(folder), Protocol(precision=0.005))
     place = file.with_suffix("")
     place.mkdir(parents=True, exist_ok=True)
     images = StoredImages(task, place)
-    everyone = torch.arange(images.size)
-    values = [images.values(everyone, repeat) for repeat in (0, 1)]
+    index = order_of(images.size, seed)[:n].sort().values
+    values, again = images.values(index, 0), images.values(index[:REPEATED], 1)
+    bits = torch.full((2, len(index)), math.nan, dtype=torch.float64)
+    bits[0], bits[1, : len(again.bits)] = values.bits, again.bits
     np.savez(
         file,
-        free=images.free(everyone).numpy(),
-        paid=images.paid(everyone, range(images.candidates)).numpy(),
-        bits=np.stack([v.bits.numpy() for v in values]),
-        solver_error=np.stack([v.solver_error.numpy() for v in values]),
-        passes=values[0].passes / len(everyone),
-        spent=images.spent,
+        free=images.free(index).numpy(),
+        paid=images.paid(index, range(images.candidates)).numpy(),
+        bits=bits.numpy(),
+        passes=values.passes / len(index),
     )
+
+
+def fresh(folder, surveys, steps, precision, draws=16):
+    """The pulls of whole surveys with their own noise."""
+    run = load_run(folder)
+    images, transform = run.dataset.split("test").x, run.transform
+    pilot = Uniform()(run.pilot(8), transform, run.sde, run.sde.t_min, generator=SampleStreams(2))[0]
+    method = fast(run.sde, run.score, pilot, steps=steps, data_std=run.flow.data_std)
+    given = {"method": method, "divergence": Hutchinson(probes=1)}
+    everyone = bits_per_dim(
+        run.sde, run.score, images, transform, draws=draws, companions=0,
+        generator=SampleStreams(10**6, torch.arange(len(images))), **given,
+    )  # fmt: skip
+    truth, own = everyone.mean, math.sqrt(float(everyone.estimates.mean(dim=2).var(dim=1).mean()) / draws / len(images))
+    print(f"truth {truth:.4f} ± {own:.4f} from {draws} draws of {len(images)} images", flush=True)
+    for seed in range(surveys):
+        yield survey(
+            run.sde, run.score, images, transform, precision=precision, seed=seed, batch_size=100, data_std=run.flow.data_std,
+            **given,
+        ), truth  # fmt: skip
+
+
+def stored_set(file, size, outliers):
+    """A set whose values are known, made of the stored images."""
+    stored = np.load(file)
+    free, paid, bits = (torch.from_numpy(stored[name]).double() for name in ("free", "paid", "bits"))
+    good = bits[0].isfinite()
+    free, paid, bits = free[good], paid[good], bits[:, good]
+    twice = bits[1].isfinite()
+    spread, noise = float(bits[0].std()), float((bits[1] - bits[0])[twice].square().mean().div(2).sqrt())
+    print(
+        f"{bits.shape[1]} images: mean {float(bits[0].mean()):.4f}, spread {spread:.3f}, noise of a value {noise:.4f} bits/dim"
+    )
+    # a second draw of those that have none: noise of the size that the others tell
+    drawn = torch.randn(bits.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    bits[1] = torch.where(twice, bits[1], bits[0] + math.sqrt(2) * noise * drawn)
+    at = torch.arange(size) % bits.shape[1]
+    free, paid, bits = free[at], paid[at], bits[:, at]
+    if outliers:
+        far = torch.rand(size, generator=torch.Generator().manual_seed(1)) < outliers
+        more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        bits = bits + 6 * far * more
+        paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
+    return Table(free, paid, bits, passes=round(float(stored["passes"]))), float(bits[0].mean())
+
+
+def from_stored(table, truth, surveys, precision):
+    """Surveys of a set whose values are known."""
+    for seed in range(surveys):
+        yield conduct(table, plan_survey(table, precision=precision, seed=seed), seed=seed), truth
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a run folder, to score and store")
-    parser.add_argument("--images", default=2000, type=int, help="how many of its test images")
-    parser.add_argument("--values", required=True, type=Path, help="the stored values, .npz")
-    parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn; 0: none")
+    parser.add_argument("--run", type=Path, help="a run folder, to score and store, or for fresh surveys")
+    parser.add_argument("--images", default=2000, type=int, help="how many of its test images are stored")
+    parser.add_argument("--values", type=Path, help="the stored values, .npz")
+    parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn from them; 0: none")
     parser.add_argument("--size", default=10_000, type=int, help="images in the set that is surveyed")
-    parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
     parser.add_argument("--outliers", default=0.0, type=float, help="share of the images made far ones")
+    parser.add_argument("--fresh", default=0, type=int, help="how many surveys of the run's test set, with fresh noise")
+    parser.add_argument("--steps", default=24, type=int, help="of the solver, in these")
+    parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
     args = parser.parse_args()
-    if args.run:
-        score(args.run, args.images, args.values)
-    stored = np.load(args.values)
-    free, paid, bits = (torch.from_numpy(stored[name]).double() for name in ("free", "paid", "bits"))
-    good = bits.isfinite().all(dim=0)
-    free, paid, bits = free[good], paid[good], bits[:, good]
-    spread, noise = float(bits[0].std()), float((bits[1] - bits[0]).square().mean().div(2).sqrt())
-    print(
-        f"{bits.shape[1]} images: mean {float(bits[0].mean()):.4f}, spread {spread:.3f}, noise of a value {noise:.4f} bits/dim"
-    )
-    if not args.surveys:
-        return
-    at = torch.arange(args.size) % bits.shape[1]
-    free, paid, bits = free[at], paid[at], bits[:, at]
-    if args.outliers:
-        far = torch.rand(args.size, generator=torch.Generator().manual_seed(1)) < args.outliers
-        more = 1 + 0.3 * torch.rand(args.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        bits = bits + 6 * far * more
-        paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
-    table, truth = Table(free, paid, bits, passes=round(float(stored["passes"]))), float(bits[0].mean())
-    z, errors, passes, used = [], [], [], []
-    begun = time.perf_counter()
-    for seed in range(args.surveys):
-        result = conduct(table, plan_survey(table, precision=args.precision, seed=seed), seed=seed)
+    if args.fresh:
+        found = fresh(args.run, args.fresh, args.steps, args.precision)
+    else:
+        if args.run:
+            score(args.run, args.images, args.values)
+        found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
+    z, errors, passes, used, r2 = [], [], [], [], []
+    begun = time.process_time()
+    for result, truth in found:
         z.append((result.mean - truth) / result.estimate_stderr)
         errors.append(result.estimate_stderr)
         passes.append(result.passes)
         used.append(len(result.scored))
-    z = torch.tensor(z).abs()
-    k = len(z)
+        r2.append(result.estimate.r2)
+    if not z:
+        return
+    pulls, k = torch.tensor(z), len(z)
     for limit, share in ((1, 0.683), (2, 0.954)):
-        seen = float((z < limit).double().mean())
+        seen = float((pulls.abs() < limit).double().mean())
         print(f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} %")
+    print(f"pulls: mean {float(pulls.mean()):+.3f}, rms {float(pulls.square().mean().sqrt()):.3f}")
     errors = torch.tensor(errors)
+    above = 100 * float((errors > args.precision).double().mean())
     print(
-        f"stated ± {float(errors.mean()):.5f} (to {float(errors.max()):.5f}) for {args.precision:g}, "
-        f"R2 {result.estimate.r2:.3f}, "
-        f"{sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes of {table._passes * args.size:,} for all "
-        f"({time.perf_counter() - begun:.0f} s)"
+        f"stated ± {float(errors.mean()):.5f} (above {args.precision:g} in {above:.0f} % of the surveys, the largest "
+        f"{float(errors.max()):.5f}), R2 {sum(r2) / k:.3f}, {sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes "
+        f"(up to {max(passes):,}), {result.design.all_passes:,.0f} for all ({time.process_time() - begun:.0f} s of processor time)"
     )
 
 

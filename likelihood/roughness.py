@@ -1,9 +1,9 @@
 r"""What an image's bits/dim can be told from without a network: how rough it is.
 
-A lossless coder predicts a pixel from its neighbours and pays about log2(1 + |error|) bits for what it misses (so JPEG-LS, whose
-median predictor is one of those below: Weinberger, Seroussi and Sapiro 2000, IEEE Trans. Image Processing 9, 1309). A flow's
-density pays in the same coin: where the neighbours tell less, its narrow directions are wider. So the logarithms of differences
-say most of what an image costs, and their mean more than the length that zlib finds, which sees repeated bytes only.
+A lossless coder predicts a pixel from its neighbours and pays about log2(1 + |error|) bits for what it misses (so JPEG-LS,
+whose median predictor is one of those below: Weinberger, Seroussi and Sapiro 2000, IEEE Trans. Image Processing 9, 1309). A
+flow's density pays in the same coin: where the neighbours tell less, its narrow directions are wider. So the logarithms of
+differences say most of what an image costs, and more than the length that zlib finds, which sees repeated bytes only.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ _AT_ONCE = 1 << 20  # numbers
 
 
 def roughness(images: Tensor) -> Tensor:
-    """Six statistics of grey values `(N, C, H, W)`, `(N, 6)`, float64; of images of fewer than 3x3 pixels, and of other shapes, one.
+    """Six statistics of grey values `(N, C, H, W)`, `(N, 6)`, float64; of other shapes, and below 3x3 pixels, the fifth alone.
 
     With v the grey levels, means over all pixels of all channels, each channel a picture of its own:
 
@@ -63,7 +63,7 @@ def _log(size: Tensor) -> Tensor:
 
 def _compressed(values: Tensor) -> Tensor:
     """Bits a number of integers `(N, *)` compressed by zlib, `(N, 1)`, float64."""
-    few = -256 < int(values.min()) and int(values.max()) < 256  # a difference modulo 256 is as good as the difference
+    few = int(values.abs().max()) < 256  # a difference modulo 256 is as good as the difference
     rows = values.numpy().astype(np.uint8 if few else np.uint16)
     lengths = [8 * len(zlib.compress(np.ascontiguousarray(row).tobytes(), 9)) / row.size for row in rows]
     return torch.tensor(lengths, dtype=torch.float64).unsqueeze(1)

@@ -5,8 +5,8 @@ predictions miss. For a precision p,
 
     n = S^2 / (p^2 + (S^2 - tau^2) / N)
 
-is fixed once, from a pilot's S^2, made larger by 1.64 of its own standard errors: a survey that stopped where its error looks small
-would stop where it is understated. Predictors that take network passes are added one by one as long as the whole becomes
+is fixed once, from a pilot's S^2, made larger by 1.64 of its own standard errors: a survey that stopped where its error looks
+small would stop where it is understated. Predictors that take network passes are added one by one as long as the whole becomes
 cheaper,
 
     passes = L N + c n,      c those of an exact value, L levels

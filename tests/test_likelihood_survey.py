@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import math
+import statistics
+import zlib
 
 import pytest
 import torch
@@ -11,6 +13,7 @@ from data.transforms import Rescale, Standardize
 from likelihood import Exact, Method, bits_per_dim, survey
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
+from likelihood.roughness import roughness
 from likelihood.survey import conduct, plan_survey
 from likelihood.survey_design import Table, sample_size
 from likelihood.suspects import suspects
@@ -113,6 +116,67 @@ def test_the_error_covers_the_noise_too():
         z.append((result.mean - float(mu.mean())) / result.estimate_stderr)
     rms = float(torch.tensor(z).square().mean().sqrt())
     assert abs(rms - 1) < 3 / math.sqrt(120)
+
+
+def naive(v):
+    """What `roughness` says of one picture of grey levels, pixel by pixel."""
+    H, W = len(v), len(v[0])
+    gaps = [
+        [abs(v[i][j] - v[i][j + 1]) for i in range(H) for j in range(W - 1)],
+        [abs(v[i][j] - v[i + 1][j]) for i in range(H - 1) for j in range(W)],
+    ]
+    boxes = [[v[i + a][j + b] for a in range(3) for b in range(3)] for i in range(H - 2) for j in range(W - 2)]
+    at = lambda i, j: v[i][j] if i >= 0 and j >= 0 else 0.0  # noqa: E731
+    missed = [
+        v[i][j] - sorted((at(i, j - 1), at(i - 1, j), at(i, j - 1) + at(i - 1, j) - at(i - 1, j - 1)))[1]
+        for i in range(H)
+        for j in range(W)
+    ]
+
+    def mean(values):
+        return sum(values) / len(values)
+
+    return [
+        sum(mean([math.log2(1 + d) for d in kind]) for kind in gaps),
+        mean([math.log2(1 + statistics.pstdev(box)) for box in boxes]),
+        mean([math.log2(1 + max(box) - min(box)) for box in boxes]),
+        mean([float(m == 0) for m in missed]),
+        8 * len(zlib.compress(bytes(int(m) % 256 for m in missed), 9)) / (H * W),
+        mean([value for row in v for value in row]),
+    ]
+
+
+class TestRoughness:
+    def test_is_what_its_definition_says(self):
+        images = torch.randint(0, 256, (3, 1, 5, 7), generator=torch.Generator().manual_seed(0))
+        images[1] = torch.arange(35).reshape(5, 7)  # a slope, which the median predictor meets nearly everywhere
+        expected = torch.tensor([naive(image[0].tolist()) for image in images], dtype=torch.float64)
+        assert torch.allclose(roughness(images), expected, atol=1e-9)
+        assert torch.equal(roughness(images.byte()), roughness(images))
+
+    def test_channels_are_pictures_of_their_own(self):
+        images = torch.randint(0, 17, (4, 3, 6, 6), generator=torch.Generator().manual_seed(1))
+        alone = torch.stack([roughness(images[:, k : k + 1]) for k in range(3)]).mean(dim=0)
+        found = roughness(images)
+        assert torch.allclose(found[:, [0, 1, 2, 3, 5]], alone[:, [0, 1, 2, 3, 5]])  # and one file of all for zlib
+
+    def test_other_shapes_have_a_length_only(self):
+        rows = torch.randint(0, 300, (4, 40), generator=torch.Generator().manual_seed(2))
+        lengths = [8 * len(zlib.compress(row.numpy().astype("uint16").tobytes(), 9)) / 40 for row in rows]
+        assert torch.allclose(roughness(rows), torch.tensor(lengths, dtype=torch.float64).unsqueeze(1))
+        assert roughness(torch.zeros(2, 1, 2, 9, dtype=torch.uint8)).shape == (2, 1)
+
+    def test_predicts_a_fields_description_length(self):
+        """Gaussian fields of random scale and smoothness, whose entropy is known: R2 0.9 from the pictures alone."""
+        g = torch.Generator().manual_seed(0)
+        scale, smooth = (torch.rand(300, 1, 1, generator=g, dtype=torch.float64) for _ in range(2))
+        lags = torch.cdist(*[torch.cartesian_prod(*[torch.arange(8.0, dtype=torch.float64)] * 2)] * 2)
+        cov = (10 + 40 * scale).square() * torch.exp(-lags / (0.5 + 4 * smooth))
+        z = torch.randn(300, 64, 1, generator=g, dtype=torch.float64)
+        images = (128 + torch.linalg.cholesky(cov) @ z).round().clamp(0, 255).reshape(300, 1, 8, 8)
+        bits = torch.linalg.slogdet(cov)[1] / 64 / math.log(4)
+        found = regression_estimate(roughness(images), torch.arange(200), bits[:200])
+        assert found.r2 > 0.9
 
 
 class TestSurvey:

@@ -32,8 +32,8 @@ class Protocol:
             chunk.
         steps: fixes the steps of the fast solver; None for the fewest that pilot runs on training data see to keep `tolerance`,
             with single samples whose own error is far above it solved again with more.
-        tolerance: of the fast solver in bits/dim, the mean |error| of its steps, None for 0.001, and for a fifth of the precision
-            in a survey; of the other solvers relative and absolute, None for 1e-5.
+        tolerance: of the fast solver in bits/dim, the mean |error| of its steps, None for 0.001, in a survey for a fifth of
+            the precision; of the other solvers relative and absolute, None for 1e-5.
         refine: where pilot runs choose the steps: solve single samples again whose own error is far above the tolerance?
         probes: estimates of the trace for each draw of the noise; 0 for the exact trace, None for the exact trace in at most
             16 dimensions and 2 estimates in more, 1 in a survey.
