@@ -150,7 +150,7 @@ def main():
     print(
         f"stated ± {float(errors.mean()):.5f} (above {args.precision:g} in {above:.0f} % of the surveys, the largest "
         f"{float(errors.max()):.5f}), R2 {sum(r2) / k:.3f}, {sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes "
-        f"(up to {max(passes):,}), {result.design.all_passes:,.0f} for all ({time.process_time() - begun:.0f} s of the processor)"
+        f"(up to {max(passes):,}), {result.design.all_passes:,.0f} for all ({time.process_time() - begun:.0f} s of processor)"
     )
 
 

@@ -14,12 +14,29 @@ from likelihood import Exact, Method, bits_per_dim, survey
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
 from likelihood.roughness import roughness
+from likelihood.steps import fast_on
 from likelihood.survey import conduct, plan_survey
 from likelihood.survey_design import Table, sample_size
 from likelihood.suspects import suspects
 from numerics import Adams, SampleStreams, UserError
 from sde_lib import VPSDE, WhitenedFlow
-from sde_lib.analytic import GaussianMixture
+from sde_lib.analytic import Gaussian, GaussianMixture
+
+SDE = VPSDE()
+LAW = GaussianMixture(
+    means=torch.stack([torch.full((16,), -0.5), torch.full((16,), 0.6)]).reshape(2, 16),
+    stds=torch.tensor([0.1, 0.35]),
+    weights=torch.tensor([0.6, 0.4]),
+)
+
+
+METHOD = Method(
+    Adams(steps=24, points=5, start="rising"), grid=fallback_grid(SDE, SDE.t_min), flow=WhitenedFlow(data_std=0.6)
+)
+
+
+def score(x, t):
+    return LAW.score(SDE)(x.flatten(1), t).reshape(x.shape)
 
 
 def numbers(*shape, seed=0):
@@ -179,6 +196,65 @@ class TestRoughness:
         assert found.r2 > 0.9
 
 
+class TestCorrection:
+    """Values have too few steps; what is lost is seen on other images."""
+
+    def changed(self, spread, N=3000):
+        table, _ = population(N)
+        table._differences = 0.03 + spread * numbers(N, seed=9)
+        return table, float((table._bits[0] + table._differences).mean())
+
+    def test_the_mean_is_corrected_and_its_error_stated(self):
+        z = []
+        for seed in range(80):
+            table, truth = self.changed(0.008)
+            made = plan_survey(table, precision=0.012, seed=seed)
+            result = conduct(table, made, seed=seed)
+            assert made.correction.half and made.correction.images == 16
+            assert result.mean == pytest.approx(result.estimate.mean + made.correction.mean)
+            assert result.estimate_stderr == pytest.approx(math.hypot(result.estimate.stderr, made.correction.stderr))
+            z.append((result.mean - truth) / result.estimate_stderr)
+        assert made.correction.stderr == pytest.approx(0.008 / 4, rel=0.5) and "with half the steps and +0.0" in str(
+            made
+        )
+        assert abs(float(torch.tensor(z).square().mean().sqrt()) - 1) < 3 / math.sqrt(160)
+
+    def test_the_sample_makes_up_for_the_corrections_error(self):
+        table, _ = self.changed(0.008)
+        with_it = plan_survey(table, precision=0.012)
+        table._differences = None
+        assert with_it.images > plan_survey(table, precision=0.012).images
+
+    def test_half_the_steps_are_not_taken_where_images_differ_in_what_they_lose(self):
+        made = plan_survey(self.changed(0.2)[0], precision=0.012)
+        assert not made.correction.half and made.correction.stderr == 0  # of the table's own steps nothing is lost
+
+    def test_failed_images_are_left_out_of_it(self):
+        table, _ = self.changed(0.01)
+        table._differences[::2] = math.nan
+        assert 2 < plan_survey(table, precision=0.012).correction.images < 14
+        table._differences[:] = math.nan
+        made = plan_survey(table, precision=0.012)
+        assert made.correction.images == 0 and made.correction.mean == 0 and math.isnan(conduct(table, made).solver)
+
+    def test_of_a_gaussian(self):
+        """Twelve steps, of a flow whitened by too large a scale, with a correction from 48, against the truth."""
+        law = Gaussian(torch.zeros(1, 4, 4), torch.linspace(0.02, 0.5, 16))
+        x = law.sample(600, generator=torch.Generator().manual_seed(0)).float()
+        method = fast_on(None, steps=24, data_std=2.0)
+        result = survey(SDE, law.score(SDE), x, Standardize(), method=method, precision=0.05, divergence=Exact())
+        truth = -law.log_prob(SDE, x, SDE.t_min).double() / (16 * math.log(2))
+        short = bits_per_dim(
+            SDE, law.score(SDE), x, Standardize(), method=method.with_steps(12), divergence=Exact(), companions=0
+        )
+        correction = result.design.correction
+        assert correction.half and torch.allclose(result.exact, short.per_image[result.scored], atol=1e-5)
+        assert abs(correction.mean - float((truth - short.per_image).mean())) < 3 * correction.stderr
+        assert correction.mean < -10 * correction.stderr
+        assert abs(result.mean - float(truth.mean())) < 3 * result.estimate_stderr
+        assert 0 < result.solver < 0.1 * abs(correction.mean)
+
+
 class TestSurvey:
     def test_reaches_the_precision_with_few_passes(self):
         table, _ = population()
@@ -256,23 +332,6 @@ class TestSurvey:
         table._bits[:] = math.nan
         with pytest.raises(UserError, match="got 0 values from a pilot of 128"):
             plan_survey(table, precision=0.1)
-
-
-SDE = VPSDE()
-LAW = GaussianMixture(
-    means=torch.stack([torch.full((16,), -0.5), torch.full((16,), 0.6)]).reshape(2, 16),
-    stds=torch.tensor([0.1, 0.35]),
-    weights=torch.tensor([0.6, 0.4]),
-)
-
-
-METHOD = Method(
-    Adams(steps=24, points=5, start="rising"), grid=fallback_grid(SDE, SDE.t_min), flow=WhitenedFlow(data_std=0.6)
-)
-
-
-def score(x, t):
-    return LAW.score(SDE)(x.flatten(1), t).reshape(x.shape)
 
 
 @pytest.mark.slow
