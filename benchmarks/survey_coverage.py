@@ -10,7 +10,7 @@ set that is surveyed has `--size` images: the stored ones, each as often as it t
 ones, which their predictors tell.
 
 Fresh: whole surveys of the test set, each with its own sample, noise and probes; the truth is the mean of all images over many
-draws, with the same steps.
+draws with twice the steps, which is what a survey's correction aims at.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -68,17 +68,17 @@ def fresh(folder, surveys, steps, precision, draws=16):
     images, transform = run.dataset.split("test").x, run.transform
     pilot = Uniform()(run.pilot(8), transform, run.sde, run.sde.t_min, generator=SampleStreams(2))[0]
     method = fast(run.sde, run.score, pilot, steps=steps, data_std=run.flow.data_std)
-    given = {"method": method, "divergence": Hutchinson(probes=1)}
+    given = {"divergence": Hutchinson(probes=1)}
     everyone = bits_per_dim(
         run.sde, run.score, images, transform, draws=draws, companions=0,
-        generator=SampleStreams(10**6, torch.arange(len(images))), **given,
+        generator=SampleStreams(10**6, torch.arange(len(images))), method=method.with_steps(2 * steps), **given,
     )  # fmt: skip
     truth, own = everyone.mean, math.sqrt(float(everyone.estimates.mean(dim=2).var(dim=1).mean()) / draws / len(images))
     print(f"truth {truth:.4f} ± {own:.4f} from {draws} draws of {len(images)} images", flush=True)
     for seed in range(surveys):
         yield survey(
             run.sde, run.score, images, transform, precision=precision, seed=seed, batch_size=100, data_std=run.flow.data_std,
-            **given,
+            method=method, **given,
         ), truth  # fmt: skip
 
 
