@@ -4,10 +4,10 @@
     python benchmarks/survey_coverage.py --values v.npz --surveys 5000
     python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.02
 
-Stored: the values of random test images, a second draw of noise and probes for some, and all predictions; surveys with
-new samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The
-set that is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far
-ones, which their predictors tell.
+Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
+more steps change for some, and all predictions; surveys with new samples, pilots and designs are then drawn from them, and their
+pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as often
+as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
 
 Fresh: whole surveys of the test set, each with its own sample, noise and probes; the truth is the mean of all images over many
 draws with twice the steps, which is what a survey's correction aims at.
@@ -36,8 +36,8 @@ from likelihood.survey_design import Table
 from numerics import SampleStreams
 from workflow import Protocol, load_run
 
-REPEATED = 128
-"""Of how many of the stored images a second draw tells the noise."""
+REPEATED, COMPARED = 128, 64
+"""Of how many of the stored images a second draw tells the noise, and of how many more steps what they change."""
 
 
 def score(folder, n, file, seed=0):
@@ -50,7 +50,8 @@ def score(folder, n, file, seed=0):
     place.mkdir(parents=True, exist_ok=True)
     images = StoredImages(task, place)
     index = order_of(images.size, seed)[:n].sort().values
-    values, again = images.values(index, 0), images.values(index[:REPEATED], 1)
+    values, again = images.values(index, 0, True), images.values(index[:REPEATED], 1, True)
+    differences = images.differences(index[:: max(1, len(index) // COMPARED)])
     bits = torch.full((2, len(index)), math.nan, dtype=torch.float64)
     bits[0], bits[1, : len(again.bits)] = values.bits, again.bits
     np.savez(
@@ -58,6 +59,7 @@ def score(folder, n, file, seed=0):
         free=images.free(index).numpy(),
         paid=images.paid(index, range(images.candidates)).numpy(),
         bits=bits.numpy(),
+        differences=differences.half.numpy(),
         passes=values.passes / len(index),
     )
 
@@ -96,6 +98,11 @@ def stored_set(file, size, outliers):
     # a second draw of those that have none: noise of the size that the others tell
     drawn = torch.randn(bits.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     bits[1] = torch.where(twice, bits[1], bits[0] + math.sqrt(2) * noise * drawn)
+    lost = torch.from_numpy(stored["differences"]).double()
+    print(
+        f"twice the steps in place of half of them change {float(lost.mean()):+.4f}, spread {float(lost.std()):.4f} bits/dim"
+    )
+    lost = lost[torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))]
     at = torch.arange(size) % bits.shape[1]
     free, paid, bits = free[at], paid[at], bits[:, at]
     if outliers:
@@ -103,7 +110,8 @@ def stored_set(file, size, outliers):
         more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         bits = bits + 6 * far * more
         paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
-    return Table(free, paid, bits, passes=round(float(stored["passes"]))), float(bits[0].mean())
+    table = Table(free, paid, bits, passes=round(float(stored["passes"])), differences=lost)
+    return table, float((bits[0] + lost).mean())
 
 
 def from_stored(table, truth, surveys, precision):
