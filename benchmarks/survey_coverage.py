@@ -5,9 +5,9 @@
     python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.02
 
 Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
-more steps change for some, and all predictions; surveys with new samples, pilots and designs are then drawn from them, and their
-pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as often
-as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
+more steps change for some, and all predictions. Surveys with new samples, pilots and designs are then drawn from them, and
+their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as
+often as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
 
 Fresh: whole surveys of the test set, each with its own sample, noise and probes; the truth is the mean of all images over many
 draws with twice the steps, which is what a survey's correction aims at.
