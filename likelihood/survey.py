@@ -193,7 +193,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     again = index[torch.arange(min(REPEATS, len(index))) * len(index) // min(REPEATS, len(index))]
     # images of the other end of the order, which the sample hardly ever reaches: two errors that know nothing of each other
     differences = population.differences(order_of(N, seed)[-min(N, DIFFERENCES) :].sort().values)
-    correction = Correction() if differences is None else Correction.of(differences, precision)
+    correction = Correction() if differences is None else Correction.of(differences, precision, N)
     first, second = (population.values(i, k, correction.half) for k, i in enumerate((index, again)))
     good = first.bits.isfinite()
     if 2 * int(good.sum()) < len(index) or int(good.sum()) < min(N, FEWEST):

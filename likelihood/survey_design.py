@@ -172,8 +172,12 @@ class Correction:
     images: int = 0
 
     @classmethod
-    def of(cls, found: Differences, precision: float) -> Correction:
-        """From differences of random images; none is made from fewer than four."""
+    def of(cls, found: Differences, precision: float, size: int) -> Correction:
+        """From differences of random images of a set of `size`.
+
+        None is made from fewer than four images. A set no larger than a pilot is scored with all steps, and what is left is
+        stated: few images would make their own correction, and a poor one.
+        """
         good = found.half.isfinite() & found.whole.isfinite()
         k = int(good.sum())
         if k < LEAST_DIFFERENCES:
@@ -182,8 +186,11 @@ class Correction:
         def error(d: Tensor) -> float:
             return float(d[good].std()) / math.sqrt(k)
 
+        left = float(found.whole[good].abs().mean())
+        if size <= PILOT:
+            return cls(left=left, images=k)
         half = error(found.half) <= precision / 4
-        used, left = found.half if half else found.whole, float(found.whole[good].abs().mean())
+        used = found.half if half else found.whole
         return cls(half=half, mean=float(used[good].mean()), stderr=error(used), left=left, images=k)
 
 

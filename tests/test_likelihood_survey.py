@@ -229,6 +229,12 @@ class TestCorrection:
         made = plan_survey(self.changed(0.2)[0], precision=0.012)
         assert not made.correction.half and made.correction.stderr == 0  # of the table's own steps nothing is lost
 
+    def test_a_small_set_has_all_the_steps_and_none(self):
+        table, _ = self.changed(0.001, 64)
+        made = plan_survey(table, precision=0.02)
+        assert not made.correction.half and made.correction.mean == 0 and made.correction.images == 16
+        assert conduct(table, made).mean == pytest.approx(float(table._bits[0].mean()))
+
     def test_failed_images_are_left_out_of_it(self):
         table, _ = self.changed(0.01)
         table._differences[::2] = math.nan
