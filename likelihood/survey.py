@@ -105,6 +105,14 @@ class Survey:
         return self.scored[self.exact.isnan()]
 
     @property
+    def _failing(self) -> float:
+        """The share of the set that fails, from those scored: a suspect image stands for itself, another for more."""
+        failed, suspect, N = self.exact.isnan(), self.suspect[self.scored], len(self.suspect)
+        others = int((~suspect).sum())
+        weight = int((~self.suspect).sum()) / others if others else 0.0
+        return (int((failed & suspect).sum()) + weight * int((failed & ~suspect).sum())) / N
+
+    @property
     def notes(self) -> list[str]:
         """What is to be said beside the numbers, a line each."""
         lines, e, d = [], self.estimate, self.design
@@ -125,7 +133,7 @@ class Survey:
             named = ", ".join(str(int(i)) for i in self.failed[:10]) + (", ..." if k > 10 else "")
             known = self.exact[~self.exact.isnan()]
             furthest = float((known - e.mean).abs().max()) if len(known) else math.nan
-            share = k / len(self.scored)
+            share = self._failing
             lines.append(
                 f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off "
                 f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"

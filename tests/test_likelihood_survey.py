@@ -356,6 +356,31 @@ def test_images_of_a_mixture():
     assert again.mean == pytest.approx(result.mean, abs=1e-5)
 
 
+def test_images_at_which_the_network_fails_are_named():
+    """One in twenty, or so, below t = 0.1: their predictors are not finite either, so that all of them are seen."""
+    transform = Rescale(levels=17)
+    x = LAW.sample(400, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4)
+    images = transform.to_images(x.clamp(-1, 1))
+
+    def failing(x, t):
+        found = score(x, t)
+        lost = (x.flatten(1).mean(dim=1) > 0.69) & (t < 0.1)
+        return torch.where(lost.reshape(-1, 1, 1, 1), math.nan, found)
+
+    options = dict(method=METHOD, divergence=Exact())
+    result = survey(SDE, failing, images, transform, precision=0.05, batch_size=400, **options)
+    some = set(result.failed.tolist())
+    assert 3 <= len(some) <= 20 and some <= set((x.flatten(1).mean(dim=1) > 0.5).nonzero().squeeze(1).tolist())
+    assert int(result.suspect.sum()) >= 3
+    whole = bits_per_dim(SDE, score, images, transform, companions=0, generator=SampleStreams(0), **options).per_image
+    rest = torch.ones(400, dtype=torch.bool)
+    rest[result.failed] = False
+    assert abs(result.mean - float(whole[rest].mean())) < 3 * result.estimate_stderr
+    (line,) = [line for line in result.notes if "failed" in line]
+    furthest = float((result.exact[result.exact.isfinite()] - result.estimate.mean).abs().max())
+    assert line.endswith(f"would move by {len(some) / 400 * furthest:.2g}")
+
+
 def test_numbers_without_grey_levels():
     x = LAW.sample(300, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4).float()
     options = dict(method=METHOD, divergence=Exact())
