@@ -2,7 +2,7 @@
 
     python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values v.npz     # scores them, once
     python benchmarks/survey_coverage.py --values v.npz --surveys 5000
-    python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.02
+    python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.03
 
 Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
 more steps change for some, and all predictions. Surveys with new samples, pilots and designs are then drawn from them, and
@@ -64,7 +64,7 @@ def score(folder, n, file, seed=0):
     )
 
 
-def fresh(folder, surveys, steps, precision, draws=16):
+def fresh(folder, surveys, steps, precision, draws=4):
     """The pulls of whole surveys with their own noise."""
     run = load_run(folder)
     images, transform = run.dataset.split("test").x, run.transform
