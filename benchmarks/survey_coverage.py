@@ -138,27 +138,35 @@ def main():
         if args.run:
             score(args.run, args.images, args.values)
         found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
-    z, errors, passes, used, r2 = [], [], [], [], []
-    begun = time.process_time()
+    begun, results, k = time.process_time(), [], 0
     for result, truth in found:
-        z.append((result.mean - truth) / result.estimate_stderr)
-        errors.append(result.estimate_stderr)
-        passes.append(result.passes)
-        used.append(len(result.scored))
-        r2.append(result.estimate.r2)
-    if not z:
-        return
-    pulls, k = torch.tensor(z), len(z)
+        k += 1
+        off = (result.mean - truth) / result.estimate_stderr
+        results.append((off, result.estimate_stderr, result.passes, len(result.scored), result.estimate.r2))
+        if args.fresh and k % 50 == 0 and k < args.fresh:
+            report(results, args.precision)
+    if results:
+        report(results, args.precision)
+        seconds = time.process_time() - begun
+        print(f"all images would take {result.design.all_passes:,.0f} passes ({seconds:.0f} s of processor time)")
+
+
+def report(results, precision):
+    """How often the surveys' errors held, and what they took."""
+    pulls, errors, passes, used, r2 = torch.tensor(results, dtype=torch.float64).unbind(dim=1)
+    k = len(results)
     for limit, share in ((1, 0.683), (2, 0.954)):
         seen = float((pulls.abs() < limit).double().mean())
-        print(f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} %")
+        print(
+            f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} % of {k}"
+        )
     print(f"pulls: mean {float(pulls.mean()):+.3f}, rms {float(pulls.square().mean().sqrt()):.3f}")
-    errors = torch.tensor(errors)
-    above = 100 * float((errors > args.precision).double().mean())
+    above = 100 * float((errors > precision).double().mean())
     print(
-        f"stated ± {float(errors.mean()):.5f} (above {args.precision:g} in {above:.0f} % of the surveys, the largest "
-        f"{float(errors.max()):.5f}), R2 {sum(r2) / k:.3f}, {sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes "
-        f"(up to {max(passes):,}), {result.design.all_passes:,.0f} for all ({time.process_time() - begun:.0f} s of processor)"
+        f"stated ± {float(errors.mean()):.5f} (above {precision:g} in {above:.0f} % of the surveys, the largest "
+        f"{float(errors.max()):.5f}), R2 {float(r2.nanmean()):.3f}, {float(used.mean()):.0f} images scored, "
+        f"{float(passes.mean()):,.0f} passes (up to {float(passes.max()):,.0f})",
+        flush=True,
     )
 
 
