@@ -138,12 +138,11 @@ def main():
         if args.run:
             score(args.run, args.images, args.values)
         found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
-    begun, results, k = time.process_time(), [], 0
+    begun, results = time.process_time(), []
     for result, truth in found:
-        k += 1
         off = (result.mean - truth) / result.estimate_stderr
         results.append((off, result.estimate_stderr, result.passes, len(result.scored), result.estimate.r2))
-        if args.fresh and k % 50 == 0 and k < args.fresh:
+        if args.fresh and len(results) % 50 == 0 and len(results) < args.fresh:
             report(results, args.precision)
     if results:
         report(results, args.precision)
