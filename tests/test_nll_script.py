@@ -17,6 +17,7 @@ import pytest
 from test_experiments import QUICK, ROOT, called, refused, script
 
 from experiments import nll
+from workflow import Protocol
 
 pytestmark = pytest.mark.slow
 FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
