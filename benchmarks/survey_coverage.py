@@ -2,6 +2,7 @@
 
     python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values v.npz     # scores them, once
     python benchmarks/survey_coverage.py --values v.npz --surveys 5000
+    python benchmarks/survey_coverage.py --fresh 400 --steps 32 --precision 0.02            # of a mixture with an exact score
     python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.03
 
 Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
@@ -9,8 +10,8 @@ more steps change for some, and all predictions. Surveys with new samples, pilot
 their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as
 often as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
 
-Fresh: whole surveys of the test set, each with its own sample, noise and probes; the truth is the mean of all images over many
-draws with twice the steps, which is what a survey's correction aims at.
+Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
+truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -30,10 +31,13 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import numpy as np
 import torch
 
+from data.transforms import Rescale
 from likelihood import Hutchinson, Uniform, bits_per_dim, fast, survey
 from likelihood.survey import conduct, order_of, plan_survey
 from likelihood.survey_design import Table
 from numerics import SampleStreams
+from sde_lib import VPSDE
+from sde_lib.analytic import GaussianMixture
 from workflow import Protocol, load_run
 
 REPEATED, COMPARED = 128, 64
@@ -64,23 +68,35 @@ def score(folder, n, file, seed=0):
     )
 
 
+def mixture():
+    """A tight mode and a wide one, 4x4 pixels, whose score is known."""
+    means = torch.stack([torch.full((1, 4, 4), -0.5), torch.full((1, 4, 4), 0.6)])
+    return GaussianMixture(means=means, stds=torch.tensor([0.1, 0.35]), weights=torch.tensor([0.6, 0.4]))
+
+
 def fresh(folder, surveys, steps, precision, draws=4):
     """The pulls of whole surveys with their own noise."""
-    run = load_run(folder)
-    images, transform = run.dataset.split("test").x, run.transform
-    pilot = Uniform()(run.pilot(8), transform, run.sde, run.sde.t_min, generator=SampleStreams(2))[0]
-    method = fast(run.sde, run.score, pilot, steps=steps, data_std=run.flow.data_std)
+    if folder:
+        run = load_run(folder)
+        sde, score, data_std = run.sde, run.score, run.flow.data_std
+        images, transform, pilot = run.dataset.split("test").x, run.transform, run.pilot(8)
+    else:
+        sde, law, data_std, transform = VPSDE(), mixture(), 0.6, Rescale(levels=17)
+        images = transform.to_images(law.sample(1008, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
+        score, pilot, images = law.score(sde), images[1000:], images[:1000]
+    pilot = Uniform()(pilot, transform, sde, sde.t_min, generator=SampleStreams(2))[0]
+    method = fast(sde, score, pilot, steps=steps, data_std=data_std)
     given = {"divergence": Hutchinson(probes=1)}
     everyone = bits_per_dim(
-        run.sde, run.score, images, transform, draws=draws, companions=0,
+        sde, score, images, transform, draws=draws, companions=0,
         generator=SampleStreams(10**6, torch.arange(len(images))), method=method.with_steps(2 * steps), **given,
     )  # fmt: skip
     truth, own = everyone.mean, math.sqrt(float(everyone.estimates.mean(dim=2).var(dim=1).mean()) / draws / len(images))
     print(f"truth {truth:.4f} ± {own:.4f} from {draws} draws of {len(images)} images", flush=True)
     for seed in range(surveys):
         yield survey(
-            run.sde, run.score, images, transform, precision=precision, seed=seed, batch_size=100, data_std=run.flow.data_std,
-            method=method, **given,
+            sde, score, images, transform, precision=precision, seed=seed, batch_size=100 if folder else 1000,
+            data_std=data_std, method=method, **given,
         ), truth  # fmt: skip
 
 
