@@ -158,10 +158,11 @@ def main():
     for result, truth in found:
         off = (result.mean - truth) / result.estimate_stderr
         results.append((off, result.estimate_stderr, result.passes, len(result.scored), result.estimate.r2))
-        if args.fresh and len(results) % 50 == 0 and len(results) < args.fresh:
+        if len(results) % (50 if args.fresh else 1000) == 0:
             report(results, args.precision)
     if results:
-        report(results, args.precision)
+        if len(results) % 50:
+            report(results, args.precision)
         seconds = time.process_time() - begun
         print(f"all images would take {result.design.all_passes:,.0f} passes ({seconds:.0f} s of processor time)")
 
