@@ -154,14 +154,14 @@ def main():
         if args.run:
             score(args.run, args.images, args.values)
         found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
-    begun, results = time.process_time(), []
+    begun, results, every = time.process_time(), [], 50 if args.fresh else 1000
     for result, truth in found:
         off = (result.mean - truth) / result.estimate_stderr
         results.append((off, result.estimate_stderr, result.passes, len(result.scored), result.estimate.r2))
-        if len(results) % (50 if args.fresh else 1000) == 0:
+        if len(results) % every == 0:
             report(results, args.precision)
     if results:
-        if len(results) % 50:
+        if len(results) % every:
             report(results, args.precision)
         seconds = time.process_time() - begun
         print(f"all images would take {result.design.all_passes:,.0f} passes ({seconds:.0f} s of processor time)")
