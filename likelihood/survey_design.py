@@ -120,7 +120,8 @@ class Table(Population):
         free, paid: predictors `(N, F)` and `(N, C)`.
         bits: values `(R, N)`, of which repeat r gives row r (and of more repeats than rows the last).
         passes: of a value.
-        differences: `(N,)`, what more steps change; none unless given.
+        differences: `(N,)`, what twice the steps change where values have half of them, which `bits` then are; of all the steps
+            nothing is lost. None unless given.
     """
 
     def __init__(
@@ -144,6 +145,8 @@ class Table(Population):
 
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
         bits = self._bits[min(repeat, len(self._bits) - 1)][index]
+        if self._differences is not None and not half:
+            bits = bits + self._differences[index]
         return Values(bits=bits, solver_error=torch.full_like(bits, math.nan), passes=self._passes * len(index))
 
     def differences(self, index: Tensor) -> Differences | None:
