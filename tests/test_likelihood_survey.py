@@ -239,7 +239,7 @@ class TestCorrection:
         assert conduct(table, made).mean == pytest.approx(float((table._bits[0] + table._differences).mean()))
 
     def test_failed_images_are_left_out_of_it(self):
-        table, _ = self.changed(0.01)
+        table, _ = self.changed(0.004)
         table._differences[::2] = math.nan
         assert 2 < plan_survey(table, precision=0.012).correction.images < 14
         none = torch.full((16,), math.nan, dtype=torch.float64)
