@@ -1,12 +1,17 @@
-"""How often a survey's stated errors hold, from stored values of a network's images.
+"""How often a survey's stated errors hold: from stored values of a network's images, and with fresh noise.
 
     python benchmarks/survey_coverage.py --run pretrained/vp_fashion_mnist --images 2000 --values v.npz     # scores them, once
     python benchmarks/survey_coverage.py --values v.npz --surveys 5000
+    python benchmarks/survey_coverage.py --fresh 400 --steps 32 --precision 0.02            # of a mixture with an exact score
+    python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.03
 
-The values of the images (two draws of noise and probes each) and all candidates' predictions are stored; surveys with new
-samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that
-is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which
-their predictors tell.
+Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
+more steps change for some, and all predictions. Surveys with new samples, pilots and designs are then drawn from them, and
+their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as
+often as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
+
+Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
+truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -26,84 +31,158 @@ sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve
 import numpy as np
 import torch
 
-from likelihood.survey import conduct, plan_survey
+from data.transforms import Rescale
+from likelihood import Hutchinson, Uniform, bits_per_dim, fast, survey
+from likelihood.survey import conduct, order_of, plan_survey
 from likelihood.survey_design import Table
+from numerics import SampleStreams
+from sde_lib import VPSDE
+from sde_lib.analytic import GaussianMixture
 from workflow import Protocol, load_run
 
+REPEATED, COMPARED = 128, 64
+"""Of how many of the stored images a second draw tells the noise, and of how many more steps what they change."""
 
-def score(folder, n, file):
-    """Stores the values and the predictors of the first `n` test images."""
+
+def score(folder, n, file, seed=0):
+    """Stores the values and the predictors of `n` random test images."""
     from workflow.score import Task
     from workflow.survey import StoredImages
 
-    run = load_run(folder)
-    protocol = Protocol(precision=1.0, limit=n)
-    task = Task.of(run, protocol)
+    task = Task.of(load_run(folder), Protocol(precision=0.005))
     place = file.with_suffix("")
     place.mkdir(parents=True, exist_ok=True)
     images = StoredImages(task, place)
-    everyone = torch.arange(images.size)
-    values = [images.values(everyone, repeat) for repeat in (0, 1)]
+    index = order_of(images.size, seed)[:n].sort().values
+    values, again = images.values(index, 0, True), images.values(index[:REPEATED], 1, True)
+    differences = images.differences(index[:: max(1, len(index) // COMPARED)])
+    bits = torch.full((2, len(index)), math.nan, dtype=torch.float64)
+    bits[0], bits[1, : len(again.bits)] = values.bits, again.bits
     np.savez(
         file,
-        free=images.free(everyone).numpy(),
-        paid=images.paid(everyone, range(images.candidates)).numpy(),
-        bits=np.stack([v.bits.numpy() for v in values]),
-        solver_error=np.stack([v.solver_error.numpy() for v in values]),
-        passes=values[0].passes / len(everyone),
-        spent=images.spent,
+        free=images.free(index).numpy(),
+        paid=images.paid(index, range(images.candidates)).numpy(),
+        bits=bits.numpy(),
+        differences=differences.half.numpy(),
+        passes=values.passes / len(index),
     )
+
+
+def mixture():
+    """A tight mode and a wide one, 4x4 pixels, whose score is known."""
+    means = torch.stack([torch.full((1, 4, 4), -0.5), torch.full((1, 4, 4), 0.6)])
+    return GaussianMixture(means=means, stds=torch.tensor([0.1, 0.35]), weights=torch.tensor([0.6, 0.4]))
+
+
+def fresh(folder, surveys, steps, precision, draws=4):
+    """The pulls of whole surveys with their own noise."""
+    if folder:
+        run = load_run(folder)
+        sde, score, data_std = run.sde, run.score, run.flow.data_std
+        images, transform, pilot = run.dataset.split("test").x, run.transform, run.pilot(8)
+    else:
+        sde, law, data_std, transform = VPSDE(), mixture(), 0.6, Rescale(levels=17)
+        images = transform.to_images(law.sample(1008, generator=torch.Generator().manual_seed(0)).clamp(-1, 1))
+        score, pilot, images = law.score(sde), images[1000:], images[:1000]
+    pilot = Uniform()(pilot, transform, sde, sde.t_min, generator=SampleStreams(2))[0]
+    method = fast(sde, score, pilot, steps=steps, data_std=data_std)
+    given = {"divergence": Hutchinson(probes=1)}
+    everyone = bits_per_dim(
+        sde, score, images, transform, draws=draws, companions=0,
+        generator=SampleStreams(10**6, torch.arange(len(images))), method=method.with_steps(2 * steps), **given,
+    )  # fmt: skip
+    truth, own = everyone.mean, math.sqrt(float(everyone.estimates.mean(dim=2).var(dim=1).mean()) / draws / len(images))
+    print(f"truth {truth:.4f} ± {own:.4f} from {draws} draws of {len(images)} images", flush=True)
+    for seed in range(surveys):
+        yield survey(
+            sde, score, images, transform, precision=precision, seed=seed, batch_size=100 if folder else 1000,
+            data_std=data_std, method=method, **given,
+        ), truth  # fmt: skip
+
+
+def stored_set(file, size, outliers):
+    """A set whose values are known, made of the stored images."""
+    stored = np.load(file)
+    free, paid, bits = (torch.from_numpy(stored[name]).double() for name in ("free", "paid", "bits"))
+    good = bits[0].isfinite()
+    free, paid, bits = free[good], paid[good], bits[:, good]
+    twice = bits[1].isfinite()
+    spread, noise = float(bits[0].std()), float((bits[1] - bits[0])[twice].square().mean().div(2).sqrt())
+    print(
+        f"{bits.shape[1]} images: mean {float(bits[0].mean()):.4f}, spread {spread:.3f}, noise of a value {noise:.4f} bits/dim"
+    )
+    # a second draw of those that have none: noise of the size that the others tell
+    drawn = torch.randn(bits.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
+    bits[1] = torch.where(twice, bits[1], bits[0] + math.sqrt(2) * noise * drawn)
+    lost = torch.from_numpy(stored["differences"]).double()
+    print(
+        f"twice the steps in place of half of them change {float(lost.mean()):+.4f}, spread {float(lost.std()):.4f} bits/dim"
+    )
+    lost = lost[torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))]
+    at = torch.arange(size) % bits.shape[1]
+    free, paid, bits = free[at], paid[at], bits[:, at]
+    if outliers:
+        far = torch.rand(size, generator=torch.Generator().manual_seed(1)) < outliers
+        more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
+        bits = bits + 6 * far * more
+        paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
+    table = Table(free, paid, bits, passes=round(float(stored["passes"])), differences=lost)
+    return table, float((bits[0] + lost).mean())
+
+
+def from_stored(table, truth, surveys, precision):
+    """Surveys of a set whose values are known."""
+    for seed in range(surveys):
+        yield conduct(table, plan_survey(table, precision=precision, seed=seed), seed=seed), truth
 
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--run", type=Path, help="a run folder, to score and store")
-    parser.add_argument("--images", default=2000, type=int, help="how many of its test images")
-    parser.add_argument("--values", required=True, type=Path, help="the stored values, .npz")
-    parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn; 0: none")
+    parser.add_argument("--run", type=Path, help="a run folder, to score and store, or for fresh surveys")
+    parser.add_argument("--images", default=2000, type=int, help="how many of its test images are stored")
+    parser.add_argument("--values", type=Path, help="the stored values, .npz")
+    parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn from them; 0: none")
     parser.add_argument("--size", default=10_000, type=int, help="images in the set that is surveyed")
-    parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
     parser.add_argument("--outliers", default=0.0, type=float, help="share of the images made far ones")
+    parser.add_argument("--fresh", default=0, type=int, help="how many surveys of the run's test set, with fresh noise")
+    parser.add_argument("--steps", default=24, type=int, help="of the solver, in these")
+    parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
     args = parser.parse_args()
-    if args.run:
-        score(args.run, args.images, args.values)
-    stored = np.load(args.values)
-    free, paid, bits = (torch.from_numpy(stored[name]).double() for name in ("free", "paid", "bits"))
-    good = bits.isfinite().all(dim=0)
-    free, paid, bits = free[good], paid[good], bits[:, good]
-    spread, noise = float(bits[0].std()), float((bits[1] - bits[0]).square().mean().div(2).sqrt())
-    print(
-        f"{bits.shape[1]} images: mean {float(bits[0].mean()):.4f}, spread {spread:.3f}, noise of a value {noise:.4f} bits/dim"
-    )
-    if not args.surveys:
-        return
-    at = torch.arange(args.size) % bits.shape[1]
-    free, paid, bits = free[at], paid[at], bits[:, at]
-    if args.outliers:
-        far = torch.rand(args.size, generator=torch.Generator().manual_seed(1)) < args.outliers
-        more = 1 + 0.3 * torch.rand(args.size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
-        bits = bits + 6 * far * more
-        paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
-    table, truth = Table(free, paid, bits, passes=round(float(stored["passes"]))), float(bits[0].mean())
-    z, errors, passes, used = [], [], [], []
-    begun = time.perf_counter()
-    for seed in range(args.surveys):
-        result = conduct(table, plan_survey(table, precision=args.precision, seed=seed), seed=seed)
-        z.append((result.mean - truth) / result.estimate_stderr)
-        errors.append(result.estimate_stderr)
-        passes.append(result.passes)
-        used.append(len(result.scored))
-    z = torch.tensor(z).abs()
-    k = len(z)
+    if args.fresh:
+        found = fresh(args.run, args.fresh, args.steps, args.precision)
+    else:
+        if args.run:
+            score(args.run, args.images, args.values)
+        found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
+    begun, results, every = time.process_time(), [], 50 if args.fresh else 1000
+    for result, truth in found:
+        off = (result.mean - truth) / result.estimate_stderr
+        results.append((off, result.estimate_stderr, result.passes, len(result.scored), result.estimate.r2))
+        if len(results) % every == 0:
+            report(results, args.precision)
+    if results:
+        if len(results) % every:
+            report(results, args.precision)
+        seconds = time.process_time() - begun
+        print(f"all images would take {result.design.all_passes:,.0f} passes ({seconds:.0f} s of processor time)")
+
+
+def report(results, precision):
+    """How often the surveys' errors held, and what they took."""
+    pulls, errors, passes, used, r2 = torch.tensor(results, dtype=torch.float64).unbind(dim=1)
+    k = len(results)
     for limit, share in ((1, 0.683), (2, 0.954)):
-        seen = float((z < limit).double().mean())
-        print(f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} %")
-    errors = torch.tensor(errors)
+        seen = float((pulls.abs() < limit).double().mean())
+        print(
+            f"within {limit} stated errors: {100 * seen:.1f} ± {100 * math.sqrt(share * (1 - share) / k):.1f} % of {k}"
+        )
+    print(f"pulls: mean {float(pulls.mean()):+.3f}, rms {float(pulls.square().mean().sqrt()):.3f}")
+    above = 100 * float((errors > precision).double().mean())
     print(
-        f"stated ± {float(errors.mean()):.5f} (to {float(errors.max()):.5f}) for {args.precision:g}, "
-        f"R2 {result.estimate.r2:.3f}, "
-        f"{sum(used) / k:.0f} images scored, {sum(passes) / k:,.0f} passes of {table._passes * args.size:,} for all "
-        f"({time.perf_counter() - begun:.0f} s)"
+        f"stated ± {float(errors.mean()):.5f} (above {precision:g} in {above:.0f} % of the surveys, the largest "
+        f"{float(errors.max()):.5f}), R2 {float(r2.nanmean()):.3f}, {float(used.mean()):.0f} images scored, "
+        f"{float(passes.mean()):,.0f} passes (up to {float(passes.max()):,.0f})",
+        flush=True,
     )
 
 

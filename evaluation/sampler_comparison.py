@@ -22,7 +22,7 @@ import os
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
@@ -169,10 +169,21 @@ class Comparison:
         save_grid(path, pixels, columns, scale=scale, rows=[f"{row.name}, {row.nfe:.0f}" for row in self.rows])
 
 
+class ByBudget(Protocol):
+    """What stands for another sampler at each budget, such as those that were tuned to a model."""
+
+    @property
+    def evaluations(self) -> int:
+        """Of any of them."""
+
+    def within(self, evaluations: int) -> Sampler:
+        """The one for a budget; a UserError where there is none."""
+
+
 def compare_samplers(
     sde: SDE,
     score: Score,
-    samplers: Mapping[str, Sampler],
+    samplers: Mapping[str, Sampler | ByBudget],
     shape: Sequence[int],
     *,
     nfe: Iterable[int] = (10, 20, 50, 100),
@@ -245,8 +256,8 @@ def compare_samplers(
     return Comparison(rows=tuple(rows))
 
 
-def _at_budgets(sampler: Sampler, budgets: tuple[int, ...]) -> list[tuple[int | None, Sampler]]:
-    if sampler.evaluations is None:
+def _at_budgets(sampler: Sampler | ByBudget, budgets: tuple[int, ...]) -> list[tuple[int | None, Sampler]]:
+    if isinstance(sampler, Sampler) and sampler.evaluations is None:
         return [(None, sampler)]
     found: list[tuple[int | None, Sampler]] = []
     for budget in budgets:

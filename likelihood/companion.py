@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
 from torch import Tensor
 
-from likelihood.divergence import Hutchinson
+from likelihood.divergence import Exact, Hutchinson
 from likelihood.integration import Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
@@ -44,17 +45,39 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
             "expected a solver of fixed steps, without a grid or on one that is a rule, such as Karras(): an adaptive solver "
             "states its own solver_error"
         )
-    steps = method.solver.steps
-    one, *others = (
+    others = (finer, method.with_steps(3 * method.solver.steps))
+    one, *more = with_one_probe(sde, score, x, methods=(method, *others), prior=prior)
+    return 2 * torch.stack([(one - each).abs() for each in more]).amax(dim=0)
+
+
+def with_one_probe(
+    sde: SDE,
+    score: Score,
+    x: Tensor,
+    *,
+    methods: Sequence[Method],
+    exact: bool = False,
+    streams: SampleStreams | None = None,
+    prior: Prior | None = None,
+) -> list[Tensor]:
+    """log p at `x` by each of the methods, `(B,)` nats, all with one and the same probe along the whole path.
+
+    So nothing but the methods differs, where fresh probes would drown their differences.
+
+    Args:
+        exact: take the trace itself in the place of a probe.
+        streams: of the probe; those of seed 0 unless given.
+    """
+    streams = SampleStreams(0) if streams is None else streams
+    return [
         log_likelihood(
             sde,
             score,
             x,
-            divergence=Hutchinson(fresh=False),
+            divergence=Exact() if exact else Hutchinson(fresh=False),
             method=each,
             prior=prior,
-            generator=SampleStreams(0),
-        )
-        for each in (method, finer, method.with_steps(3 * steps))
-    )
-    return 2 * torch.stack([(one.log_prob - other.log_prob).abs() for other in others]).amax(dim=0)
+            generator=SampleStreams(streams.seed, streams.ids, draw=streams.draw),
+        ).log_prob
+        for each in methods
+    ]

@@ -148,7 +148,7 @@ def choose_steps(
 
     first = x[:LEAST_SAMPLES]
     grid = pilot_grid(sde, run(first), first, flow=flow, t_min=t_min, seed=seed)
-    passes += 3 * len(first) * counted.nfe
+    passes += 3 * counted.evaluated
     D = x[0].numel()
     trace: Divergence = Exact() if D <= FEW_DIMENSIONS else Hutchinson(fresh=False)
     values: dict[int, Tensor] = {}

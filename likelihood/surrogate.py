@@ -6,16 +6,14 @@ A denoising error at one noise level is one forward pass, and a term of the vari
     w_j = alpha_j^2 s^2 / (alpha_j^2 s^2 + sigma_j^2)
 
 with what the noise's own length adds taken out (`likelihood.bounds`); s is the data's standard deviation. The candidates'
-levels are the middles of equal shares of the bound's integral for data N(0, s^2 I). The length of the image compressed by zlib
-takes no pass at all. None of these is the likelihood; a regression on them says how much of it they know.
+levels are the middles of equal shares of the bound's integral for data N(0, s^2 I). How rough an image is takes no pass at all
+(`likelihood.roughness`). None of these is the likelihood; a regression on them says how much of it they know.
 """
 
 from __future__ import annotations
 
 import math
-import zlib
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -60,15 +58,6 @@ def denoising_errors(
             surplus = share.square() * (eps.flatten(1).to(torch.float64).square() - 1).mean(dim=1)
             found.append(error - surplus)
     return torch.stack(found, dim=1) if found else torch.empty(len(x), 0, dtype=torch.float64)
-
-
-def compressed_length(images: Tensor) -> Tensor:
-    """Bits/dim of the grey values `(B, *)` compressed by zlib, `(B, 1)`, float64."""
-    D = images[0].numel()
-    kind = np.uint8 if int(images.max()) < 256 else np.uint16
-    rows = images.cpu().numpy().astype(kind)
-    lengths = [8 * len(zlib.compress(np.ascontiguousarray(row).tobytes(), 9)) / D for row in rows]
-    return torch.tensor(lengths, dtype=torch.float64).unsqueeze(1)
 
 
 def least_images(predictors: int) -> int:

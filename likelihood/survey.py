@@ -11,30 +11,43 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from data.transforms import Transform
-from likelihood.bits_per_dim import BitsPerDim, bits_per_dim
+from likelihood.bits_per_dim import BitsPerDim, bits_per_dim, in_bits
+from likelihood.companion import with_one_probe
 from likelihood.dequantization import Dequantizer, default_dequantizer
 from likelihood.divergence import Divergence
 from likelihood.method import Method
 from likelihood.regression_estimate import RegressionEstimate, regression_estimate
-from likelihood.surrogate import CANDIDATES, compressed_length, denoising_errors, noise_levels
-from likelihood.survey_design import PILOT, REPEATS, Design, Population, Values, design
+from likelihood.roughness import roughness
+from likelihood.surrogate import CANDIDATES, denoising_errors, noise_levels
+from likelihood.survey_design import (
+    DIFFERENCES,
+    REPEATS,
+    Correction,
+    Design,
+    Differences,
+    Population,
+    Values,
+    design,
+    pilot_size,
+)
 from likelihood.suspects import suspects
 from numerics import SampleStreams, UserError, require_count, require_positive, take, uniform
-from sde_lib import SDE, Score
+from sde_lib import SDE, CountedScore, Score
 
 FEWEST = 4
 """Images of a set from which a sample is thought of; fewer are all scored."""
 
-COMPANIONS = 16
-"""Of the images that the pilot scores twice, how many of a batch get the solver's error from companions."""
+FEWEST_STEPS = 16
+"""Of a method of fewer steps no half is taken: its values are made with the steps that it has."""
 
 _REPEAT_DRAWS = 1 << 26  # between the streams of a value and of its repetition
+_COMPARED_DRAWS = 3 << 27  # where those begin of the images that show what more steps change
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,10 +55,11 @@ class Survey:
     """What a survey found.
 
     Attributes:
-        estimate: the mean and its two errors.
+        estimate: the mean of values as they were made and its two errors, the correction apart.
         design: what the pilot had found.
         scored: the images with exact values, `(n,)`, rising.
-        exact: their values `(n,)` bits/dim; NaN where the image failed.
+        exact: their values `(n,)` bits/dim, as they were made, with half the steps where the design says so; NaN where one
+            failed.
         solver_error: `(n,)` bits/dim, as stated.
         suspect: `(N,)`, the images scored in any case.
         passes: network passes in all, the pilot's included: forward 1, vector-Jacobian product 2.
@@ -62,24 +76,28 @@ class Survey:
     @property
     def mean(self) -> float:
         """Bits/dim of the set."""
-        return self.estimate.mean
+        return self.estimate.mean + self.design.correction.mean
 
     @property
     def stderr(self) -> float:
         """The standard error of `mean`, the choice of the set's images included; the solver's bias is `solver`."""
-        return self.estimate.total
+        return math.hypot(self.estimate.total, self.design.correction.stderr)
 
     @property
     def estimate_stderr(self) -> float:
         """The standard error of `mean` as the mean of this set."""
-        return self.estimate.stderr
+        return math.hypot(self.estimate.stderr, self.design.correction.stderr)
 
     @property
     def solver(self) -> float:
-        """Bits/dim, the solver's error as stated: a bias, which no sample makes smaller. NaN where it is not known."""
+        """Bits/dim, the solver's error as stated: a bias, which no sample makes smaller. NaN where it is not known.
+
+        What twice the method's steps still changed, by which the mean has been corrected; else what the solver states.
+        """
+        if self.design.correction.images:
+            return self.design.correction.left
         known = self.solver_error[self.solver_error.isfinite()]
-        own = float(known.mean()) if len(known) else math.nan
-        return max((v for v in (own, self.design.solver_error) if v == v), default=math.nan)
+        return float(known.mean()) if len(known) else math.nan
 
     @property
     def failed(self) -> Tensor:
@@ -87,23 +105,35 @@ class Survey:
         return self.scored[self.exact.isnan()]
 
     @property
+    def _failing(self) -> float:
+        """The share of the set that fails, from those scored: a suspect image stands for itself, another for more."""
+        failed, suspect, N = self.exact.isnan(), self.suspect[self.scored], len(self.suspect)
+        others = int((~suspect).sum())
+        weight = int((~self.suspect).sum()) / others if others else 0.0
+        return (int((failed & suspect).sum()) + weight * int((failed & ~suspect).sum())) / N
+
+    @property
     def notes(self) -> list[str]:
         """What is to be said beside the numbers, a line each."""
         lines, e, d = [], self.estimate, self.design
-        if self.solver > max(d.precision, e.stderr):
+        if self.solver > max(d.precision, self.estimate_stderr):
             lines.append("the solver's error is larger than the precision: take more steps, or a smaller tolerance")
         if d.everything:
             lines.append("all images were scored: a sample would take no fewer passes")
         elif not d.which and not d.free:
             lines.append("predictions say nothing of these images: the mean is the sample's own")
-        if e.stderr > 1.25 * d.precision:
+        if d.correction.stderr > d.precision / 2:
+            lines.append(
+                f"asked for ± {d.precision:g}: twice the steps change images by too different amounts: take more steps"
+            )
+        elif self.estimate_stderr > 1.25 * d.precision:
             lines.append(f"asked for ± {d.precision:g}: the pilot's images were easier to predict than the sample's")
         k = len(self.failed)
         if k:
             named = ", ".join(str(int(i)) for i in self.failed[:10]) + (", ..." if k > 10 else "")
             known = self.exact[~self.exact.isnan()]
-            furthest = float((known - e.mean).abs().max())
-            share = k / len(self.scored)
+            furthest = float((known - e.mean).abs().max()) if len(known) else math.nan
+            share = self._failing
             lines.append(
                 f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off "
                 f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
@@ -114,7 +144,8 @@ class Survey:
         e, d = self.estimate, self.design
         r2 = "" if e.r2 != e.r2 else f", R2 {e.r2:.3f}"
         text = (
-            f"{e.mean:.4f} ± {e.stderr:.2g} bits/dim (this set's mean; with the choice of its images ± {e.total:.2g}; solver "
+            f"{self.mean:.4f} ± {self.estimate_stderr:.2g} bits/dim (this set's mean; with the choice of its images "
+            f"± {self.stderr:.2g}; solver "
             f"{'unknown' if self.solver != self.solver else f'{self.solver:.2g}'}), from "
             f"{len(self.scored):,} of {d.size:,} images{r2}; {self.passes:,} network passes, {d.all_passes:,.0f} for all images"
         )
@@ -122,10 +153,10 @@ class Survey:
 
     def asdict(self) -> dict[str, object]:
         """Plain numbers for a results file."""
-        e = self.estimate
+        e, c = self.estimate, self.design.correction
         return {
-            "mean": e.mean,
-            "stderr": e.total,
+            "mean": self.mean,
+            "stderr": self.stderr,
             "data_stderr": e.images_stderr,
             "solver_error": self.solver,
             "images": self.design.size,
@@ -133,7 +164,7 @@ class Survey:
             "survey": {
                 "images": self.design.size,
                 "images_scored": len(self.scored),
-                "estimate_stderr": e.stderr,
+                "estimate_stderr": self.estimate_stderr,
                 "r2": e.r2,
                 "evaluations": self.passes,
                 "precision": self.design.precision,
@@ -141,6 +172,7 @@ class Survey:
                 "free_predictors": self.design.free,
                 "residual": e.residual,
                 "noise": self.design.noise,
+                "correction": {"half_the_steps": c.half, "mean": c.mean, "stderr": c.stderr, "images": c.images},
                 "suspect": int(self.suspect.sum()),
                 "pilot_evaluations": self.design.spent,
                 "evaluations_for_all": self.design.all_passes,
@@ -155,7 +187,7 @@ def order_of(size: int, seed: int) -> Tensor:
 
 
 def plan_survey(population: Population, *, precision: float, seed: int = 0, spent: int = 0) -> Design:
-    """The design, from a pilot of 64 random images with all predictors, 24 of them scored twice.
+    """The design, from a pilot of random images with all predictors (`pilot_size`), 24 of them scored twice.
 
     Args:
         spent: passes that were taken before.
@@ -165,9 +197,12 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     """
     require_positive(precision, "precision")
     N = population.size
-    index = order_of(N, seed)[: min(N, PILOT)].sort().values
+    index = order_of(N, seed)[: pilot_size(N)].sort().values
     again = index[torch.arange(min(REPEATS, len(index))) * len(index) // min(REPEATS, len(index))]
-    first, second = population.values(index, 0), population.values(again, 1)
+    # images of the other end of the order, which the sample hardly ever reaches: two errors that know nothing of each other
+    differences = population.differences(order_of(N, seed)[-min(N, DIFFERENCES) :].sort().values)
+    correction = Correction() if differences is None else Correction.of(differences, precision, N)
+    first, second = (population.values(i, k, correction.half) for k, i in enumerate((index, again)))
     good = first.bits.isfinite()
     if 2 * int(good.sum()) < len(index) or int(good.sum()) < min(N, FEWEST):
         raise UserError(
@@ -178,9 +213,11 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
     noise = float((off[off.isfinite()].square().mean() / 2).sqrt())
     cost = first.passes / len(index)
     taken = first.passes + second.passes + (population.candidates * len(index) if N >= FEWEST else 0)
-    stated = second.solver_error[second.solver_error.isfinite()]
+    taken += 0 if differences is None else differences.passes
     if N < FEWEST:
-        made = Design.of_all(size=N, precision=precision, noise=noise, cost=cost, spent=spent + taken)
+        made = Design.of_all(
+            size=N, precision=precision, noise=noise, cost=cost, spent=spent + taken, correction=correction
+        )
     else:
         made = design(
             population.free(index)[good],
@@ -191,12 +228,12 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
             noise=noise,
             cost=cost,
             spent=spent + taken,
+            correction=correction,
         )
-    made = replace(made, solver_error=float(stated.mean()) if len(stated) else math.nan)
-    if made.reached_by_all > precision:
+    if made.noise / math.sqrt(N) > precision:
         raise UserError(
-            f"got precision={precision:g} for {N:,} images; expected {made.reached_by_all:.2g} or more, what scoring all of "
-            "them reaches: their values' own noise leaves that. Take more draws of it, or more probes"
+            f"got precision={precision:g} for {N:,} images; expected {made.noise / math.sqrt(N):.2g} or more, what scoring all "
+            "of them reaches: their values' own noise leaves that. Take more draws of it, or more probes"
         )
     return made
 
@@ -206,7 +243,7 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     N = made.size
     everyone = torch.arange(N)
     order = order_of(N, seed)
-    pilot = order[: min(N, PILOT)].sort().values
+    pilot = order[: pilot_size(N)].sort().values
     x = torch.empty(N, 0, dtype=torch.float64)
     suspect = torch.zeros(N, dtype=torch.bool)
     passes = made.spent
@@ -219,7 +256,7 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
             x = torch.cat([x, population.paid(everyone, made.which)], dim=1)
             passes += len(made.which) * N
         looked = x
-        if not made.which:  # the lengths alone, or nothing: what they do not tell apart would stay hidden
+        if not made.which:  # nothing that asks the network: what it finds strange would stay hidden
             looked = torch.cat([x, population.paid(everyone, (population.candidates // 2,))], dim=1)
             passes += N
         suspect = suspects(looked)
@@ -227,12 +264,13 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         drawn[order[~suspect[order]][: made.images]] = True
         drawn[pilot] = True  # they have their values, and are the first of the order
         sample = (drawn | suspect).nonzero().squeeze(1)
-    before, rest = population.values(pilot, 0), sample[~torch.isin(sample, pilot)]
+    half = made.correction.half
+    before, rest = population.values(pilot, 0, half), sample[~torch.isin(sample, pilot)]
     bits = torch.full((N,), math.nan, dtype=torch.float64)
     solver = torch.full((N,), math.nan, dtype=torch.float64)
     bits[pilot], solver[pilot] = before.bits, before.solver_error
     if len(rest):
-        found = population.values(rest, 0)
+        found = population.values(rest, 0, half)
         bits[rest], solver[rest] = found.bits, found.solver_error
         passes += found.passes
     values = bits[sample]
@@ -289,6 +327,8 @@ class ImageSet(Population):
         self.data_std, self.seed, self.batch_size = data_std, seed, batch_size
         self.ids = torch.arange(len(images)) if ids is None else ids
         self.times = noise_levels(sde, data_std=data_std, t_min=method.time(sde))
+        steps = 0 if method.finer() is None else method.solver.steps
+        self.fewer = method.with_steps(steps // 2 if steps >= FEWEST_STEPS else steps) if steps else None
         self._known: dict[tuple[int, ...], Values] = {}
 
     @property
@@ -302,17 +342,22 @@ class ImageSet(Population):
     def free(self, index: Tensor) -> Tensor:
         if self.transform.levels is None:
             return torch.empty(len(index), 0, dtype=torch.float64)
-        return compressed_length(self.images[index])
+        return roughness(self.images[index])
 
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
         return torch.cat([self.predict(part, list(which)) for part in _batches(index, self.batch_size)])
 
-    def values(self, index: Tensor, repeat: int) -> Values:
-        key = (repeat, *index.tolist())
+    def values(self, index: Tensor, repeat: int, half: bool) -> Values:
+        key = (repeat, half, *index.tolist())
         if key not in self._known:
-            parts = [self.score_exactly(part, repeat) for part in _batches(index, self.batch_size)]
+            parts = [self.score_exactly(part, repeat, half) for part in _batches(index, self.batch_size)]
             self._known[key] = values_of(parts)
         return self._known[key]
+
+    def differences(self, index: Tensor) -> Differences | None:
+        if self.fewer is None:
+            return None
+        return differences_of([self.compare_steps(part) for part in _batches(index, self.batch_size)])
 
     def batch(self, index: Tensor) -> Tensor:
         """The images `(k, *)`, where the score is."""
@@ -331,19 +376,36 @@ class ImageSet(Population):
             streams=SampleStreams(self.seed, self.ids[index]),
         ).cpu()
 
-    def score_exactly(self, index: Tensor, repeat: int) -> BitsPerDim:
+    def compare_steps(self, index: Tensor) -> Tensor:
+        """Bits/dim of one batch with half, once and twice the steps, and the network passes of each, `(k, 4)`."""
+        assert self.fewer is not None
+        steps = self.method.solver.steps
+        methods = (self.fewer, self.method.with_steps(steps), self.method.with_steps(2 * steps))
+        streams = SampleStreams(self.seed, self.ids[index], draw=_COMPARED_DRAWS)
+        t_min = self.method.time(self.sde)
+        x, cost = self.dequantizer(
+            self.batch(index), self.transform, self.sde, t_min, generator=streams, dtype=torch.float32
+        )
+        counted = CountedScore(take(self.score, index))
+        exact = self.divergence is not None and self.divergence.exact
+        found = with_one_probe(self.sde, counted, x, methods=methods, exact=exact, streams=streams)
+        bits = [in_bits(-(each + cost), x[0].numel()) for each in found]
+        products = x[0].numel() if exact else 1
+        passes = torch.full_like(bits[0], (1 + 2 * products) * counted.evaluated / len(index))
+        return torch.stack([*bits, passes], dim=1).cpu()
+
+    def score_exactly(self, index: Tensor, repeat: int, half: bool) -> BitsPerDim:
         """The exact values of one batch."""
         return bits_per_dim(
             self.sde,
             take(self.score, index),
             self.batch(index),
             self.transform,
-            method=self.method,
+            method=self.fewer if half else self.method,
             dequantizer=self.dequantizer,
             divergence=self.divergence,
             draws=self.draws,
-            # the solver's error, from the images that are scored twice
-            companions=COMPANIONS if repeat else 0,
+            companions=0,  # the solver's error is the differences'
             generator=SampleStreams(self.seed, self.ids[index], draw=repeat * _REPEAT_DRAWS),
         )
 
@@ -357,8 +419,13 @@ def values_of(parts: list[BitsPerDim]) -> Values:
     whole = BitsPerDim.concatenate(parts)
     bits = torch.where(whole.converged, whole.per_image, math.nan).cpu()
     passes = sum(int(p.evaluations.sum()) * (p.nfe + 2 * p.nbe) // max(1, p.nfe) for p in parts)
-    passes += sum(3 * p.companion_nfe * min(COMPANIONS, len(p.per_image)) for p in parts)
     return Values(bits=bits, solver_error=whole.stated_error.cpu(), passes=passes)
+
+
+def differences_of(parts: list[Tensor]) -> Differences:
+    """A survey's differences from results of `compare_steps`."""
+    half, whole, twice, passes = torch.cat(parts).unbind(dim=1)
+    return Differences(half=twice - half, whole=twice - whole, passes=round(float(passes.sum())))
 
 
 def survey(

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import math
-
 import torch
 from torch import Tensor
 
@@ -12,18 +10,24 @@ SUSPECT, MOST_SUSPECT = 6.0, 0.05
 
 
 def suspects(x: Tensor, *, most: float = MOST_SUSPECT) -> Tensor:
-    """`(N,)`: the images one of whose predictors `(N, P)` is far from all others', at most a share `most` of them.
+    """`(N,)`: the images one of whose predictors `(N, P)` is far from all others', at most a share `most` of them; and all of
+    which one is not finite.
 
     Far is more than six robust standard deviations, 1.4826 times the median distance from the median (1.2533 times the mean
     distance, where the median one is 0). A group that the pilot's 64 images miss and no predictor tells apart is not seen.
     """
     if x.shape[1] == 0:
         return torch.zeros(len(x), dtype=torch.bool)
+    broken = ~x.isfinite().all(dim=1)
+    if bool(broken.any()):
+        found = broken.clone()
+        found[~broken] = suspects(x[~broken], most=most) if not bool(broken.all()) else False
+        return found
     distance = (x - x.median(dim=0).values).abs()
     scale = 1.4826 * distance.median(dim=0).values
     # where most images share one value the median distance says nothing
     scale = torch.where(scale > 0, scale, 1.2533 * distance.mean(dim=0))
-    worst = torch.where(scale > 0, distance / scale.clamp(min=1e-300), 0.0).nan_to_num(nan=math.inf).amax(dim=1)
+    worst = torch.where(scale > 0, distance / scale.clamp(min=1e-300), 0.0).amax(dim=1)
     allowed = int(most * len(x))
     limit = float(worst.sort(descending=True).values[allowed]) if allowed < len(x) else SUSPECT
     return worst > max(SUSPECT, limit)

@@ -39,22 +39,28 @@ class CountedScore:
     def __init__(self, score: Score) -> None:
         require_eval_mode(score)
         self.score = score
-        self._calls = [0]  # shared with those that take() makes
+        self._counts = [0, 0]  # shared with those that take() makes
 
     @property
     def nfe(self) -> int:
         """The number of calls so far."""
-        return self._calls[0]
+        return self._counts[0]
+
+    @property
+    def evaluated(self) -> int:
+        """The samples of all calls together."""
+        return self._counts[1]
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at `x` `(B, *)` and `t` `(B,)`, counted."""
-        self._calls[0] += 1
+        self._counts[0] += 1
+        self._counts[1] += len(x)
         return self.score(x, t)
 
     def take(self, index: Tensor) -> CountedScore:
         """The score for the samples at `index` `(b,)`, which counts into the same number."""
         fewer = CountedScore.__new__(CountedScore)  # its network was looked at
-        fewer.score, fewer._calls = take(self.score, index), self._calls
+        fewer.score, fewer._counts = take(self.score, index), self._counts
         return fewer
 
 

@@ -27,7 +27,7 @@ from likelihood import (
 from likelihood.pilot import fallback_grid
 from likelihood.steps import choice_of
 from numerics import Adams, Dopri5, SampleStreams, UserError, expand_as
-from sde_lib import CountedScore
+from sde_lib import CountedScore, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
@@ -125,6 +125,16 @@ class TestPilot:
         grid = pilot_grid(sde, counted, samples(8, 1))
         assert counted.nfe <= 1806
         assert grid == fallback_grid(sde, sde.t_min)
+
+    def test_a_choice_counts_the_passes_of_the_samples_that_took_them(self):
+        """In the pilot finished samples leave the batch; the climb has the exact trace, a product for each dimension."""
+        sde, x = SDES["vp"], law().sample(16, generator=torch.Generator().manual_seed(1)).float()
+        placed, whole = CountedScore(law().score(sde)), CountedScore(law().score(sde))
+        flow = WhitenedFlow(data_std=0.7)
+        pilot_grid(sde, placed, x[:8], flow=flow)
+        choice = choose_steps(sde, whole, x, tolerance=1e-2, data_std=0.7)
+        assert placed.evaluated < 8 * placed.nfe
+        assert choice.passes == 3 * placed.evaluated + (1 + 2 * D) * (whole.evaluated - placed.evaluated)
 
     @each_sde
     def test_the_grid_without_a_pilot_serves(self, sde):

@@ -17,6 +17,7 @@ import pytest
 from test_experiments import QUICK, ROOT, called, refused, script
 
 from experiments import nll
+from workflow import Protocol
 
 pytestmark = pytest.mark.slow
 FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
@@ -202,6 +203,12 @@ class TestSurvey:
         )
         assert done.returncode == 0, done.stderr[-2000:]
         assert self.entry(run)[0]["mean"] == alone["mean"]
+
+    def test_its_steps_are_for_a_fifth_of_the_precision_unless_told(self):
+        assert Protocol(precision=0.02).for_samples(64, 17).tolerance == pytest.approx(0.004)
+        assert Protocol(precision=0.02, tolerance=0.1).for_samples(64, 17).tolerance == 0.1
+        assert Protocol(precision=0.02, solver="accurate").for_samples(64, 17).tolerance == 1e-5
+        assert Protocol().for_samples(64, 17).tolerance == 1e-3
 
     def test_what_cannot_be_had_is_refused(self, run):
         refused(

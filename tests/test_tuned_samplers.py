@@ -13,7 +13,7 @@ from oracles import SDES, mixture
 from test_experiments import called, refused
 
 import samplers
-from experiments import sample, vp
+from experiments import compare, sample, vp
 from experiments import tune as tune_script
 from numerics import Dopri5, SampleStreams, UserError
 from samplers import DPMSolver, ProbabilityFlow
@@ -207,6 +207,12 @@ def test_a_run_keeps_its_tuned_sampler_and_refuses_others(tmp_path):
         assert ("by Tuned(" in done.stdout) == decision
     again = called(tune_script.main, "--run", run, "--nfe", 3, "--n", 8, "--rounds", 1, "--tolerance", 1e-2, "--quiet")
     assert "3 evaluations" in again.stdout and len(json.loads((run / FILE).read_text())["samplers"]) == 2
+    versus = ("--samplers", "tuned,ddim", "--n", 40, "--measures", "SW", "--quiet")
+    called(compare.main, "--run", run, *versus, "--nfe", "2,3,4")
+    rows = json.loads((run / "compare.json").read_text())["rows"]
+    assert [(r["name"], r["nfe"]) for r in rows] == [("tuned", 2), ("tuned", 3), ("ddim", 2), ("ddim", 3), ("ddim", 4)]
+    refused(called(compare.main, "--run", run, *versus, "--nfe", "7", check=False), 2, "expected one of 2, 3")
+    refused(called(compare.main, "--run", other, *versus, check=False), 2, "no sampler was tuned")
     shutil.copy(run / FILE, other / FILE)
     draw = ("--sampler", "tuned", "--n", 2, "--quiet")
     refused(called(sample.main, "--run", other, *draw, "--steps", 3, check=False), 2, "tuned to other weights")

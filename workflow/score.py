@@ -222,7 +222,7 @@ def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) 
             first = x[:LEAST_SAMPLES]
             counted = CountedScore(take(score, torch.arange(len(first))))
             grid = pilot_grid(run.sde, counted, first, flow=run.flow, t_min=t_min)
-            passes = 3 * len(first) * counted.nfe
+            passes = 3 * counted.evaluated
             write_once(file, json.dumps({"knots": grid.knots, "density": grid.density, "passes": passes}))
     table = _read_grid(file)
     if not protocol.chooses_steps:
@@ -240,7 +240,13 @@ def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) 
 def _pilot(run: TrainedRun, protocol: Protocol, t_min: float) -> tuple[Tensor, Score]:
     """Training data for pilot runs, with noise `(n, *)`, and their score, given their own classes where that is asked for."""
     noise = protocol.noise(run.transform)
-    x, _ = noise(run.pilot(16), run.transform, run.sde, t_min, generator=SampleStreams(protocol.seed))
+    x, _ = noise(
+        run.pilot(16 if protocol.precision is None else LEAST_SAMPLES),
+        run.transform,
+        run.sde,
+        t_min,
+        generator=SampleStreams(protocol.seed),
+    )
     own = run.dataset.split("train").labels if protocol.label == "own" else None
     return x.to(torch.float32), run.score if own is None else run.model.condition(own[: len(x)])
 

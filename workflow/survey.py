@@ -2,8 +2,9 @@
 
     RUN/nll/SPLIT-survey-.../index.json    what was asked for
                              grid.json     the solver's grid and steps
-                             values-.../, repeats-.../, predictors-.../    parts, keyed by the images' ids
-                             survey.npz    every image's prediction, the scored images' ids and values, the suspect ones
+                             values-.../, repeats-.../, predictors-.../, steps-.../    parts, keyed by the images' ids
+                             survey.npz    every image's prediction, the scored images' ids and values, the suspect ones, and
+                                          the correction that their mean needs for the steps that values have too few
 
 Each phase needs the one before it whole. No process waits: one that has done its share does what is still missing, so that
 at most a chunk a phase is done twice, with the same numbers.
@@ -24,8 +25,8 @@ import torch
 from torch import Tensor
 
 from likelihood import BitsPerDim, Survey
-from likelihood.survey import ImageSet, conduct, plan_survey, values_of
-from likelihood.survey_design import Design, Values
+from likelihood.survey import ImageSet, conduct, differences_of, plan_survey, values_of
+from likelihood.survey_design import Design, Differences, Values
 from numerics import UserError
 from training.checkpoint import write_atomically
 from workflow import progress
@@ -107,6 +108,7 @@ def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
         ids=images.ids.numpy(),
         predictions=found.estimate.predictions.numpy() if not made.everything else found.exact.numpy(),
         suspect=found.suspect.numpy(),
+        correction=np.asarray(made.correction.mean),
         scored_ids=images.ids[found.scored].numpy(),
         scored=found.exact.numpy(),
     )
@@ -169,11 +171,19 @@ class StoredImages(ImageSet):
             chunks.save(k, predictors=self.predict(part, list(which)).numpy())
         return torch.cat([torch.from_numpy(part["predictors"]) for part in chunks.load()])
 
-    def values(self, index: Tensor, repeat: int) -> Values:
-        chunks = self._chunks("repeats" if repeat else "values", index, {"repeat": repeat})
+    def differences(self, index: Tensor) -> Differences | None:
+        if self.fewer is None:
+            return None
+        chunks = self._chunks("steps", index, {})
+        for k, part in self._todo(chunks, index, "comparing steps"):
+            chunks.save(k, ids=self.ids[part].numpy(), compared=self.compare_steps(part).numpy())
+        return differences_of([torch.from_numpy(part["compared"]) for part in chunks.load()])
+
+    def values(self, index: Tensor, repeat: int, half: bool) -> Values:
+        chunks = self._chunks("repeats" if repeat else "values", index, {"repeat": repeat, "half_the_steps": half})
         for k, part in self._todo(chunks, index, "scoring again" if repeat else "scoring"):
             begun = time.perf_counter()
-            result = self.score_exactly(part, repeat)
+            result = self.score_exactly(part, repeat, half)
             self.seconds_a_pass = (time.perf_counter() - begun) / max(1, values_of([result]).passes)
             chunks.save(k, ids=self.ids[part].numpy(), **to_arrays(result))
         parts: list[BitsPerDim] = [from_arrays(part) for part in chunks.load()]

@@ -7,6 +7,7 @@ A run's weights may be trained on, and a class is another model: a tuned sampler
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any
 
 import samplers
@@ -45,6 +46,30 @@ def keep(run: TrainedRun, found: Tuning) -> None:
     }
     others = [e for e in _entries(run) if (e["model"], e["evaluations"]) != (run.fingerprint, found.evaluations)]
     run.folder.write_json(FILE, {"samplers": [*others, entry]})
+
+
+@dataclass(frozen=True)
+class TunedSamplers:
+    """The samplers that a run's folder has for its model, each for its own number of evaluations.
+
+    Raises:
+        UserError: where there is none.
+    """
+
+    run: TrainedRun
+
+    def __post_init__(self) -> None:
+        if not any(e["model"] == self.run.fingerprint for e in _entries(self.run)):
+            tuned_sampler(self.run, None)  # says why
+
+    @property
+    def evaluations(self) -> int:
+        """The fewest."""
+        return min(int(e["evaluations"]) for e in _entries(self.run) if e["model"] == self.run.fingerprint)
+
+    def within(self, evaluations: int) -> Sampler:
+        """The one for so many, as `tuned_sampler`."""
+        return tuned_sampler(self.run, evaluations)
 
 
 def tuned_sampler(run: TrainedRun, evaluations: int | None) -> Sampler:

@@ -2,6 +2,8 @@
 
     score-sde compare --run runs/vp --samplers pc,ddim,dpm_solver --nfe 10,20,50,100
 
+    score-sde compare --run runs/vp --samplers dpm_solver,tuned --nfe 5,6       tuned: what tune.py has left for the run
+
 Writes compare.md, compare.json, compare.png (quality against cost) and, for images, compare_sheet.png (a row of pictures for
 each sampler and budget) into the run folder. The line "held-out data" is what real data score.
 """
@@ -13,11 +15,13 @@ import torch
 import samplers
 from evaluation import evaluate_samples
 from evaluation.report import AVAILABLE, default_features
-from evaluation.sampler_comparison import compare_samplers, dataset_quality
+from evaluation.sampler_comparison import ByBudget, compare_samplers, dataset_quality
 from numerics import UserError
+from samplers import Sampler
 from workflow import progress
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
+from workflow.tuned import NAME, TunedSamplers
 
 
 def main(arguments: list[str]) -> int:
@@ -26,7 +30,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--samplers",
         default="pc,ddim,dpm_solver",
-        help="names, separated by commas: " + ", ".join(samplers.available()),
+        help="names, separated by commas: " + ", ".join((NAME, *samplers.available())),
     )
     parser.add_argument("--nfe", default="10,20,50,100", help="budgets of evaluations, separated by commas")
     parser.add_argument("--n", default=1000, type=int, help="number of samples drawn by each sampler")
@@ -39,9 +43,13 @@ def main(arguments: list[str]) -> int:
         budgets = tuple(int(v) for v in args.nfe.split(","))
     except ValueError as error:
         raise UserError(f"got --nfe={args.nfe!r}; expected integers separated by commas, such as 10,20") from error
-    chosen = {name: samplers.create(name) for name in args.samplers.split(",")}
+    names = args.samplers.split(",")
+    plain = {name: samplers.create(name) for name in names if name != NAME}  # a wrong name before the run is read
     run = load_run(args.run, args.device)
     run = run if args.label is None else run.given(args.label)
+    chosen: dict[str, Sampler | ByBudget] = {
+        name: TunedSamplers(run) if name == NAME else plain[name] for name in names
+    }
     measures = tuple(args.measures.split(","))
     features = default_features(run.dataset)
     held_out = evaluate_samples(run.dataset.split("test").x, run.dataset, features=features, measures=measures)
