@@ -27,8 +27,9 @@ from models import EnergyModel
 from numerics import Catalogue, SampleStreams, UserError, argument_help, normal
 from sde_lib import SDE, VESDE
 from training import train
-from workflow import energy_reading, plane, progress
+from workflow import energy_objectives, energy_reading, plane, progress
 from workflow.defaults import base_config
+from workflow.energy_objectives import Objectives
 from workflow.energy_reading import Read, Reading
 from workflow.fresh import fresh
 from workflow.report import table
@@ -43,6 +44,7 @@ if TYPE_CHECKING:
 
 _SDES: Catalogue[VESDE] = Catalogue("SDE", {"ve": VESDE})
 _READING: Catalogue[Reading] = Catalogue("energy", {"energy": Reading})
+_OBJECTIVES: Catalogue[Objectives] = Catalogue("objectives", {"objectives": Objectives})
 _SPAN = 10.0  # nats below the highest that pictures show
 
 
@@ -54,7 +56,10 @@ class Energy(System):
         "An energy trained by score matching (Salimans and Ho 2021; Song et al. 2020, arXiv:1905.07088): its surface, its "
         "log-densities, log Z by annealed importance sampling, SGLD and MALA, and compositions, beside the truth."
     )
-    help = {f"energy.{name}": text for name, text in argument_help(Reading).items()}
+    help = {
+        **{f"energy.{name}": text for name, text in argument_help(Reading).items()},
+        **{f"objectives.{name}": text for name, text in argument_help(Objectives).items()},
+    }
 
     def get_config(self) -> ConfigDict:
         """Eight broad Gaussians on a ring, and nine on a grid for the second energy."""
@@ -71,6 +76,7 @@ class Energy(System):
         config.training.validation = 0
         config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3, train=200_000)
         config.energy = fields_section(Reading)
+        config.objectives = fields_section(Objectives)
         return config
 
     @property
@@ -90,6 +96,11 @@ class Energy(System):
         made: Reading = _READING.create("energy", **config["energy"])
         return made
 
+    def compared(self, config: Config) -> Objectives:
+        """How the objectives are compared, from the section `objectives`."""
+        made: Objectives = _OBJECTIVES.create("objectives", **config["objectives"])
+        return made
+
     def other(self, config: Config) -> Dataset:
         """The data of the second energy."""
         values = dict(config["second"])
@@ -100,6 +111,8 @@ class Energy(System):
     def check(self, config: Config) -> None:
         """How it is read, and data whose densities are known."""
         self.plan(config)
+        if self.compared(config).steps:
+            energy_objectives.by_name(self.objective(config))
         plane.require_plane(config, self.name)
         if config["model"]["parametrization"]["name"] != "preconditioned":
             raise UserError(
@@ -113,13 +126,14 @@ class Energy(System):
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a reading of seconds."""
-        return replace(setup, config={**setup.config, "energy": energy_reading.shortened(self.plan(setup.config))})
+        short = {"energy": energy_reading.shortened(self.plan(setup.config)), "objectives": {"steps": 20, "batch_size": 32}}
+        return replace(setup, config={**setup.config, **short})
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of an energy, roughly, and the second training's."""
         plan = self.plan(setup.config)
         chains = plan.chains / 1000 * (2 * len(plan.steps) * plan.length + 4 * plan.levels)
-        return chains + 2.0 * setup.options.steps + 300.0
+        return chains + 2.0 * setup.options.steps + 5.0 * self.compared(setup.config).steps + 300.0
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """Reads the energy: into results.json, report.md, two pictures and the terminal."""
@@ -157,6 +171,19 @@ class Energy(System):
         save_surfaces(folder.path / "compositions.png", pairs, half, span=_SPAN)
         lines = _lines(entry, plan)
         pictures = ["![energies](energy.png)", "", "![compositions](compositions.png)"]
+        comparison = self.compared(run.setup.config)
+        if comparison.steps:
+            by_objective, laws = energy_objectives.compared(run, comparison, plan, truths[0])
+            folder.update_results({"energy": {**entry, "objectives": by_objective}})
+            save_surfaces(
+                folder.path / "objectives.png",
+                {"true": true[0].log_p, **{name: law.log_p for name, law in laws.items()}},
+                half,
+                span=_SPAN,
+            )
+            said = f"The same network, trained for {comparison.steps} updates of {comparison.batch_size} points by each objective:"
+            lines += [said, "", *table(*energy_objectives.rows(by_objective, plan))]
+            pictures += ["", "![each objective](objectives.png)"]
         folder.add_section("The energy", [*lines, *pictures])
         print("\n" + "\n".join(lines))
 
