@@ -53,9 +53,9 @@ def stable_noise(
     x, points = x_t.flatten(1).to(exact), reference.flatten(1).to(exact)
     with torch.autocast(x.device.type, enabled=False):
         # differences, not products, which cancel where sigma is small
-        distance = alpha / sigma * torch.cdist(x / alpha, points, compute_mode="donot_use_mm_for_euclid_dist")
-        log_w = -distance.square() / 2
-        w = (log_w if same is None else log_w.masked_fill(~same, -torch.inf)).softmax(dim=1)
+        distance = torch.cdist(x / alpha, points, compute_mode="donot_use_mm_for_euclid_dist")
+        log_w = distance.square_().mul_(-((alpha / sigma).square()) / 2)  # in place: B n numbers are the largest array here
+        w = (log_w if same is None else log_w.masked_fill_(~same, -torch.inf)).softmax(dim=1)
         eps_bar = (x - alpha * (w @ points)) / sigma
     return eps_bar.reshape(x_t.shape).to(x_t.dtype)
 
