@@ -135,12 +135,28 @@ def test_refusals(options, words):
 
 def test_the_system_refuses_what_does_not_fit():
     for changes, words in (
-        ({"training.objective.solver": "rk4"}, "adjoint=False"),
+        ({"training.objective.adjoint": True}, "adjoint=False"),
         ({"training.validation": 16}, "expected 0"),
         ({"beside.points": 0}, "config.beside.points"),
     ):
         with pytest.raises(UserError, match=words):
             resolve(config_for("cnf", changes=changes))
+
+
+def test_its_presets_are_what_they_say():
+    adjoint = resolve(config_for("cnf", "adjoint")).objective
+    assert adjoint.solver == "dopri5" and adjoint.adjoint and adjoint.probes == 0
+    images = resolve(config_for("cnf", "images"))
+    assert images.dataset.event_shape == (1, 8, 8) and images.objective.probes == 1
+    assert sum(p.numel() for p in images.model.parameters()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_images_go_through(tmp_path):
+    """Every stage on the digits, where the trace is random and the data's own density is not known."""
+    assert cnf.main(["--preset=images", "--dry_run", "--quiet", f"--workdir={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["cnf"]
+    assert found["truth_nats"] is None and all(r["failed"] == 0 for r in found["trainings"].values())
 
 
 @pytest.mark.slow

@@ -62,11 +62,13 @@ def test_float32_is_enough_at_small_noise():
     t = torch.full((200,), time_of(VE, 0.011), dtype=torch.float64)
     x = VE.perturb(batch, t, torch.randn(200, 2, generator=torch.Generator().manual_seed(1), dtype=torch.float64))
     found = stable_noise(VE, x.float(), t, batch.float())
-    torch.testing.assert_close(found.double(), stable_noise(VE, x.float().double(), t, batch.float().double()), rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(
+        found.double(), stable_noise(VE, x.float().double(), t, batch.float().double()), rtol=1e-3, atol=1e-3
+    )
 
 
 def test_its_error_falls_with_the_batch_and_is_below_that_of_one_noise():
-    """About (x_t given the batch): the mean square of target - truth falls as 1 / n, and its mean is 0 against functions of x."""
+    """The mean square of target - truth falls as 1 / n, and its mean is 0 against functions of x."""
     sigma, n = 0.5, 64
     errors = {}
     for size in (n, 16 * n):
@@ -79,7 +81,9 @@ def test_its_error_falls_with_the_batch_and_is_below_that_of_one_noise():
             x = VE.perturb(x_0, t, eps)
             truth = -sigma * LAW.score(VE)(x, t)
             off = stable_noise(VE, x[:n], t[:n], x_0) - truth[:n]
-            found.append(torch.stack([off.square().mean(), (off * x[:n]).mean(), (off * x[:n].sin()).mean(), off.mean()]))
+            found.append(
+                torch.stack([off.square().mean(), (off * x[:n]).mean(), (off * x[:n].sin()).mean(), off.mean()])
+            )
             alone.append((eps - truth).square().mean())
         found = torch.stack(found)
         errors[size] = float(found[:, 0].mean())
@@ -136,7 +140,11 @@ def test_points_are_compared_with_those_of_their_class():
 def test_it_trains_a_part_at_a_time():
     model = tiny_model(VE, wild=True)
     result = train(
-        model, points(), None, options(steps=2, log_every=1, accumulate=2, precision="bf16"), objective=StableTarget(every=3)
+        model,
+        points(),
+        None,
+        options(steps=2, log_every=1, accumulate=2, precision="bf16"),
+        objective=StableTarget(every=3),
     )
     assert math.isfinite(result.losses[-1][1])
 

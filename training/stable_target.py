@@ -1,22 +1,22 @@
 r"""Denoising score matching whose target is averaged over a batch: the stable target field.
 
-The target eps of a noised point x_t = alpha x_0 + sigma eps says from which point of the data it came, which x_t itself does not.
-Given the batch x^1 … x^n, from any of which x_t may have come, its mean is known:
+The target eps of a noised point x_t = alpha x_0 + sigma eps says from which point of the data it came, which x_t itself does
+not. Given the batch x^1 … x^n, from any of which x_t may have come, its mean is known:
 
     (1)  eps_bar(x_t) = sum_i w_i (x_t - alpha x^i) / sigma,      w_i proportional to exp(-|x_t - alpha x^i|^2 / (2 sigma^2))
 
 (Xu, Tong, Jaakkola 2023, arXiv:2302.00670). It is -sigma times the score of the batch's own law, noised.
 
-**It is not biased.** The paper writes of a bias that vanishes as n grows; there is none where, as here, the point from which x_t
-came is itself one of the n. Taken alone the batch's points come in no order, so each is as likely as another to be that one: x_t
-has, given the batch, the density q_batch(x_t) = mean_i N(x_t; alpha x^i, sigma^2), and
+**It is not biased.** The paper writes of a bias that vanishes as n grows; there is none where, as here, the point from which
+x_t came is itself one of the n. A batch comes in no order, so each of its points is as likely as another to be that one: given
+the batch, x_t has the density q_batch(x_t) = mean_i N(x_t; alpha x^i, sigma^2), and
 
     (2)  E[score_batch | x_t] = E[q_batch score_batch] / E[q_batch] = E[grad q_batch](x_t) / q(x_t) = grad log q(x_t)
 
 over batches of independent points; over batches drawn without repeats from a finite set, the score of that set's law. It is
-eps's mean given (x_t, batch), so its variance is the smaller one by Rao and Blackwell: what is left of it is how far a batch's law
-is from the data's. It falls as the number of points within sigma of x_t grows, so it helps in few dimensions, and at noise levels
-that join the data's modes; for images at small noise w is 1 for one point, and (1) is eps again.
+eps's mean given (x_t, batch), so its variance is the smaller one by Rao and Blackwell: what is left of it is how far a batch's
+law is from the data's. It falls as the number of points within sigma of x_t grows, so it helps in few dimensions, and at noise
+levels that join the data's modes; for images at small noise w is 1 for one point, and (1) is eps again.
 """
 
 from __future__ import annotations
@@ -37,9 +37,7 @@ from training.weighting import Simple, Weighting, require_weighting
 
 
 @torch.no_grad()
-def stable_noise(
-    sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: Tensor | None = None
-) -> Tensor:
+def stable_noise(sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: Tensor | None = None) -> Tensor:
     """The mean (1) of eps given x_t and the reference points, `(B, *)`, at the cost of B n distances.
 
     Args:
@@ -54,7 +52,9 @@ def stable_noise(
     with torch.autocast(x.device.type, enabled=False):
         # differences, not products, which cancel where sigma is small
         distance = torch.cdist(x / alpha, points, compute_mode="donot_use_mm_for_euclid_dist")
-        log_w = distance.square_().mul_(-((alpha / sigma).square()) / 2)  # in place: B n numbers are the largest array here
+        log_w = distance.square_().mul_(
+            -((alpha / sigma).square()) / 2
+        )  # in place: B n numbers are the largest array here
         w = (log_w if same is None else log_w.masked_fill_(~same, -torch.inf)).softmax(dim=1)
         eps_bar = (x - alpha * (w @ points)) / sigma
     return eps_bar.reshape(x_t.shape).to(x_t.dtype)
@@ -78,8 +78,8 @@ class StableTarget(TimedObjective):
         every: of how many points of the batch the network is asked at one.
 
     Raises:
-        UserError: a weighting or times of another class, times that learn from losses together with `every` above 1, a t_min that
-            is negative or not used, or an `every` below 1.
+        UserError: a weighting or times of another class, times that learn from losses together with `every` above 1, a t_min
+            that is negative or not used, or an `every` below 1.
     """
 
     weighting: Weighting = Simple()

@@ -60,7 +60,8 @@ def by_name(own: Objective) -> Mapping[str, Objective]:
     """
     if not isinstance(own, TimedObjective):
         raise UserError(
-            f"got the objective {type(own).__name__} for an energy, which has no law of times; expected one of a score, such as dsm"
+            f"got the objective {type(own).__name__} for an energy, which has no law of times; expected one of a "
+            "score, such as dsm"
         )
     return {
         "denoising": DSM(times=own.times, t_min=own.t_min),
@@ -111,7 +112,12 @@ def compared(
 def rows(entries: Mapping[str, Mapping[str, Any]], reading: Reading) -> tuple[tuple[str, ...], list[tuple[str, ...]]]:
     """The head and the rows of the report's table."""
     sigmas = [f"{sigma:g}" for sigma in reading.sigmas]
-    head = ("objective", *(f"off by at {sigma}" for sigma in sigmas), *(f"KL at {sigma}" for sigma in sigmas), "ms an update")
+    head = (
+        "objective",
+        *(f"off by at {sigma}" for sigma in sigmas),
+        *(f"KL at {sigma}" for sigma in sigmas),
+        "ms an update",
+    )
     body = []
     for name, entry in entries.items():
         at = entry.get("differences_at")

@@ -117,7 +117,14 @@ class Study:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("width", 4), ("depth", 1), ("repeats", 1), ("batches", 3)):
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("width", 4),
+            ("depth", 1),
+            ("repeats", 1),
+            ("batches", 3),
+        ):
             require_count(getattr(self, name), f"config.study.{name}", least)
         for name in ("learning_rate", "difference"):
             require_positive(getattr(self, name), f"config.study.{name}")
