@@ -77,6 +77,7 @@ class Energy(System):
         # the same noise at every evaluation costs more than it tells of points in the plane
         config.training.validation = 0
         config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3, train=400_000)
+        config.likelihood.limit = 1000
         config.energy = fields_section(Reading)
         config.objectives = fields_section(Objectives)
         return config
@@ -186,7 +187,9 @@ class Energy(System):
                 half,
                 span=_SPAN,
             )
-            said = f"Each objective, {comparison.steps} updates of {comparison.batch_size} points from the same weights:"
+            said = (
+                f"Each objective, {comparison.steps} updates of {comparison.batch_size} points from the same weights:"
+            )
             lines += [said, "", *table(*energy_objectives.rows(by_objective, plan))]
             pictures += ["", "![each objective](objectives.png)"]
         folder.add_section("The energy", [*lines, *pictures])
