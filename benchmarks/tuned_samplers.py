@@ -64,8 +64,9 @@ def main():
         begun = time.process_time()
         n = args.pc_n if name == "PC" and args.pc_n else args.n
         given = {"seed": args.seed, "batch_size": args.batch_size, "name": "tuned-table"}
-        x, counted, _ = draw_in_chunks(run, sampler, n, **given)
-        assert counted == nfe
+        made = draw_in_chunks(run, sampler, n, **given)
+        x, counted = made.x, made.nfe
+        assert x is not None and counted == nfe
         seconds = time.process_time() - begun
         report = evaluate_samples(run.transform.to_data(x), run.dataset, features=features, measures=("FD", "SW"))
         fd, sw = (report[key].score for key in ("FD", "SW"))

@@ -432,3 +432,22 @@ class TestBeforeARun:
     def test_a_misspelt_flag_is_named(self):
         refused("--dryrun", code=2, words=["--dryrun", "--dry_run"])
         refused("--init_from=", "--dry_run", code=2, words=["without a value"])
+
+
+def test_a_dry_run_prices_evaluations_by_the_speed_of_training():
+    """A small run's own seconds are mostly of what does not grow: they are not scaled where evaluations are counted."""
+    cost = dry_run.Plan(parameters=1, steps_per_second=10.0, seconds=100.0, memory=0, checkpoint=0, disk=0)
+
+    def own(counts: bool) -> float:
+        system = SimpleNamespace(
+            counts_evaluations=counts, effort=lambda made, images: 192_000.0 if made.n == 64 else 1_920.0
+        )
+        shared = {"system": system, "samplers": {}, "options": SimpleNamespace(batch_size=64)}
+        protocol = SimpleNamespace(split="test", limit=10, solver="fast", steps=32)
+        dataset = SimpleNamespace(split=lambda name: range(100))
+        whole, small = (SimpleNamespace(n=n, protocol=protocol, dataset=dataset, **shared) for n in (64, 8))
+        seconds = {"finish": 5.0, "score": 1.0}
+        return dry_run.expected_seconds(whole, small, cost, {}, None, seconds, pilot=0.0)["its own"]
+
+    assert own(True) == pytest.approx(5 - 1 + 100)  # 3 x 64 x 10 evaluations a second
+    assert own(False) == pytest.approx(500)

@@ -2,7 +2,9 @@
 
 import json
 import math
+from types import SimpleNamespace
 
+import numpy
 import pytest
 import torch
 
@@ -104,6 +106,20 @@ def test_a_system_without_a_score_says_what_to_use(name):
     assert systems.create(name).no_score in str(caught.value)
 
 
+@pytest.mark.parametrize(("name", "changes"), [("ddgm", {}), ("latent", {}), ("jem", {"study.chain_length": 3})])
+def test_samples_of_a_system_without_a_score_are_keyed_by_their_number(name, changes):
+    setup = resolve(config_for(name, changes=changes))
+    generator = torch.Generator().manual_seed(0)
+    with torch.no_grad():  # a fresh decoder's last layer is zero, so that all samples are alike
+        for p in setup.model.parameters():
+            p.add_(0.02 * torch.randn(p.shape, generator=generator))
+    run = SimpleNamespace(setup=setup)
+    all_of_them, some = setup.system.samples(run, 6), setup.system.samples(run, 3, first=2)
+    torch.testing.assert_close(some.x, all_of_them.x[2:5], atol=1e-5, rtol=0)
+    others = setup.system.samples(run, 3, first=2, seed=setup.options.seed + 1)
+    assert float((others.x - some.x).abs().max()) > 1e-3 and others.sampler == some.sampler
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_stage_goes_through(name, tmp_path):
@@ -130,8 +146,19 @@ def test_every_stage_goes_through(name, tmp_path):
     if name in ("ddgm", "latent"):
         with pytest.raises(UserError, match="has no score"):
             _ = run.score
-        with pytest.raises(UserError, match="has no score"):
+        with pytest.raises(UserError, match="has no score.*--sampler own"):
             main.main(["nll", "--run", str(folder), "--quiet"])
+        own = ["--run", str(folder), "--quiet", "--sampler", "own"]
+        assert main.main(["sample", *own, "--n", "5", "--batch_size", "3"]) == 0
+        (part, _) = sorted((folder / "samples").glob("own-*/part_*.npz"))
+        assert numpy.load(part)["x"].shape == (3, 1, 8, 8)
+        assert main.main(["evaluate", *own, "--n", "50"]) == 0
+        (entry,) = json.loads((folder / "results.json").read_text())["evaluation"].values()
+        assert entry["sampler"] == results["sampling"]["sampler"]
+        with pytest.raises(UserError, match="expected none"):
+            main.main(["sample", *own, "--steps", "5"])
+        with pytest.raises(UserError, match="--gif"):
+            main.main(["sample", *own, "--gif", str(tmp_path / "a.gif")])
     assert isinstance(run.setup.model, {"ddgm": DDGM, "vdm": VDM, "latent": VAE}.get(name, object))
 
 

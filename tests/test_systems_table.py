@@ -185,9 +185,9 @@ def test_cells_are_made_once_go_on_and_share(tmp_path: Path, capsys) -> None:
     page = tmp_path / "index.md"
     page.write_text("<!-- systems table -->\n<!-- end of systems table -->\n")
     few = ["--seconds", "1", "--images", "2", "--samples", "10", "--seeds", "0", "--quiet"]
-    asked = [*few, "--systems", "ddim,latent,ddpm", "--workdir", str(tmp_path), "--page", str(page)]
+    asked = [*few, "--systems", "ddim,latent,ddpm,jem", "--workdir", str(tmp_path), "--page", str(page)]
     assert systems_table.main(asked) == 0
-    found = {name: RunFolder(tmp_path / f"{name}-seed0") for name in ("ddpm", "ddim", "latent")}
+    found = {name: RunFolder(tmp_path / f"{name}-seed0") for name in ("ddpm", "ddim", "latent", "jem")}
     first = {name: folder.results() for name, folder in found.items()}
     assert first["ddim"]["weights"] == first["ddpm"]["weights"] != first["latent"]["weights"]
     assert first["ddim"]["sampling"]["nfe"] == 50 and first["ddpm"]["sampling"]["nfe"] == 1000
@@ -197,7 +197,8 @@ def test_cells_are_made_once_go_on_and_share(tmp_path: Path, capsys) -> None:
             "exact",
             "bound",
         )
-    assert [row_of(page.read_text(), name)[-1] for name in found] == ["1", "1", "1"]
+    assert first["jem"]["bits_per_dim"]["kind"] == "none" and first["jem"]["sampling"]["nfe"] == 500
+    assert [row_of(page.read_text(), name)[-1] for name in found] == ["1", "1", "1", "1"]
     # interrupted before the samples: the training and the bits/dim stay
     left = {k: v for k, v in first["latent"].items() if k not in ("cell", "evaluation", "sampling")}
     found["latent"].write_json("results.json", left)

@@ -459,9 +459,11 @@ def test_a_system_without_a_score_goes_through_every_stage(monkeypatch, tmp_path
         text = (folder / "report.md").read_text()
         assert "(fitted, a bound)" in text and "nats of the test set, per point" in text
         assert main.main(["fitted", f"--workdir={tmp_path / 'dry'}", "--dry_run", *WITHOUT_SAMPLERS]) == 0
+        before = sorted(folder.rglob("*"))
         for tool in tools:
             with pytest.raises(UserError, match="a run of fitted, which has no score: it draws its own samples"):
                 main.main([tool[0], "--run", str(folder), "--quiet", *tool[1:]])
+        assert sorted(folder.rglob("*")) == before  # a refused command writes nothing
         Fitted.no_likelihood = "nothing is normalised"
         assert main.main(["fitted", f"--workdir={folder}", "--resume", *WITHOUT_SAMPLERS]) == 0
         with pytest.raises(UserError, match="which has no likelihood: nothing is normalised"):

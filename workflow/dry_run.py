@@ -179,9 +179,13 @@ def expected_seconds(
             # the first ones are as many for any number of steps; where pilot runs are to choose it, it is a guess
             nfe += (setup.protocol.steps or _LIKELY_STEPS) - (small.protocol.steps or 0)
         expected["scoring"] = pilot + max(0.0, scored.seconds - pilot) * images * nfe / scored.result.nfe
-    done = setup.system.effort(small, small.protocol.limit)
-    if done:
-        expected["its own"] = seconds["finish"] * setup.system.effort(setup, _images(setup)) / done
+    done, full = setup.system.effort(small, small.protocol.limit), setup.system.effort(setup, _images(setup))
+    if setup.system.counts_evaluations:
+        # those of the small run come in small batches, and most of its time is what does not grow
+        price = 1 / (3 * setup.options.batch_size * cost.steps_per_second)
+        expected["its own"] = max(0.0, seconds["finish"] - done * price) + full * price
+    elif done:
+        expected["its own"] = seconds["finish"] * full / done
     return {**expected, "the rest": sum(seconds.get(name, 0.0) for name in ("baselines", "report"))}
 
 

@@ -100,7 +100,7 @@ def fresh_chains(
     shape: tuple[int, ...],
     length: int,
     *,
-    seed: int,
+    generator: SampleStreams,
     device: torch.device,
     labels: Tensor | None = None,
     name: str = "chains",
@@ -109,19 +109,18 @@ def fresh_chains(
 
     Args:
         labels: classes `(n,)`, for chains of exp(-E(x, y)); None for those of exp(-E(x)).
-        seed: of noise that is keyed by the chain's number.
+        generator: of the chains' noise.
     """
-    streams = SampleStreams(seed, torch.arange(shape[0]))
     if langevin.box is None:
-        x = normal(shape, streams, device=device, dtype=torch.float32)
+        x = normal(shape, generator, device=device, dtype=torch.float32)
     else:
         low, high = langevin.box
-        x = low + (high - low) * uniform(shape, streams, device=device, dtype=torch.float32)
+        x = low + (high - low) * uniform(shape, generator, device=device, dtype=torch.float32)
     block = 10  # of noise at a time
     with progress.bar(total=length, name=name, unit="step") as bar:
         for first in range(0, length, block):
             steps = min(block, length - first)
-            z = normal((shape[0], steps, *shape[1:]), streams, device=device, dtype=torch.float32)
+            z = normal((shape[0], steps, *shape[1:]), generator, device=device, dtype=torch.float32)
             x = langevin.run(lambda at: model.energy(at, labels), x, z)
             bar.update(steps)
     return x

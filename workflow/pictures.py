@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -22,26 +23,37 @@ from workflow.versions import versions
 
 
 def draw_samples(
-    setup: Setup, score: Score, sampler: Sampler, n: int, *, shown: bool = True, name: str = "sampling"
+    setup: Setup,
+    score: Score,
+    sampler: Sampler,
+    n: int,
+    *,
+    first: int = 0,
+    seed: int | None = None,
+    shown: bool = True,
+    name: str = "sampling",
 ) -> tuple[Tensor, int]:
     """`n` samples `(n, *)` in model units, on the CPU, and the evaluations of one batch.
 
     Noise is keyed by (seed, sample number), so a sample is the same for any `n` and batch size.
+
+    Args:
+        first: number of the first sample.
+        seed: the run's unless given.
     """
     parts, nfe, size = [], 0, batch_size(setup)
+    seed = setup.options.seed if seed is None else seed
     with torch.no_grad(), progress.bar(total=n, name=name, unit="sample", shown=shown) as bar:
-        for first in range(0, n, size):
-            last = min(first + size, n)
-            ids = torch.arange(first, last)
+        for ids in torch.split(torch.arange(first, first + n), size):
             made = sampler(
                 setup.sde,
                 take(score, ids),
-                (last - first, *setup.dataset.event_shape),
-                generator=SampleStreams(setup.options.seed, ids),
+                (len(ids), *setup.dataset.event_shape),
+                generator=SampleStreams(seed, ids),
                 device=setup.device,
-                callback=_show_steps(bar, last - first),
+                callback=_show_steps(bar, len(ids)),
             )
-            bar.update(last - first)
+            bar.update(len(ids))
             parts.append(made.x.cpu())
             nfe = max(nfe, made.nfe)
     return torch.cat(parts), nfe
@@ -52,33 +64,65 @@ def batch_size(setup: Setup) -> int:
     return max(256, min(5000, 2**14 // setup.dataset.dim))
 
 
-def draw_in_chunks(
-    run: TrainedRun, sampler: Sampler, n: int, *, seed: int, batch_size: int, name: str
-) -> tuple[Tensor | None, int, Path]:
-    """`n` samples of a run in model units, kept as parts below RUN/samples; None where other processes have yet to write.
+@dataclass(frozen=True, kw_only=True)
+class Parts:
+    """Samples that are kept in parts.
+
+    Attributes:
+        x: `(n, *)` in model units; None where other processes have yet to write.
+        nfe: calls of the network for a batch.
+        sampler: the code that makes what drew them.
+        folder: of the parts.
+    """
+
+    x: Tensor | None
+    nfe: int
+    sampler: str
+    folder: Path
+
+
+def draw_in_chunks(run: TrainedRun, sampler: Sampler | None, n: int, *, seed: int, batch_size: int, name: str) -> Parts:
+    """`n` samples of a run, kept as parts below RUN/samples.
 
     Sample i is the same for any number of processes, and whether or not the work was interrupted.
+
+    Args:
+        sampler: None for what a system without a score draws by.
     """
-    stated = {"sampler": repr(sampler), "seed": seed, "n": n, "chunk": batch_size, "model": run.fingerprint}
+    # first: a system without a score is refused before anything is written
+    score = None if sampler is None else run.score
+    own = {"config": run.setup.config} if sampler is None else {}
+    stated = {"sampler": repr(sampler), "seed": seed, "n": n, "chunk": batch_size, "model": run.fingerprint, **own}
     stated["torch"] = versions()["torch"]
     chunks = Chunks(run.folder.path / "samples", name, stated, n, batch_size)
+    low, high = (float(run.setup.config["data"][end]) for end in ("low", "high"))
+    units = f"model units, data in [{low:g}, {high:g}]"
     with torch.no_grad(), progress.bar(total=n, initial=chunks.done, name=name, unit="sample") as bar:
         for k, first, last in chunks.todo():
-            made = sampler(
-                run.sde,
-                run.score,
-                (last - first, *run.dataset.event_shape),
-                generator=SampleStreams(seed, torch.arange(first, last)),
-                device=run.device,
-                callback=all_of(_show_steps(bar, last - first), lambda _: chunks.poll()),  # a chunk may take hours
-            )
-            low, high = run.model.data_range
-            chunks.save(k, x=made.x.cpu(), nfe=made.nfe, units=f"model units, data in [{low:g}, {high:g}]")
+            if sampler is None:
+                drawn = run.setup.system.samples(run, last - first, first=first, seed=seed)
+                chunks.save(k, x=drawn.x, nfe=drawn.nfe, sampler=drawn.sampler, units=units)
+            else:
+                assert score is not None
+                made = sampler(
+                    run.sde,
+                    score,
+                    (last - first, *run.dataset.event_shape),
+                    generator=SampleStreams(seed, torch.arange(first, last)),
+                    device=run.device,
+                    callback=all_of(_show_steps(bar, last - first), lambda _: chunks.poll()),  # a chunk may take hours
+                )
+                chunks.save(k, x=made.x.cpu(), nfe=made.nfe, sampler=repr(sampler), units=units)
             bar.update(last - first)
     if not chunks.complete:
-        return None, 0, chunks.folder
+        return Parts(x=None, nfe=0, sampler=repr(sampler), folder=chunks.folder)
     parts = chunks.load()
-    return torch.cat([torch.from_numpy(p["x"]) for p in parts]), max(int(p["nfe"]) for p in parts), chunks.folder
+    return Parts(
+        x=torch.cat([torch.from_numpy(p["x"]) for p in parts]),
+        nfe=max(int(p["nfe"]) for p in parts),
+        sampler=str(parts[0].get("sampler", repr(sampler))),
+        folder=chunks.folder,
+    )
 
 
 def _show_steps(bar: Any, size: int) -> Callable[[StepInfo], None]:

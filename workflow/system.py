@@ -51,6 +51,8 @@ class System(ABC):
         no_score: of a system whose model is no score: what to use where one is asked for, as in "its samples come from its own
             chain". Such a system brings `model` and `draw`, and its configuration has no samplers.
         no_likelihood: of a system that says nothing of a density: why, for results.json and report.md.
+        counts_evaluations: whether `effort` counts evaluations of the network for one sample, one of training as three: a dry
+            run prices them by the speed of training.
         help: what the values that only this system has say in `--help`, by dotted path.
     """
 
@@ -59,6 +61,7 @@ class System(ABC):
     switches: ClassVar[Mapping[str, str]] = {}
     no_score: ClassVar[str] = ""
     no_likelihood: ClassVar[str] = ""
+    counts_evaluations: ClassVar[bool] = False
     help: ClassVar[Mapping[str, str]] = {}
 
     @abstractmethod
@@ -131,11 +134,16 @@ class System(ABC):
 
         return draw(run)
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
-        """The first `n` samples of its own (first) sampler, for whoever measures them; `draw` makes the run's pictures."""
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
+        """Samples number `first` to `first + n` of its own (first) sampler, for whoever measures them; `draw` makes the run's
+        pictures. Sample i is the same for any `n` and `first`.
+
+        Args:
+            seed: of their noise; the run's unless given.
+        """
         from workflow.draw import samples  # it imports the systems
 
-        return samples(run, n)
+        return samples(run, n, first=first, seed=seed)
 
     def score(self, run: TrainedRun) -> Scored | Surveyed | None:
         """The bits/dim, also in results.json; None where they come from no flow, and are in results.json alone."""
@@ -152,7 +160,8 @@ class System(ABC):
         return setup
 
     def effort(self, setup: Setup, images: int) -> float:
-        """How much work `finish` is on that many images, in units of its own; a dry run's seconds are scaled by it."""
+        """How much work `finish` is on that many images, in units of its own, or in evaluations (`counts_evaluations`); a dry
+        run's seconds are scaled by it."""
         return 0.0
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:  # noqa: B027

@@ -36,8 +36,7 @@ from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.curves import curve, read_metrics
 from workflow.defaults import base_config
-from workflow.draw import Drawn, Samples, report_drawn
-from workflow.pictures import save_samples
+from workflow.draw import Drawn, Samples, draw_by
 from workflow.report import table
 from workflow.sections import section
 from workflow.system import Config, System
@@ -101,7 +100,8 @@ class DiffusionDGM(System):
         "chains.draws": "draws for each image's bound of each of them",
     }
     no_score = (
-        "its samples come from its own chain (experiments/ddgm.py), and of the same chain's score from the system ddpm"
+        "its samples come from its own chain (experiments/ddgm.py, sample.py --sampler own), and of the same chain's score "
+        "from the system ddpm"
     )
 
     def get_config(self) -> ConfigDict:
@@ -176,26 +176,13 @@ class DiffusionDGM(System):
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Samples by the chain: the means of the decoder."""
-        setup, begun = run.setup, time.perf_counter()
-        made = self.samples(run, setup.n)
-        picture = run.folder.path / "samples" / "chain.png"
-        save_samples(picture, made.x, setup)
-        drawn = {
-            "chain": Drawn(
-                sampler=made.sampler,
-                nfe=made.nfe,
-                seconds=time.perf_counter() - begun,
-                samples=setup.n,
-                picture=picture.relative_to(run.folder.path).as_posix(),
-            )
-        }
-        report_drawn(run.folder, drawn)
-        return drawn
+        return draw_by(run, {"chain": lambda: self.samples(run, run.setup.n)})
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
+    @torch.no_grad()
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
         """The means of the decoder at the chain's end."""
         setup, model = run.setup, model_of(run.setup)
-        streams = SampleStreams(setup.options.seed, torch.arange(n))
+        streams = SampleStreams(setup.options.seed if seed is None else seed, torch.arange(first, first + n))
         x = model.sample((n, *setup.dataset.event_shape), generator=streams, device=setup.device).cpu()
         return Samples(x=x, nfe=model.steps, sampler="DDGM.sample()")
 

@@ -128,6 +128,7 @@ class DDPM(System):
     """The chain, trained with L_simple."""
 
     name = "ddpm"
+    counts_evaluations = True
     about = (
         "DDPM (Ho et al. 2020, arXiv:2006.11239): a chain of betas trained with L_simple; ancestral sampling; the chain's "
         "bound beside the exact likelihood of the SDE's flow."

@@ -44,6 +44,7 @@ class EDM(ScoreSDE):
     """VE between the paper's sigmas, with its preconditioning, noise law, weighting and sampler."""
 
     name = "edm"
+    counts_evaluations = True
     about = (
         "EDM (Karras et al. 2022, arXiv:2206.00364): preconditioning, log-normal noise, Heun's method with churn; --ablation "
         "switches the design choices one by one."

@@ -65,6 +65,7 @@ class FlowMatching(System):
     """A velocity of the straight path, trained with its own squared error."""
 
     name = "flow_matching"
+    counts_evaluations = True
     about = (
         "Rectified flow / flow matching (Liu et al. 2023, arXiv:2209.03003; Lipman et al. 2023, arXiv:2210.02747): a velocity "
         "that is a score too, all samplers, the exact likelihood, and a round of reflow."

@@ -13,8 +13,7 @@ the data's own. `--preset=energy` (`config.model.class_conditional=False`) train
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -26,7 +25,7 @@ from data import Dataset
 from data.transforms import Transform
 from evaluation import Calibration, Estimate, Panel, save_grid, save_plot
 from models import ClassifierEnergy
-from numerics import Catalogue, UserError, argument_help, require_count
+from numerics import Catalogue, SampleStreams, UserError, argument_help, require_count
 from sde_lib import SDE, VESDE
 from training import Callback, CheckpointFolder, CrossEntropy, EnergyWatch, JointEnergy, TrainState
 from training.checkpoint import CHECKPOINTS
@@ -34,9 +33,8 @@ from workflow import energy_classifier
 from workflow.beside import seeded, train_beside
 from workflow.curves import curve, read_metrics
 from workflow.defaults import base_config
-from workflow.draw import Drawn, report_drawn
+from workflow.draw import Drawn, Samples, draw_by
 from workflow.energy_classifier import Study
-from workflow.pictures import save_samples
 from workflow.report import table
 from workflow.sections import fields_section, section
 from workflow.system import Config, System
@@ -82,7 +80,8 @@ class JEM(System):
     )
     help = {f"study.{name}": text for name, text in argument_help(Study).items()}
     no_score = (
-        "its samples come from its own chains (experiments/jem.py); the system energy has an energy that is a score"
+        "its samples come from its own chains (experiments/jem.py, sample.py --sampler own); the system energy has an energy "
+        "that is a score"
     )
     no_likelihood = "exp(-E) is not normalised, and short chains do not fit it to the likelihood"
 
@@ -164,39 +163,33 @@ class JEM(System):
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Chains from noise, and states of the buffer, in the order of the classes that the model gives them."""
         setup, objective = run.setup, _objective(run.setup)
-        study, model = self.study(setup.config), _model(run.setup)
-        shape, kept = (setup.n, *setup.dataset.event_shape), _buffer(run)
-        about = f"step={objective.step:g}, noise={objective.noise:g}"
-        makers: dict[str, tuple[str, int, Callable[[], Tensor]]] = {
-            "chains": (
-                f"{study.chain_length} steps from noise, {about}, no restarts",
-                study.chain_length,
-                lambda: energy_classifier.fresh_chains(
-                    model, objective.langevin, shape, study.chain_length, seed=setup.options.seed, device=setup.device
-                ),
-            ),
-            "buffer": (
-                f"{objective.length} steps an update, {about}, restart={objective.restart:g}",
-                objective.length,
-                lambda: kept[: setup.n].to(setup.device),
-            ),
-        }
-        drawn = {}
-        for name, (sampler, nfe, make) in makers.items():
-            begun = time.perf_counter()
-            x = make()
-            order = energy_classifier.logits_of(model, x).argmax(dim=1).argsort(stable=True)
-            picture = run.folder.path / "samples" / f"{name}.png"
-            save_samples(picture, x[order].cpu(), setup)
-            drawn[name] = Drawn(
-                sampler=sampler,
-                nfe=nfe,
-                seconds=time.perf_counter() - begun,
-                samples=len(x),
-                picture=picture.relative_to(run.folder.path).as_posix(),
+
+        def buffer() -> Samples:
+            return Samples(
+                x=_buffer(run)[: setup.n],
+                nfe=objective.length,
+                sampler=f"{objective.length} steps an update, {_about(objective)}, restart={objective.restart:g}",
             )
-        report_drawn(run.folder, drawn)
-        return drawn
+
+        def by_class(made: Samples) -> Samples:
+            order = (
+                energy_classifier.logits_of(_model(setup), made.x.to(setup.device)).argmax(dim=1).argsort(stable=True)
+            )
+            return replace(made, x=made.x[order.cpu()])
+
+        return draw_by(
+            run, {"chains": lambda: by_class(self.samples(run, setup.n)), "buffer": lambda: by_class(buffer())}
+        )
+
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
+        """The ends of `n` chains from noise, none begun anew."""
+        setup, objective, length = run.setup, _objective(run.setup), self.study(run.setup.config).chain_length
+        shape = (n, *setup.dataset.event_shape)
+        streams = SampleStreams(setup.options.seed if seed is None else seed, torch.arange(first, first + n))
+        x = energy_classifier.fresh_chains(
+            _model(setup), objective.langevin, shape, length, generator=streams, device=setup.device
+        )
+        return Samples(x=x.cpu(), nfe=length, sampler=f"{length} steps from noise, {_about(objective)}, no restarts")
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a study of seconds."""
@@ -252,7 +245,7 @@ class JEM(System):
             objective.langevin,
             (len(labels), *shape),
             study.chain_length,
-            seed=setup.options.seed + 1,
+            generator=SampleStreams(setup.options.seed + 1, torch.arange(len(labels))),
             device=setup.device,
             labels=labels,
             name="chains of each class",
@@ -297,6 +290,10 @@ def _objective(setup: Setup) -> JointEnergy:
     objective = setup.objective
     assert isinstance(objective, JointEnergy)
     return objective
+
+
+def _about(objective: JointEnergy) -> str:
+    return f"step={objective.step:g}, noise={objective.noise:g}"
 
 
 def _buffer(run: TrainedRun) -> Tensor:

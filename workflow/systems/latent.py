@@ -39,8 +39,7 @@ from training import DSM, LatentELBO, LogNormal
 from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.defaults import base_config
-from workflow.draw import Drawn, Samples, report_drawn
-from workflow.pictures import save_samples
+from workflow.draw import Drawn, Samples, draw_by
 from workflow.report import table
 from workflow.sections import section
 from workflow.system import Config, System
@@ -95,7 +94,8 @@ class Latent(System):
         "beside.steps": "steps of training for each of the other priors and the deterministic autoencoder; 0 for none",
     }
     no_score = (
-        "its score is of latents: experiments/latent.py draws by it; images have a score in the systems vp, ve, sub_vp"
+        "its score is of latents: experiments/latent.py and sample.py --sampler own draw by it; images have a score in "
+        "the systems vp, ve, sub_vp"
     )
 
     def get_config(self) -> ConfigDict:
@@ -188,26 +188,13 @@ class Latent(System):
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
         """Latents from the prior, decoded."""
-        setup, begun = run.setup, time.perf_counter()
-        made = self.samples(run, setup.n)
-        picture = run.folder.path / "samples" / "prior.png"
-        save_samples(picture, made.x, setup)
-        drawn = {
-            "prior": Drawn(
-                sampler=made.sampler,
-                nfe=made.nfe,
-                seconds=time.perf_counter() - begun,
-                samples=setup.n,
-                picture=picture.relative_to(run.folder.path).as_posix(),
-            )
-        }
-        report_drawn(run.folder, drawn)
-        return drawn
+        return draw_by(run, {"prior": lambda: self.samples(run, run.setup.n)})
 
-    def samples(self, run: TrainedRun, n: int) -> Samples:
+    def samples(self, run: TrainedRun, n: int, *, first: int = 0, seed: int | None = None) -> Samples:
         """Decoded latents from the prior; the evaluations are those of the score of latents."""
-        sampler = self.latent_sampler(run.setup.config)
-        x, nfe = drawn_from(vae_of(run.setup), run.setup, sampler, n)
+        sampler, seed = self.latent_sampler(run.setup.config), run.setup.options.seed if seed is None else seed
+        streams = SampleStreams(seed, torch.arange(first, first + n))
+        x, nfe = drawn_from(vae_of(run.setup), run.setup, sampler, n, streams)
         return Samples(x=x, nfe=nfe, sampler=repr(sampler))
 
     def score(self, run: TrainedRun) -> Scored | None:
@@ -262,15 +249,21 @@ def vae_of(setup: Setup) -> VAE:
     return model
 
 
+def _streams(setup: Setup, n: int) -> SampleStreams:
+    """Of the run's first `n` samples."""
+    return SampleStreams(setup.options.seed, torch.arange(n))
+
+
 def _data(setup: Setup) -> Split:
     data = setup.dataset.split(setup.protocol.split)
     return data.take(slice(0, setup.protocol.limit or len(data)))
 
 
 @torch.no_grad()
-def latents_from(prior: Prior, setup: Setup, sampler: Sampler, n: int, d: int) -> tuple[Tensor, int]:
+def latents_from(
+    prior: Prior, setup: Setup, sampler: Sampler, n: int, d: int, streams: SampleStreams
+) -> tuple[Tensor, int]:
     """`n` latents `(n, d)` from a prior, and the evaluations of a score that they took."""
-    streams = SampleStreams(setup.options.seed, torch.arange(n))
     if isinstance(prior, ScorePrior):
         made = sampler(prior.model.sde, prior.model, (n, d), generator=streams, device=setup.device)
         return made.x, made.nfe
@@ -282,9 +275,9 @@ def latents_from(prior: Prior, setup: Setup, sampler: Sampler, n: int, d: int) -
 
 
 @torch.no_grad()
-def drawn_from(model: VAE, setup: Setup, sampler: Sampler, n: int) -> tuple[Tensor, int]:
+def drawn_from(model: VAE, setup: Setup, sampler: Sampler, n: int, streams: SampleStreams) -> tuple[Tensor, int]:
     """`n` samples: the decoder's means at latents from the prior, on the CPU; and the evaluations of a score."""
-    z, nfe = latents_from(model.prior, setup, sampler, n, model.latent)
+    z, nfe = latents_from(model.prior, setup, sampler, n, model.latent, streams)
     return model.decode(z, setup.dataset.event_shape)[0].cpu(), nfe
 
 
@@ -348,7 +341,7 @@ def _priors(run: TrainedRun, folder: RunFolder) -> None:
         rows.append(
             (name, f"{entry['mean']:.3f} ± {entry['stderr']:.3f}", *(f"{v:.3f}" for v in entry["parts"].values()))
         )
-        images.append(drawn_from(model, setup, sampler, n)[0])
+        images.append(drawn_from(model, setup, sampler, n, _streams(setup, n))[0])
     folder.update_results({"priors": found})
     picture = folder.path / "samples" / "priors.png"
     save_grid(
@@ -389,8 +382,8 @@ def _autoencoder(run: TrainedRun, folder: RunFolder) -> None:
     pairs = Split(whitened, None, setup.training_data.ids)
     score = train_beside(setup, score, DSM(times=LogNormal(mean=-0.5, std=1.5)), steps=steps, pairs=pairs)
     sampler, n = system.latent_sampler(setup.config), min(16, len(_data(setup)))
-    z, nfe = latents_from(ScorePrior(score), setup, sampler, n, sizes.latent)
-    plain, _ = latents_from(StandardPrior(), setup, sampler, n, sizes.latent)
+    z, nfe = latents_from(ScorePrior(score), setup, sampler, n, sizes.latent, _streams(setup, n))
+    plain, _ = latents_from(StandardPrior(), setup, sampler, n, sizes.latent, _streams(setup, n))
     with torch.no_grad():
         shape = setup.dataset.event_shape
         images = [model.decode(code * spread + centre, shape)[0].cpu() for code in (z, plain)]

@@ -72,6 +72,7 @@ class VariationalDiffusion(System):
     """The bound, trained with its schedule."""
 
     name = "vdm"
+    counts_evaluations = True
     about = (
         "Variational diffusion models (Kingma et al. 2021, arXiv:2107.00630): the bound as the loss, a learned monotone "
         "schedule, the bound's invariance to it, and a learned forward process."

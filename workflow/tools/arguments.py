@@ -55,7 +55,7 @@ def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
         default=default,
         help="the sampler: "
         + ", ".join(samplers.available())
-        + f"; {tuned.NAME}: what tune.py has left in the run folder",
+        + f"; {tuned.NAME}: what tune.py has left in the run folder; {OWN}: the run's own, also of a system without a score",
     )
     made.add_argument(
         "--steps", default=None, type=whole_or_none, help="number of steps of the sampler; None: its default"
@@ -69,8 +69,13 @@ def add_sampler(made: Parser, default: str = "dpm_solver") -> None:
     )
 
 
-def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler]:
-    """The sampler that the options name, for a run: only a tuned one depends on it.
+OWN = "own"
+"""The run's own sampler: the first of a score's configuration, or what a system without a score draws by."""
+
+
+def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler | None]:
+    """The sampler that the options name, for a run: only a tuned one and the run's own depend on it. None for the own way of a
+    system without a score.
 
     Raises:
         UserError: an unknown sampler or option; from what is returned, nothing that was tuned to the run.
@@ -86,6 +91,12 @@ def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler]:
             )
         steps = args.steps
         return lambda run: tuned.tuned_sampler(run, steps)
+    if args.sampler == OWN:
+        if options or args.steps is not None:
+            raise UserError(
+                f"got --steps or --option for --sampler {OWN}; expected none: its options are the run's configuration"
+            )
+        return lambda run: next(iter(run.setup.samplers.values()), None)
     if args.steps is not None:
         options["steps"] = args.steps
     made = samplers.create(args.sampler, **options)

@@ -73,14 +73,14 @@ def main(arguments: list[str]) -> int:
     if args.label is not None:
         one = dataclasses.replace(run.setup, dataset=of_class(run.dataset, args.label))
         run = dataclasses.replace(run.given(args.label), setup=one)
-    sampler = choose(run)
-    x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    drawn = draw_in_chunks(run, choose(run), args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    x, parts = drawn.x, drawn.folder
     if x is None:
         progress.say("other processes have still to write their samples; run this once they have")
         return 0
     made = run.transform.to_data(x)
     entry, report, copies = measure(
-        run, made, features=features, sampler=repr(sampler), nfe=nfe, split=args.split, label=args.label
+        run, made, features=features, sampler=drawn.sampler, nfe=drawn.nfe, split=args.split, label=args.label
     )
     print(f"{report}\n\nnearest training data, in {space(run.dataset)}:\n{copies}")
 
@@ -91,7 +91,7 @@ def main(arguments: list[str]) -> int:
         pairs = args.run / "samples" / f"nearest-{parts.name}.png"
         _save_pairs(pairs, made[:_PAIRS], run)
         pictures["Samples above their nearest training images"] = pairs
-    run.folder.add_section(f"Samples measured: {entry}", _section(str(report), nfe, run, copies, pictures))
+    run.folder.add_section(f"Samples measured: {entry}", _section(str(report), drawn.nfe, run, copies, pictures))
     print("\n".join(str(picture) for picture in pictures.values()))
     return 0
 

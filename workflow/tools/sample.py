@@ -78,8 +78,11 @@ def main(arguments: list[str]) -> int:
     if args.label is not None:
         run = run.given(args.label) if args.guidance is None else run.guided(args.label, args.guidance)
     sampler = choose(run)
+    if sampler is None and args.gif is not None:
+        raise UserError(f"got --gif for a run of {run.setup.name}, which has no score; expected a run with one")
     start = time.perf_counter()
-    x, nfe, parts = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    made = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
+    x, parts = made.x, made.folder
     if x is None:
         progress.say(f"parts written to {parts}; other processes have still to write theirs")
         return 0
@@ -89,8 +92,8 @@ def main(arguments: list[str]) -> int:
     if args.save == "png":
         folder = eight_bit.save(x, run, parts)
         print(f"{len(x)} files of 8 bits: {folder}; the same in one array: {folder.with_suffix('.npz')}")
-    print(f"{args.n} samples by {sampler!r}: {nfe} evaluations, {seconds:.1f} s; {picture}, {parts}")
-    if args.gif is not None:
+    print(f"{args.n} samples by {made.sampler}: {made.nfe} evaluations, {seconds:.1f} s; {picture}, {parts}")
+    if args.gif is not None and sampler is not None:
         _animate(args.gif, run, sampler, args.seed, args.n)
     return 0
 
