@@ -44,7 +44,7 @@ class Objectives:
         UserError: a number below 0, or no points.
     """
 
-    steps: int = 300
+    steps: int = 800
     batch_size: int = 256
 
     def __post_init__(self) -> None:
