@@ -96,7 +96,7 @@ class RuledLangevin:
         return AnnealedLangevin(
             levels=ladder.levels,
             steps=self.steps,
-            step_size=ruled if self.step_size is None else self.step_size,
+            step_size=ladder.check_step(ruled if self.step_size is None else self.step_size),
             grid=Uniform(),
             corrections=self.corrections,
         )
