@@ -9,7 +9,7 @@ sampler's error and that of finitely many samples. "methods" puts every method b
 same sampler, which is the floor: on a Gaussian in eight dimensions and on a mixture of which the measurement all but rules
 out a mode. The mean's error is the largest of an entry, in posterior standard deviations; the covariance's is a relative
 Frobenius norm; the weights' are those of the modes. Samples are not denoised. "mates" is the largest change of a sample, per
-entry, when it is drawn without its batch mates.
+entry, when it is drawn without its batch mates. Where azula is installed its methods follow, in its own loops on these steps.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -17,6 +17,7 @@ entry, when it is drawn without its batch mates.
 from __future__ import annotations
 
 import argparse
+import importlib.util
 import json
 import sys
 import time
@@ -25,6 +26,10 @@ from pathlib import Path
 
 HERE = Path(__file__).resolve().parent
 sys.path[:] = [str(HERE.parent), *(p for p in sys.path if Path(p or ".").resolve() != HERE)]
+
+from dataclasses import dataclass, replace
+from typing import Any
+from unittest.mock import patch
 
 import torch
 
@@ -43,6 +48,7 @@ from guidance import (
     posterior,
 )
 from numerics import SampleStreams
+from numerics import normal as numbers
 from samplers import (
     DDNM,
     Ancestral,
@@ -51,6 +57,7 @@ from samplers import (
     PredictorCorrector,
     RePaint,
     Replacement,
+    SampleResult,
     SamplingError,
     TwistedSMC,
 )
@@ -197,6 +204,95 @@ def methods(options):
     }
 
 
+@dataclass(frozen=True, kw_only=True)
+class OfAzula:
+    """A method of azula (github.com/probabilists/azula), called as the samplers here are, with their noise.
+
+    Its times are equally spaced in its schedule's; the schedule is the SDE's with u linear in log-SNR.
+
+    Attributes:
+        make: of azula's denoiser, the measurement and options of a sampler, the sampler.
+    """
+
+    make: Any
+    case: Measurement
+    steps: int
+
+    def within(self, evaluations):
+        return replace(self, steps=min(self.steps, evaluations))
+
+    def __call__(self, sde, score, shape, *, generator, dtype):
+        from azula.denoise import Denoiser, DiracPosterior
+        from azula.noise import Schedule
+
+        first, last = float(sde.log_snr(sde.T)), float(sde.log_snr(sde.t_end))
+        time_of = lambda u: sde.time_of_log_snr(last + (first - last) * u)
+
+        class AsHere(Schedule):
+            def __call__(self, u):
+                t = time_of(u)
+                return sde.alpha(t), sde.sigma(t)
+
+        class Denoised(Denoiser):
+            schedule, calls = AsHere(), 0
+
+            def forward(self, x, u):
+                self.calls += 1
+                alpha, sigma = self.schedule(u)
+                return DiracPosterior(mean=(x + sigma**2 * score(x, time_of(u).expand(len(x)))) / alpha)
+
+        drawn = lambda like: numbers(like.shape, generator, device=like.device, dtype=like.dtype)
+        denoiser = Denoised()
+        sampler = self.make(denoiser, self.case, {"steps": self.steps, "silent": True, "dtype": dtype})
+        x = sde.prior_std * numbers(shape, generator, device="cpu", dtype=dtype)
+        with patch.object(torch, "randn_like", drawn):
+            return SampleResult(x=sampler(x), nfe=denoiser.calls, times=None)
+
+
+def of_azula(options):
+    """azula's methods as in `methods`; none where it is not installed, which is said."""
+    if importlib.util.find_spec("azula") is None:
+        print("azula is not installed: its methods are left out")
+        return {}
+    from azula import guidance as theirs
+    from azula.linalg.covariance import IsotropicCovariance
+    from azula.sample import DDPMSampler
+
+    def denoised(make):
+        return lambda denoiser, case, o: DDPMSampler(make(denoiser, case.y, case.operator, case.std), **o)
+
+    def moments(iterations):
+        return denoised(
+            lambda denoiser, y, A, std: theirs.MMPSDenoiser(
+                denoiser, y, A, IsotropicCovariance(torch.tensor(std**2).double()), iterations=iterations
+            )
+        )
+
+    def inverse(case):
+        return lambda y: case.svd.lift(case.svd.left(y) / case.svd.values)
+
+    made = {
+        "azula MMPS, 1 iteration": moments(1),
+        "azula MMPS, 3": moments(3),
+        "azula MMPS, 5": moments(5),
+        "azula TMPD": denoised(lambda denoiser, y, A, std: theirs.TMPDenoiser(denoiser, y, A, std**2)),
+        "azula PiGDM": lambda denoiser, case, o: theirs.PGDMSampler(
+            denoiser, case.y, case.operator, inverse(case), eta=1.0, **o
+        ),
+        "azula DPS, zeta 1": lambda denoiser, case, o: theirs.DPSSampler(denoiser, case.y, case.operator, **o),
+        "azula DiffPIR": denoised(lambda denoiser, y, A, std: theirs.DiffPIRDenoiser(denoiser, y, A, std**2)),
+    }
+
+    def as_method(make):
+        return lambda sde, score, exact, case: (
+            OfAzula(make=make, case=case, steps=options.steps),
+            score,
+            options.samples,
+        )
+
+    return {name: as_method(make) for name, make in made.items()}
+
+
 class Products:
     """Vector-Jacobian products through a score, counted at its input."""
 
@@ -239,7 +335,7 @@ def of_methods(options):
         "8-D Gaussian, mask, noise 0.5": (law, measured(operators()["mask"], law, 0.5)),
         "2-D mixture": (modes, seen),
     }
-    rows = []
+    rows, peers = [], of_azula(options)
     for case, (prior, measurement) in cases.items():
         exact = exact_posterior(prior, measurement)
         weights = ", ".join(f"{w:.4f}" for w in exact.weights.tolist())
@@ -249,7 +345,7 @@ def of_methods(options):
             print(
                 f"| method | mean | covariance | weights | evaluations | products | ms a sample | mates |\n|{'---|' * 8}"
             )
-            for method, make in methods(options).items():
+            for method, make in {**methods(options), **peers}.items():
                 if options.method and not any(part in method for part in options.method):
                     continue
                 base = prior.score(sde) if "mixture" in case else fast_score(prior, sde)

@@ -16,7 +16,7 @@ from guidance.moment_matching import MomentMatching
 from guidance.pigdm import PiGDM
 from guidance.posterior import Posterior, posterior
 from guidance.tmpd import TMPD
-from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Measurement, Operator
+from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement, Operator
 
 __all__ = [
     "Approximation",
@@ -32,6 +32,7 @@ __all__ = [
     "Linear",
     "LinearMap",
     "Mask",
+    "Masks",
     "Measurement",
     "MomentMatching",
     "Operator",

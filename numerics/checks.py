@@ -38,7 +38,8 @@ def require_range(value: Any, name: str, low: float, high: float = math.inf) -> 
         UserError: with the value, by `name`.
     """
     if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
-        expected = f"a finite number >= {low}" if high == math.inf else f"a number in [{low}, {high}]"
+        above = "" if low == -math.inf else f" >= {low}"
+        expected = f"a finite number{above}" if high == math.inf else f"a number in [{low}, {high}]"
         raise UserError(f"got {name}={value!r}; expected {expected}")
 
 

@@ -204,7 +204,9 @@ class _Target:
     def __init__(self, run: Run, measurement: Measurement, owner: Tensor, data_std: float) -> None:
         self.sde, self.data_std = run.sde, data_std
         self.score = take(run.batched, owner)
-        self.measurement, self.svd = measurement.take(owner), measurement.svd
+        _ = measurement.svd  # found once, and taken along where the operator is one for all
+        self.measurement = measurement.take(owner)
+        self.svd = self.measurement.svd
         self.known = None if self.svd is None else self.svd.left(self.measurement.y)
         self.mean_square = 0.0 if self.svd is not None or not measurement.linear else _mean_square(measurement)
         self._time = run.times(0.0)[:1]

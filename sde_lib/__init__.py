@@ -9,6 +9,7 @@ from sde_lib.blur import Blur
 from sde_lib.correlated_mixture import CorrelatedMixture
 from sde_lib.custom import KernelSDE, TableVESDE, TableVPSDE
 from sde_lib.flow_map import Transported, transport
+from sde_lib.masks import Masks
 from sde_lib.measurement import Measurement
 from sde_lib.operators import SVD, Downsample, Grey, Linear, LinearMap, Mask, Operator
 from sde_lib.probability_flow import Flow, FlowField, FlowTimes, PlainFlow, WhitenedFlow
@@ -55,6 +56,7 @@ __all__ = [
     "Linear",
     "LinearMap",
     "Mask",
+    "Masks",
     "Measurement",
     "Operator",
     "PlainFlow",

@@ -139,7 +139,8 @@ class Measurement:
             return self
         fewer = copy.copy(self)  # what was checked is
         object.__setattr__(fewer, "operator", operator)
-        object.__setattr__(fewer, "y", self.y if len(self.y) == 1 else self.y[index])
+        # of an operator that differs by sample, what was one for all is one for each
+        object.__setattr__(fewer, "y", self.y[torch.zeros_like(index) if len(self.y) == 1 else index])
         if operator is not self.operator:
             fewer.__dict__.pop("svd", None)
         return fewer

@@ -145,7 +145,8 @@ class Linear(Operator):
 
 @dataclass(frozen=True, eq=False)
 class Mask(Operator):
-    """What is seen where `mask` is true, and 0 elsewhere: y has the shape of x. A mask of ones is denoising.
+    """What is seen where `mask` is true, and 0 elsewhere: y has the shape of x. A mask of ones is denoising; `Masks` are one a
+    sample.
 
     Args:
         mask: of the shape of one sample, `(*)`, boolean or of zeros and ones.
@@ -168,7 +169,7 @@ class Mask(Operator):
         if x.shape[1:] != self.mask.shape:
             raise UserError(
                 f"got a mask of shape {tuple(self.mask.shape)} for x of shape {tuple(x.shape)}; expected one of "
-                f"{tuple(x.shape[1:])}: expand it to every channel"
+                f"{tuple(x.shape[1:])}, expanded to every channel, or Masks(masks) for one a sample"
             )
         return torch.where(self.mask, x, 0.0)
 

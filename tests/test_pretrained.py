@@ -1,15 +1,18 @@
 """The models that come with the project: they sample, they score, and a trained float32 network keeps batch mates apart."""
 
+import math
 from pathlib import Path
 
 import pytest
 import torch
 
 import data
+from guidance import classifier_free
 from likelihood import Hutchinson, Method, log_likelihood
+from likelihood.steps import fast_on
 from models import ScoreModel
 from numerics import Dopri5, SampleStreams, uniform
-from samplers import DPMSolver
+from samplers import DDIM, DPMSolver
 from sde_lib import WhitenedFlow
 
 PRETRAINED = Path(__file__).resolve().parents[1] / "pretrained"
@@ -82,3 +85,21 @@ def test_the_stated_error_covers_the_error_made():
     ]
     error = (found[0].log_prob - found[1].log_prob).abs()
     assert bool((error <= found[0].solver_error).all())
+
+
+def test_the_class_conditional_model_knows_what_it_was_asked_for():
+    """Samples guided to a class are likeliest under that class, by the flow's likelihood."""
+    model = ScoreModel.from_pretrained(PRETRAINED / "classes_fashion_mnist")
+    assert model.num_classes == 10 and model.learned_without_class
+    asked = torch.tensor([1, 9])  # a trouser, an ankle boot
+    x = DDIM(steps=10)(model.sde, classifier_free(model, asked, 2.0), (2, 1, 28, 28), generator=SampleStreams(0)).x
+    method = fast_on(None, steps=12, data_std=model.data_std)
+    found = [
+        log_likelihood(model.sde, model.condition(int(k)), x, method=method, generator=SampleStreams(1)).log_prob
+        for k in asked
+    ]
+    log_probs = torch.stack(found, dim=1)
+    assert log_probs.argmax(dim=1).tolist() == [0, 1]
+    # nats in model units, two of which are 256 grey levels
+    bits = 7 - log_probs.diagonal() / (28 * 28 * math.log(2))
+    assert bool(((bits > 1.5) & (bits < 4.5)).all())

@@ -24,7 +24,7 @@ def test_the_readme_program_runs_and_is_short(capsys):
     assert "bits/dim" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("file", sorted(p.name for p in (ROOT / "docs").glob("*.md")))
+@pytest.mark.parametrize("file", sorted(str(p.relative_to(ROOT / "docs")) for p in (ROOT / "docs").rglob("*.md")))
 def test_the_examples_of_the_documentation_run(file):
     torch.manual_seed(0)
     names = {}

@@ -43,6 +43,7 @@ from numerics import SampleStreams, UserError, normal
 from samplers import DDNM, Ancestral, DPMSolver, LogSNR, PredictorCorrector, RePaint, Replacement, Sampler, TwistedSMC
 from sde_lib import SDE, Operator, Score
 from workflow import progress
+from workflow.shown_measurement import back_projected, train_shown
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -51,6 +52,7 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 """Of a contact sheet: images at most."""
 _PROJECTIONS = 8
+_SR3_PROBLEM = "super-resolution"
 _TOGETHER = 64
 """Samples that are drawn together: a network's call costs little more for them than for one."""
 
@@ -169,21 +171,22 @@ def restore(
     steps: int,
     seed: int,
     data_std: float,
+    ways: Mapping[str, Way] = METHODS,
 ) -> Restored:
-    """`samples` restorations of each of the measured images, of `shape` `(B, *)`.
+    """`samples` restorations of each of the measured images, of `shape` `(B, *)`, by the method of that name among `ways`.
 
     Raises:
         UserError: a method that is not there, or cannot take the measurement.
     """
-    if method not in METHODS:
-        raise UserError(f"got method={method!r}; expected one of {', '.join(METHODS)}")
+    if method not in ways:
+        raise UserError(f"got method={method!r}; expected one of {', '.join(ways)}")
     images, *rest = shape
     total, made, begun, nfe = samples * images, [], time.perf_counter(), 0
     together = max(1, _TOGETHER // images) * images
     for first in range(0, total, together):
         ids = torch.arange(first, min(first + together, total))
         some = measurement.take((ids % images).to(measurement.y.device))
-        sampler, given = METHODS[method](sde, score, some, steps, data_std)
+        sampler, given = ways[method](sde, score, some, steps, data_std)
         with warnings.catch_warnings():
             # what an approximate posterior says at T is the network's error there times sigma^2 / alpha, not the data's size
             warnings.filterwarnings("ignore", message=".*the noise at T does not hide")
@@ -262,6 +265,7 @@ def report_inverse(
     std: float,
     methods: Sequence[str] = tuple(METHODS),
     problems: Sequence[str] = tuple(PROBLEMS),
+    sr3_steps: int = 0,
 ) -> list[Row]:
     """Restores test images and the model's own by every method: `inverse` in results.json, a section of report.md, and a
     contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
@@ -272,6 +276,7 @@ def report_inverse(
         steps: of each method; RePaint takes four times as many.
         std: of the noise, in model units.
         methods, problems: names; of the problems those that images of this shape have.
+        sr3_steps: of training a network that is shown the measurement, for super-resolution alone; 0 for none.
 
     Raises:
         UserError: data that are no images, or an unknown name.
@@ -294,7 +299,8 @@ def report_inverse(
     rows = []
     check_names(methods, problems)
     chosen = {name: PROBLEMS[name] for name in problems if PROBLEMS[name].fits(tuple(shape))}
-    with progress.bar(total=len(chosen) * len(methods), name="inverse problems", unit="method") as bar:
+    extra = int(sr3_steps > 0 and _SR3_PROBLEM in chosen)
+    with progress.bar(total=len(chosen) * len(methods) + extra, name="inverse problems", unit="method") as bar:
         for name, problem in chosen.items():
             operator, noise = problem.operator(tuple(shape)), std if problem.std is None else problem.std
             measured = {}
@@ -305,8 +311,11 @@ def report_inverse(
                 if problem.blind:
                     told = estimate_noise_level(run.sde, run.score, y, generator=SampleStreams(seed + 2)).joint
                 measured[whose] = Measurement(operator, y, told)
-            sheet = [truth[:_COLUMNS], _back(measured["test"], (low, high))[:_COLUMNS]]
-            for method in methods:
+            sheet = [truth[:_COLUMNS], back_projected(measured["test"]).clamp(low, high)[:_COLUMNS]]
+            ways = {method: METHODS[method] for method in methods}
+            if sr3_steps and name == _SR3_PROBLEM:
+                ways["SR3"] = _sr3(run, measured["test"], sr3_steps)
+            for method in ways:
                 found = {}
                 for whose, x in (("test", truth), ("own", own)):
                     found[whose] = restore(
@@ -319,6 +328,7 @@ def report_inverse(
                         steps=steps,
                         seed=seed,
                         data_std=data_std,
+                        ways=ways,
                     )
                 told = float(measured["test"].std)
                 rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low, noise, told))
@@ -328,10 +338,10 @@ def report_inverse(
                 bar.update(1)
             picture = folder.path / "samples" / f"{_stem(name)}.png"
             named = ["truth", "measured"]
-            for method in methods:
+            for method in ways:
                 named += [method, "another sample", "mean", "deviation (doubled)"]
             _save(picture, torch.cat(sheet), run, min(_COLUMNS, images), named)
-    _write(folder, rows, methods, images, samples, steps, std)
+    _write(folder, rows, images, samples, steps, std)
     return rows
 
 
@@ -383,11 +393,14 @@ def _row(
     )
 
 
-def _back(measurement: Measurement, ends: tuple[float, float]) -> Tensor:
-    """A^+ y, or its nearest, as pictures `(B, *)`; what is not seen is mid-grey."""
-    svd = measurement.svd
-    assert svd is not None  # of every problem above
-    return svd.lift(svd.left(measurement.y) / svd.values).to(measurement.y.dtype).clamp(*ends)
+def _sr3(run: TrainedRun, measured: Measurement, steps: int) -> Way:
+    """Super-resolution by a network that was trained for it, and is shown the measurement."""
+    model = train_shown(run, measured, steps)
+
+    def way(sde: SDE, score: Score, y: Measurement, steps: int, data_std: float) -> tuple[Sampler, Score]:
+        return DPMSolver(order=2, stochastic=True, steps=steps), model.given(back_projected(y))
+
+    return way
 
 
 def _save(file: Path, x: Tensor, run: TrainedRun, columns: int, rows: Sequence[str]) -> None:
@@ -396,15 +409,14 @@ def _save(file: Path, x: Tensor, run: TrainedRun, columns: int, rows: Sequence[s
     save_grid(file, unit, columns, scale=max(1, round(32 / x.shape[-1])), rows=rows)
 
 
-def _write(
-    folder: RunFolder, rows: Sequence[Row], methods: Sequence[str], images: int, samples: int, steps: int, std: float
-) -> None:
+def _write(folder: RunFolder, rows: Sequence[Row], images: int, samples: int, steps: int, std: float) -> None:
     from workflow.report import table  # it imports the systems
 
     entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
     folder.update_results({"inverse": entry})
     blind = next(
-        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if row.told != row.std), ""
+        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if PROBLEMS[row.problem].blind),
+        "",
     )
     lines = [
         f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in model "
@@ -442,7 +454,8 @@ def _write(
         lines.append(f"![{name}](samples/{_stem(name)}.png)")
     lines += [
         "",
-        f"Rows of a sheet: truth, measurement, then two samples, mean and standard deviation of {', '.join(methods)}.",
+        "Rows of a sheet: truth, measurement, then two samples, mean and standard deviation of "
+        f"{', '.join(dict.fromkeys(row.method for row in rows))}.",
     ]
     folder.add_section("Inverse problems", lines)
     print("\ninverse problems, PSNR of the mean in dB")

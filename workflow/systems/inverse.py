@@ -4,7 +4,8 @@ r"""Inverse problems: an unconditional VP score, asked for images given measurem
 
 The run trains a score of images as `vp` does, and restores test images by every method of `guidance.posterior` and of the
 samplers Replacement, RePaint, DDNM and TwistedSMC: inpainting, super-resolution, deblurring, compressed sensing, denoising, and
-colourisation where there are colours (`workflow.inverse_problems`). It is what `controllable_generation` is in the code of
+colourisation where there are colours (`workflow.inverse_problems`). With `inverse.sr3_steps` a network that is trained for
+super-resolution alone stands beside them (`workflow.shown_measurement`). It is what `controllable_generation` is in the code of
 Song et al. 2021 (arXiv:2011.13456, section 5 and appendix I), for any linear measurement with noise.
 """
 
@@ -43,6 +44,7 @@ class Inverse(System):
         "inverse.steps": "steps of the samplers",
         "inverse.std": "standard deviation of the measurement's noise, in model units",
         "inverse.methods": "names of the methods",
+        "inverse.sr3_steps": "updates of a network that is trained for super-resolution and shown the measurement; 0 for none",
         "inverse.problems": "names of the problems; those that the images do not have are left out",
     }
 
@@ -59,6 +61,7 @@ class Inverse(System):
                 "std": 0.1,
                 "methods": tuple(inverse_problems.METHODS),
                 "problems": tuple(inverse_problems.PROBLEMS),
+                "sr3_steps": 0,
             }
         )
         return config
@@ -78,22 +81,23 @@ class Inverse(System):
     def check(self, config: Config) -> None:
         """What is restored, and how."""
         asked = config["inverse"]
-        for name, least in (("images", 2), ("samples", 2), ("steps", 1)):
+        for name, least in (("images", 2), ("samples", 2), ("steps", 1), ("sr3_steps", 0)):
             require_count(asked[name], f"config.inverse.{name}", least)
         require_positive(asked["std"], "config.inverse.std")
         inverse_problems.check_names(asked["methods"], asked["problems"], "config.inverse.")
 
     def rehearsal(self, setup: Setup) -> Setup:
-        """Two images, two samples, four steps."""
-        return replace(
-            setup,
-            config={**setup.config, "inverse": {**setup.config["inverse"], "images": 2, "samples": 2, "steps": 4}},
-        )
+        """Two images, two samples, four steps, and a network that has learned nothing."""
+        asked = setup.config["inverse"]
+        few = {"images": 2, "samples": 2, "steps": 4, "sr3_steps": min(2, asked["sr3_steps"])}
+        return replace(setup, config={**setup.config, "inverse": {**asked, **few}})
 
     def effort(self, setup: Setup, images: int) -> float:
-        """Images times samples times steps."""
+        """Images times samples times steps; an image in an update of a network of its own costs a hundredth as much as one in
+        such a step, which all methods take for all problems."""
         asked = setup.config["inverse"]
-        return float(asked["images"] * asked["samples"] * asked["steps"])
+        restored = asked["images"] * asked["samples"] * asked["steps"]
+        return float(restored + asked["sr3_steps"] * setup.options.batch_size / 100)
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """Restores test images and the model's own."""
@@ -107,4 +111,5 @@ class Inverse(System):
             std=asked["std"],
             methods=asked["methods"],
             problems=asked["problems"],
+            sr3_steps=asked["sr3_steps"],
         )

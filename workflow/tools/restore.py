@@ -39,6 +39,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--samples", default=None, type=int, help="posterior samples of each, at least 2")
     parser.add_argument("--steps", default=50, type=int, help="steps of the samplers")
     parser.add_argument("--std", default=0.1, type=float, help="standard deviation of the noise, in model units")
+    parser.add_argument(
+        "--sr3_steps",
+        default=0,
+        type=int,
+        help="updates of a network that is trained for super-resolution and shown the measurement; 0 for none",
+    )
     parser.add_argument("--workdir", default=None, type=Path, help="folder for what is written; None: the run's")
     args = shared.parsed(parser, arguments)
     chosen = {k: v if getattr(args, k) is None else getattr(args, k) for k, v in PRESETS[args.preset].items()}
@@ -46,6 +52,7 @@ def main(arguments: list[str]) -> int:
         ("images", chosen["images"], 2),
         ("samples", chosen["samples"], 2),
         ("steps", args.steps, 1),
+        ("sr3_steps", args.sr3_steps, 0),
     ):
         require_count(value, f"--{name}", least)
     require_positive(args.std, "--std")
@@ -61,5 +68,6 @@ def main(arguments: list[str]) -> int:
         std=args.std,
         methods=methods,
         problems=problems,
+        sr3_steps=args.sr3_steps,
     )
     return 0
