@@ -137,6 +137,23 @@ def test_points_are_compared_with_those_of_their_class():
         torch.testing.assert_close(found[rows], stable_noise(VE, x[rows], t[rows], batch[rows]))
 
 
+def test_the_loss_compares_within_classes_and_tells_the_class():
+    class Told(torch.nn.Module):
+        sde = VE
+
+        def noise(self, x, t, class_label):
+            return x * class_label.unsqueeze(1)
+
+    x_0, labels = LAW.sample(12, generator=torch.Generator().manual_seed(0)), torch.arange(12) % 3
+    objective = StableTarget(every=2)
+    draws = drawn(objective, VE, x_0)
+    t, eps = draws["t"][::2], draws["eps"][::2]
+    x, asked = VE.perturb(x_0[::2], t, eps), labels[::2]
+    target = torch.stack([stable_noise(VE, x[i : i + 1], t[i : i + 1], x_0[labels == asked[i]])[0] for i in range(6)])
+    expected = 2 * (target - x * asked.unsqueeze(1)).square().mean(dim=1)
+    torch.testing.assert_close(objective.loss(Told(), x_0, draws, labels)[::2], expected)
+
+
 def test_it_trains_a_part_at_a_time():
     model = tiny_model(VE, wild=True)
     result = train(
