@@ -144,3 +144,33 @@ def test_the_system_goes_through(tmp_path):
     assert found["log_z"]["ais_lower_bound"] < found["log_z"]["quadrature"]
     assert set(found["compositions"]) == {"product", "sum", "negation"}
     assert (tmp_path / "energy.png").exists() and (tmp_path / "compositions.png").exists()
+    by_objective = found["objectives"]
+    assert set(by_objective) == {"denoising", "stable target", "sliced", "exact"}
+    assert all(e["milliseconds"] > 0 and ("differences_at" in e or "unbounded" in e) for e in by_objective.values())
+    assert (tmp_path / "objectives.png").exists() and "| stable target |" in (tmp_path / "report.md").read_text()
+
+
+def test_the_objectives_that_are_compared_have_one_minimiser():
+    """On data of one Gaussian their gradients agree in the mean: at the true energy each is 0 within its error."""
+    from sde_lib.analytic import Gaussian
+    from training import LogNormal, StableTarget
+    from training.streams import StepStreams
+    from workflow import energy_objectives
+
+    model = untrained().requires_grad_(True)  # the energy of N(0, I) at every noise
+    law = Gaussian(torch.zeros(2), torch.eye(2))
+    for objective in energy_objectives.by_name(StableTarget(times=LogNormal(mean=-0.5, std=0.7))).values():
+        found = []
+        for i in range(40):
+            x_0 = law.sample(64, generator=torch.Generator().manual_seed(i)).float()
+            draws = objective.draw(model.sde, x_0.shape, StepStreams(0, i))
+            loss = (objective.loss(model, x_0, draws, None) * draws["weight"]).mean()
+            found.append(torch.autograd.grad(loss, model.net.net.output.weight)[0].flatten())
+        found = torch.stack(found).double()
+        z = found.mean(dim=0) / (found.std(dim=0) / math.sqrt(len(found))).clamp(min=1e-12)
+        assert float(z.abs().max()) < 4.0
+
+
+def test_objectives_without_times_are_not_compared():
+    with pytest.raises(UserError, match="no law of times"):
+        resolve(config_for("energy", changes={"training.objective": "maximum_likelihood"}))

@@ -143,6 +143,20 @@ def test_the_system_refuses_what_does_not_fit():
             resolve(config_for("cnf", changes=changes))
 
 
+def test_its_preset_for_images_is_small():
+    images = resolve(config_for("cnf", "images"))
+    assert images.dataset.event_shape == (1, 8, 8) and images.objective.probes == 1
+    assert sum(p.numel() for p in images.model.parameters()) < 1_000_000
+
+
+@pytest.mark.slow
+def test_images_go_through(tmp_path):
+    """Every stage on the digits, where the trace is random and the data's own density is not known."""
+    assert cnf.main(["--preset=images", "--dry_run", "--quiet", f"--workdir={tmp_path}"]) == 0
+    found = json.loads((tmp_path / "results.json").read_text())["cnf"]
+    assert found["truth_nats"] is None and all(r["failed"] == 0 for r in found["trainings"].values())
+
+
 @pytest.mark.slow
 def test_the_system_goes_through(tmp_path):
     assert cnf.main(["--dry_run", "--quiet", f"--workdir={tmp_path}"]) == 0

@@ -13,6 +13,7 @@ from sde_lib import noise_levels
 from workflow import systems
 from workflow.configuration import config_for
 from workflow.low_density import low_density
+from workflow.setup import resolve
 
 SYSTEM = systems.create("ncsnv2")
 
@@ -40,7 +41,6 @@ def test_the_step_is_technique_4s_unless_given():
 
 def test_the_network_is_told_no_noise_level():
     """Technique 3: sigma score is one function of x."""
-    from workflow.setup import resolve
 
     model = resolve(config_for("ncsnv2")).model.eval()
     for p in model.parameters():
@@ -80,6 +80,13 @@ def test_refusals():
     ):
         with pytest.raises(UserError, match=words):
             SYSTEM.ladder(config_for("ncsnv2", changes=changes))
+
+
+@pytest.mark.parametrize("name", ["ncsn", "ncsnv2"])
+def test_a_step_that_diverges_is_refused_before_the_training(name):
+    resolve(config_for(name, changes={"sampling.sampler.step_size": 3.9e-4}))
+    with pytest.raises(UserError, match="above which the chain diverges"):
+        resolve(config_for(name, changes={"sampling.sampler.step_size": 4e-4}))
 
 
 @pytest.mark.slow

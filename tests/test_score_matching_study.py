@@ -6,12 +6,14 @@ import pytest
 import torch
 from torch import nn
 
+import models
 from data import Split, Standardize
 from evaluation import Plane
 from experiments import score_matching
 from numerics import UserError
-from training import DSM, DiscreteTime, ScoreError
+from training import DSM, DiscreteTime, ScoreError, as_trainable
 from training.batches import Batches
+from training.streams import StepStreams
 from workflow import plane, score_matching_study, systems
 from workflow.configuration import config_for
 from workflow.plane import Truth
@@ -86,20 +88,55 @@ def test_all_four_have_one_gradient_and_denoising_the_largest_variance():
     assert variances["denoising, 0.1"] > 10 * variances["exact"]
 
 
+def curved(dtype):
+    """A score of the study's kind and size, up to 13 where the data are, with the weights of a seed."""
+    with torch.random.fork_rng():
+        torch.manual_seed(2)
+        net = models.MLP(dim=2, width=32, depth=2)
+        for p in net.parameters():
+            p.data += 0.1 * torch.randn_like(p)
+    return Timeless(net, one_level(SMALL)).to(dtype)
+
+
+@pytest.mark.parametrize(("dtype", "rounding"), [(torch.float64, 1e-6), (torch.float32, 3e-3)])
+def test_finite_differences_have_the_sliced_gradient(dtype, rounding):
+    """On the same points and directions, at the study's h and in its precision: the gradient's error falls as h^2 to rounding,
+    so what two trainings differ by is not the objective."""
+    x = normal_points(256).x.to(dtype)
+    model = curved(dtype)
+
+    def gradient(objective):
+        draws = objective.draw(model.sde, x.shape, StepStreams(0, 0), dtype=dtype)
+        loss = objective.loss(as_trainable(model), x, draws, None).mean()
+        return torch.cat([g.flatten() for g in torch.autograd.grad(loss, list(model.parameters()))]).double()
+
+    sliced = gradient(Study().methods["sliced"][1])
+
+    def error(h):
+        found = gradient(Study(difference=h).methods["finite difference"][1])
+        return float((found - sliced).norm() / sliced.norm())
+
+    assert error(1e-3) < rounding
+    if dtype == torch.float64:
+        assert error(0.02) / error(0.01) == pytest.approx(4, rel=0.1) and error(0.02) > 1e-5
+
+
 @pytest.mark.slow
 def test_the_four_fit_a_gaussian():
     """E_p |s - grad log p|^2 of the trained: next to nothing without noise, the theory's bias with it; losses at their best."""
     truth = gaussian_truth()
-    plan = Study(steps=400, width=16, depth=1, batch_size=256, sigmas=(0.5,), batches=10)
+    plan = Study(steps=400, width=16, depth=1, batch_size=256, sigmas=(0.5,), batches=10, repeats=2)
     transform = Standardize()
     found = score_matching_study.study(plan, normal_points(20_000), transform, truth, torch.device("cpu"))
     for name in ("exact", "sliced", "finite difference"):
-        assert found[name].fisher < 0.05 * truth.information, name
+        assert found[name].error < 0.05 * truth.information, name
         assert found[name].loss == pytest.approx(-1 / VARIANCE, abs=0.3)
         assert found[name].best == pytest.approx(-1 / VARIANCE, rel=1e-6) and found[name].bias == 0
+        one, other = found[name].fisher  # two trainings, from other weights
+        assert one != other and found[name].error == pytest.approx((one + other) / 2)
     denoising = found["denoising, 0.5"]
     bias = gaussian_bias(VARIANCE, 0.5, 2)
-    assert denoising.bias == pytest.approx(bias, rel=1e-5) and denoising.fisher == pytest.approx(bias, rel=0.2)
+    assert denoising.bias == pytest.approx(bias, rel=1e-5) and denoising.error == pytest.approx(bias, rel=0.2)
     assert denoising.own_fisher < 0.1 * bias
     assert denoising.loss == pytest.approx(denoising.best, rel=0.1)
 

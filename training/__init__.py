@@ -41,6 +41,7 @@ from training.result import TrainingResult
 from training.run_lock import RunLock
 from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.signals import Interruption
+from training.stable_target import StableTarget, stable_noise
 from training.state import TrainState
 from training.time_sampling import (
     Adaptive,
@@ -116,6 +117,7 @@ __all__ = [
     "Simple",
     "SlicedScoreMatching",
     "SoftMinSNR",
+    "StableTarget",
     "StratifiedTime",
     "TIMES",
     "TabulatedTime",
@@ -153,6 +155,7 @@ __all__ = [
     "process_group",
     "reconstruct",
     "to_plain",
+    "stable_noise",
     "train",
     "NegativeELBO",
     "OneStepELBO",

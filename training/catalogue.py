@@ -14,6 +14,7 @@ from training.loss_history import LossHistory
 from training.maximum_likelihood import MaximumLikelihood
 from training.objectives import DSM, Objective
 from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
+from training.stable_target import StableTarget
 from training.time_sampling import (
     Adaptive,
     ImportanceTime,
@@ -75,6 +76,7 @@ OBJECTIVES: Catalogue[Objective] = Catalogue(
     "objective",
     {
         "dsm": DSM,
+        "stable_target": StableTarget,
         "ddpm_simple": DDPMSimple,
         "smld": SMLD,
         "vlb": VLB,

@@ -33,6 +33,7 @@ from torch import Tensor, nn
 import models
 from data import Split
 from data.transforms import Transform
+from evaluation.plane import GridLaw
 from numerics import UserError, expand_as, require_count, require_positive
 from sde_lib import SDE, VESDE
 from training import (
@@ -96,6 +97,7 @@ class Study:
         width, depth: of the network, a residual perceptron.
         sigmas: noise levels of the denoising ones, in model units, where the data's standard deviation is 1.
         difference: h of the finite differences, in model units.
+        repeats: trainings of each, from other weights and batches: how far one of them is from the next.
         batches: batches from which the variance of a gradient is computed.
         seed: of weights, batches and noise.
 
@@ -110,11 +112,19 @@ class Study:
     depth: int = 3
     sigmas: tuple[float, ...] = (0.02, 0.04, 0.08, 0.16, 0.32)
     difference: float = 1e-3
+    repeats: int = 1
     batches: int = 40
     seed: int = 0
 
     def __post_init__(self) -> None:
-        for name, least in (("steps", 1), ("batch_size", 1), ("width", 4), ("depth", 1), ("batches", 3)):
+        for name, least in (
+            ("steps", 1),
+            ("batch_size", 1),
+            ("width", 4),
+            ("depth", 1),
+            ("repeats", 1),
+            ("batches", 3),
+        ):
             require_count(getattr(self, name), f"config.study.{name}", least)
         for name in ("learning_rate", "difference"):
             require_positive(getattr(self, name), f"config.study.{name}")
@@ -138,7 +148,7 @@ class Study:
     @property
     def work(self) -> float:
         """Updates in all."""
-        return float(self.steps * len(self.methods))
+        return float(self.steps * self.repeats * len(self.methods))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -148,7 +158,7 @@ class Found:
     Attributes:
         sigma: the noise level.
         loss: of the trained network over the last tenth of the training, per dimension; best: that of the minimiser.
-        fisher: E_p |s - grad log p|^2, the error as an estimate of the data's score.
+        fisher: E_p |s - grad log p|^2, the error as an estimate of the data's score, of each training.
         own_fisher: the same against the score of what it was asked to fit, q_sigma, under that law.
         bias: (1), which no training removes.
         variance: the trace of the covariance of one sample's gradient, at weights that all methods share.
@@ -160,13 +170,18 @@ class Found:
     sigma: float
     loss: float
     best: float
-    fisher: float
+    fisher: tuple[float, ...]
     own_fisher: float
     bias: float
     variance: float
     gradient: float
     milliseconds: float
     seconds: float
+
+    @property
+    def error(self) -> float:
+        """The mean of `fisher` over the trainings."""
+        return sum(self.fisher) / len(self.fisher)
 
 
 def study(plan: Study, split: Split, transform: Transform, truth: Truth, device: torch.device) -> dict[str, Found]:
@@ -180,11 +195,17 @@ def study(plan: Study, split: Split, transform: Transform, truth: Truth, device:
         UserError: a noise level below the grid's spacing.
     """
     fits: dict[str, tuple[Timeless, float, float]] = {}
-    with progress.bar(total=len(plan.methods), name="score matching, each way", unit="network") as bar:
+    again: dict[str, list[Timeless]] = {}
+    with progress.bar(total=len(plan.methods) * plan.repeats, name="score matching, each way", unit="network") as bar:
         for name, (sigma, objective) in plan.methods.items():
             bar.set_postfix_str(name)
             fits[name] = _fit(plan, sigma, objective, split, transform, device)
             bar.update(1)
+            again[name] = []
+            for i in range(1, plan.repeats):
+                other = replace(plan, seed=plan.seed + i)
+                again[name].append(_fit(other, sigma, objective, split, transform, device)[0])
+                bar.update(1)
     shared = _fresh(plan, SMALL, device)  # half-way to the truth, where a gradient is neither all signal nor all noise
     shared.load_state_dict(fits["exact"][0].state_dict())
     found = {}
@@ -193,14 +214,14 @@ def study(plan: Study, split: Split, transform: Transform, truth: Truth, device:
         at = Timeless(shared.net, one_level(sigma))
         mean, variance = gradient_moments(at, objective, _batches(plan, split, transform, device), plan.batches)
         law, target = (truth.law, truth.score) if sigma == SMALL else truth.law.blurred(sigma)
-        learned = law.field(lambda x, model=model: model(x.to(device, torch.float32)).cpu())  # type: ignore[misc]
+        learned = _field(model, law, device)
         information = law.fisher(target, torch.zeros_like(target))
-        on_data = truth.law.field(lambda x, model=model: model(x.to(device, torch.float32)).cpu())  # type: ignore[misc]
+        errors = (truth.law.fisher(_field(one, truth.law, device), truth.score) for one in (model, *again[name]))
         found[name] = Found(
             sigma=sigma,
             loss=loss,
             best=(1 / sigma**2 if isinstance(objective, DSM) else 0.0) - information / 2,
-            fisher=truth.law.fisher(on_data, truth.score),
+            fisher=tuple(errors),
             own_fisher=law.fisher(learned, target),
             bias=0.0 if sigma == SMALL else truth.law.fisher(target, truth.score),
             variance=variance,
@@ -209,6 +230,11 @@ def study(plan: Study, split: Split, transform: Transform, truth: Truth, device:
             seconds=seconds,
         )
     return found
+
+
+def _field(model: Timeless, law: GridLaw, device: torch.device) -> Tensor:
+    """The model's score at the points of `law`'s grid, `(n, n, 2)`."""
+    return law.field(lambda x: model(x.to(device, torch.float32)).cpu())
 
 
 def gaussian_bias(variance: float, sigma: float, D: int) -> float:

@@ -20,6 +20,7 @@ from ml_collections import ConfigDict
 from torch import nn
 
 import data
+import training
 from data import Dataset
 from data.transforms import Transform
 from evaluation.pictures import save_surfaces
@@ -27,8 +28,9 @@ from models import EnergyModel
 from numerics import Catalogue, SampleStreams, UserError, argument_help, normal
 from sde_lib import SDE, VESDE
 from training import train
-from workflow import energy_reading, plane, progress
+from workflow import energy_objectives, energy_reading, plane, progress
 from workflow.defaults import base_config
+from workflow.energy_objectives import Objectives
 from workflow.energy_reading import Read, Reading
 from workflow.fresh import fresh
 from workflow.report import table
@@ -43,6 +45,7 @@ if TYPE_CHECKING:
 
 _SDES: Catalogue[VESDE] = Catalogue("SDE", {"ve": VESDE})
 _READING: Catalogue[Reading] = Catalogue("energy", {"energy": Reading})
+_OBJECTIVES: Catalogue[Objectives] = Catalogue("objectives", {"objectives": Objectives})
 _SPAN = 10.0  # nats below the highest that pictures show
 
 
@@ -54,23 +57,29 @@ class Energy(System):
         "An energy trained by score matching (Salimans and Ho 2021; Song et al. 2020, arXiv:1905.07088): its surface, its "
         "log-densities, log Z by annealed importance sampling, SGLD and MALA, and compositions, beside the truth."
     )
-    help = {f"energy.{name}": text for name, text in argument_help(Reading).items()}
+    help = {
+        **{f"energy.{name}": text for name, text in argument_help(Reading).items()},
+        **{f"objectives.{name}": text for name, text in argument_help(Objectives).items()},
+    }
 
     def get_config(self) -> ConfigDict:
         """Eight broad Gaussians on a ring, and nine on a grid for the second energy."""
         config = base_config("energy")
         set_value(config.data, "name", "gaussians", data.DATASETS)
-        # of 10,000 points the modes' weights are known to 3 %, more than energies are to be off by
-        config.data.std, config.data.train = 0.3, 200_000
+        # of 10,000 points the modes' weights are known to 3 %, more than energies are to be off by; of these to 0.5 %
+        config.data.std, config.data.train = 0.3, 400_000
         config.sde = section(_SDES, "ve", sigma_max=10.0)
-        config.training.objective.times.mean, config.training.objective.times.std = -1.0, 1.5
+        # the noise of denoising's target is what energies are off by: a large batch averages it, of which few points are asked
+        times = {"name": "log_normal", "mean": -1.0, "std": 1.5}
+        config.training.objective = section(training.OBJECTIVES, "stable_target", times=times, every=64)
         config.model.width, config.model.depth = 96, 3
-        # large steps, averaged for long: the noise of denoising's target is what energies are off by
-        config.training.update({"steps": 2500, "batch_size": 1024, "learning_rate": 4e-3})
+        config.training.update({"steps": 5000, "batch_size": 8192, "learning_rate": 3e-3})
         # the same noise at every evaluation costs more than it tells of points in the plane
         config.training.validation = 0
-        config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3, train=200_000)
+        config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3, train=400_000)
+        config.likelihood.limit = 1000
         config.energy = fields_section(Reading)
+        config.objectives = fields_section(Objectives)
         return config
 
     @property
@@ -90,6 +99,11 @@ class Energy(System):
         made: Reading = _READING.create("energy", **config["energy"])
         return made
 
+    def compared(self, config: Config) -> Objectives:
+        """How the objectives are compared, from the section `objectives`."""
+        made: Objectives = _OBJECTIVES.create("objectives", **config["objectives"])
+        return made
+
     def other(self, config: Config) -> Dataset:
         """The data of the second energy."""
         values = dict(config["second"])
@@ -100,6 +114,8 @@ class Energy(System):
     def check(self, config: Config) -> None:
         """How it is read, and data whose densities are known."""
         self.plan(config)
+        if self.compared(config).steps:
+            energy_objectives.by_name(self.objective(config))
         plane.require_plane(config, self.name)
         if config["model"]["parametrization"]["name"] != "preconditioned":
             raise UserError(
@@ -113,13 +129,17 @@ class Energy(System):
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a reading of seconds."""
-        return replace(setup, config={**setup.config, "energy": energy_reading.shortened(self.plan(setup.config))})
+        short = {
+            "energy": energy_reading.shortened(self.plan(setup.config)),
+            "objectives": {"steps": 20, "batch_size": 32},
+        }
+        return replace(setup, config={**setup.config, **short})
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of an energy, roughly, and the second training's."""
         plan = self.plan(setup.config)
         chains = plan.chains / 1000 * (2 * len(plan.steps) * plan.length + 4 * plan.levels)
-        return chains + 2.0 * setup.options.steps + 300.0
+        return chains + 2.0 * setup.options.steps + 5.0 * self.compared(setup.config).steps + 300.0
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """Reads the energy: into results.json, report.md, two pictures and the terminal."""
@@ -157,6 +177,21 @@ class Energy(System):
         save_surfaces(folder.path / "compositions.png", pairs, half, span=_SPAN)
         lines = _lines(entry, plan)
         pictures = ["![energies](energy.png)", "", "![compositions](compositions.png)"]
+        comparison = self.compared(run.setup.config)
+        if comparison.steps:
+            by_objective, laws = energy_objectives.compared(run, comparison, plan, truths[0])
+            folder.update_results({"energy": {**entry, "objectives": by_objective}})
+            save_surfaces(
+                folder.path / "objectives.png",
+                {"true": true[0].log_p, **{name: law.log_p for name, law in laws.items()}},
+                half,
+                span=_SPAN,
+            )
+            said = (
+                f"Each objective, {comparison.steps} updates of {comparison.batch_size} points from the same weights:"
+            )
+            lines += [said, "", *table(*energy_objectives.rows(by_objective, plan))]
+            pictures += ["", "![each objective](objectives.png)"]
         folder.add_section("The energy", [*lines, *pictures])
         print("\n" + "\n".join(lines))
 

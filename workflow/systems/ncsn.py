@@ -58,6 +58,19 @@ class SigmaLadder:
         sigmas = geometric_sigmas(levels=self.levels, largest=self.sigma_max, smallest=self.sigma_min)
         return TableVESDE(sigmas=sigmas, t_end=0.0)
 
+    def check_step(self, step_size: float) -> float:
+        """`step_size` itself, where annealed Langevin is stable with it: seen before the training, not after it.
+
+        Raises:
+            UserError: a step with which the chain diverges.
+        """
+        if step_size >= 4 * self.sigma_min**2:
+            raise UserError(
+                f"got step_size={step_size:g} on levels that end at sigma_min={self.sigma_min:g}; expected less than "
+                f"4 sigma_min^2 = {4 * self.sigma_min**2:g}, above which the chain diverges"
+            )
+        return step_size
+
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm1:
@@ -84,7 +97,7 @@ class Algorithm1:
         return AnnealedLangevin(
             levels=ladder.levels,
             steps=self.steps,
-            step_size=self.step_size,
+            step_size=ladder.check_step(self.step_size),
             grid=Uniform(),
             denoise=self.denoise,
             corrections=self.corrections,

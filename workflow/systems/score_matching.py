@@ -115,7 +115,7 @@ def _lines(found: Mapping[str, Found], information: float) -> list[str]:
             name,
             f"{f.loss:.2f}",
             f"{f.best:.2f}",
-            f"{f.fisher:.3g}",
+            f"{f.error:.3g}" if len(f.fisher) == 1 else ", ".join(f"{e:.3g}" for e in f.fisher),
             f"{f.bias:.3g}" if f.bias else "0",
             f"{f.variance:.3g}",
             f"{f.milliseconds:.1f}",
@@ -136,7 +136,7 @@ def _panels(found: Mapping[str, Found]) -> list[Panel]:
     sigmas = [f.sigma for f in denoising]
     others = {name: f for name, f in found.items() if f not in denoising}
     ends = [sigmas[0], sigmas[-1]]
-    flat = {name: (ends, [f.fisher] * 2) for name, f in others.items()}
+    flat = {name: (ends, [f.error] * 2) for name, f in others.items()}
     spread = {name: (ends, [f.variance] * 2) for name, f in others.items()}
     return [
         Panel(
@@ -144,7 +144,7 @@ def _panels(found: Mapping[str, Found]) -> list[Panel]:
             x="sigma of denoising",
             y="E |s - grad log p|^2",
             lines={"bias, theory": (sigmas, [f.bias for f in denoising]), **flat},
-            marks={"denoising, trained": (sigmas, [f.fisher for f in denoising])},
+            marks={"denoising, trained": (sigmas, [f.error for f in denoising])},
             log="xy",
         ),
         Panel(
