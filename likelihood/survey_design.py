@@ -12,8 +12,8 @@ cheaper,
     passes = L N + c n,      c those of an exact value, L levels
 
 An exact value need not be a tight one. Where the method has N steps, values may be made with N / 2, and what is lost on average
-is seen on a few random images that are no part of the sample, from solutions of N / 2, N and 2 N steps with one and the same
-probe: with d = bits_2N - bits_N/2,
+is seen on a few random images, which the sample hardly ever reaches, from solutions of N / 2, N and 2 N steps with one and the
+same probe: with d = bits_2N - bits_N/2,
 
     m = X^T b + mean of d,     stderr^2 + var(d) / k
 

@@ -14,7 +14,7 @@ def suspects(x: Tensor, *, most: float = MOST_SUSPECT) -> Tensor:
     which one is not finite.
 
     Far is more than six robust standard deviations, 1.4826 times the median distance from the median (1.2533 times the mean
-    distance, where the median one is 0). A group that the pilot's 64 images miss and no predictor tells apart is not seen.
+    distance, where the median one is 0). A group that the pilot's images miss and no predictor tells apart is not seen.
     """
     if x.shape[1] == 0:
         return torch.zeros(len(x), dtype=torch.bool)

@@ -24,6 +24,23 @@ from sde_lib import SDE
 from sde_lib.time_grids import LogSNR, TimeGrid
 
 
+def require_stable(step_size: float, sigma: float) -> None:
+    """Refuses a step at which Langevin dynamics on the last level of N(0, sigma^2 I) diverges.
+
+    Args:
+        step_size: NCSN's e, of x <- x + (e / 2) score + sqrt(e) z at that level: x is multiplied by 1 - e / (2 sigma^2).
+        sigma: of the last level.
+
+    Raises:
+        UserError: unless step_size < 4 sigma^2.
+    """
+    if step_size >= 4 * sigma**2:
+        raise UserError(
+            f"got step_size={step_size:g} on levels that end at sigma={sigma:.4g}; expected less than 4 sigma^2 = "
+            f"{4 * sigma**2:.4g}, above which the chain diverges: take a smaller one, a grid that ends earlier, or snr"
+        )
+
+
 @dataclass(frozen=True, kw_only=True)
 class AnnealedLangevinCorrector(Corrector):
     r"""One level of annealed Langevin dynamics: K Langevin steps at t_i whose size follows the level, never x.
@@ -65,11 +82,7 @@ class AnnealedLangevinCorrector(Corrector):
         sigma = sde.sigma(times)
         if self.step_size is None:
             return langevin_steps(times, 2 * (self.snr * signal_ratio(sde, times) * sigma).square(), self.steps)
-        if self.step_size >= 4 * float(sigma[-1]) ** 2:
-            raise UserError(
-                f"got step_size={self.step_size} on levels that end at sigma={float(sigma[-1]):.4g}; expected less than "
-                "4 sigma^2, above which the chain diverges: take a smaller one, a grid that ends earlier, or snr"
-            )
+        require_stable(self.step_size, float(sigma[-1]))
         return langevin_steps(times, self.step_size / 2 * (sigma / sigma[-1]).square(), self.steps)
 
 

@@ -183,6 +183,12 @@ class TestRoughness:
         assert torch.allclose(roughness(rows), torch.tensor(lengths, dtype=torch.float64).unsqueeze(1))
         assert roughness(torch.zeros(2, 1, 2, 9, dtype=torch.uint8)).shape == (2, 1)
 
+    def test_an_image_is_told_by_itself_alone(self):
+        """One of more than 256 levels in the batch must not change what the others are said to take."""
+        images = torch.randint(0, 200, (3, 1, 6, 6), generator=torch.Generator().manual_seed(3))
+        wide = torch.randint(0, 60_000, (1, 1, 6, 6), generator=torch.Generator().manual_seed(4))
+        assert torch.equal(roughness(torch.cat([images, wide]))[:3], roughness(images))
+
     def test_predicts_a_fields_description_length(self):
         """Gaussian fields of random scale and smoothness, whose entropy is known: R2 0.9 from the pictures alone."""
         g = torch.Generator().manual_seed(0)

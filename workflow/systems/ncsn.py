@@ -27,6 +27,7 @@ from ml_collections import ConfigDict
 import samplers
 from numerics import Catalogue, UserError, require_count, require_positive
 from samplers import AnnealedLangevin, Correction, Sampler, Uniform
+from samplers.annealed_langevin import require_stable
 from sde_lib import TableVESDE
 from training import SMLD, DiscreteTime, geometric_sigmas
 from workflow import presets
@@ -58,19 +59,6 @@ class SigmaLadder:
         sigmas = geometric_sigmas(levels=self.levels, largest=self.sigma_max, smallest=self.sigma_min)
         return TableVESDE(sigmas=sigmas, t_end=0.0)
 
-    def check_step(self, step_size: float) -> float:
-        """`step_size` itself, where annealed Langevin is stable with it: seen before the training, not after it.
-
-        Raises:
-            UserError: a step with which the chain diverges.
-        """
-        if step_size >= 4 * self.sigma_min**2:
-            raise UserError(
-                f"got step_size={step_size:g} on levels that end at sigma_min={self.sigma_min:g}; expected less than "
-                f"4 sigma_min^2 = {4 * self.sigma_min**2:g}, above which the chain diverges"
-            )
-        return step_size
-
 
 @dataclass(frozen=True, kw_only=True)
 class Algorithm1:
@@ -93,11 +81,12 @@ class Algorithm1:
         require_positive(self.step_size, "step_size")
 
     def on(self, ladder: SigmaLadder) -> AnnealedLangevin:
-        """The sampler of that ladder."""
+        """The sampler of that ladder; a step with which it diverges is refused here, before the training."""
+        require_stable(self.step_size, ladder.sigma_min)
         return AnnealedLangevin(
             levels=ladder.levels,
             steps=self.steps,
-            step_size=ladder.check_step(self.step_size),
+            step_size=self.step_size,
             grid=Uniform(),
             denoise=self.denoise,
             corrections=self.corrections,

@@ -25,6 +25,7 @@ import models
 import samplers
 from numerics import Catalogue, UserError, require_count, require_positive, require_range
 from samplers import AnnealedLangevin, Correction, Sampler, Uniform
+from samplers.annealed_langevin import require_stable
 from sde_lib import TableVESDE, geometric_sigmas, noise_levels
 from training import SMLD, DiscreteTime
 from workflow.low_density import low_density
@@ -90,13 +91,15 @@ class RuledLangevin:
             require_positive(self.step_size, "step_size")
 
     def on(self, ladder: SigmaLadder) -> AnnealedLangevin:
-        """The sampler of that ladder."""
+        """The sampler of that ladder; a step with which it diverges is refused here, before the training."""
         gamma = (ladder.sigma_max / ladder.sigma_min) ** (1 / (ladder.levels - 1))
         ruled = 2 * noise_levels.langevin_step(gamma, ladder.sigma_min, self.steps)
+        step_size = ruled if self.step_size is None else self.step_size
+        require_stable(step_size, ladder.sigma_min)
         return AnnealedLangevin(
             levels=ladder.levels,
             steps=self.steps,
-            step_size=ladder.check_step(ruled if self.step_size is None else self.step_size),
+            step_size=step_size,
             grid=Uniform(),
             corrections=self.corrections,
         )
