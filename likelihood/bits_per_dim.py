@@ -14,6 +14,7 @@ for uniform u; `likelihood.dequantization` has the general case. For data in [-1
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
 
@@ -206,6 +207,11 @@ class BitsPerDim:
             "nbe": self.nbe,
             "companion_nfe": self.companion_nfe,
         }
+
+    def first(self, n: int) -> BitsPerDim:
+        """The result of the first `n` images."""
+        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return dataclasses.replace(self, **{name: v[:n] for name, v in values.items() if isinstance(v, Tensor)})
 
     @classmethod
     def concatenate(cls, parts: list[BitsPerDim]) -> BitsPerDim:

@@ -67,7 +67,8 @@ class DDIMSystem(DDPM):
         )
         # the round trip: evaluations each way, images; and pairs of latents between which there are so many steps
         config.encoding = ConfigDict({"evaluations": (10, 20, 50, 100, 200), "images": 64, "pairs": 6, "between": 9})
-        config.likelihood.steps = 32
+        # the flow of such a chain is hard to integrate: many steps on few images, where few steps would state a large error
+        config.likelihood.update({"steps": 256, "limit": 100, "draws": 1, "probes": 1})
         return config
 
     def check(self, config: Config) -> None:
