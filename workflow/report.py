@@ -161,5 +161,6 @@ def _protocol(results: dict[str, Any]) -> list[str]:
 def _minutes(results: dict[str, Any]) -> list[tuple[str, str]]:
     if "seconds" not in results:  # the system's own part is under way
         return []
-    spent = f"{results['seconds'] / 60:.1f} in all in the last session"
-    return [("minutes", f"{spent}; {results['cpu_seconds'] / 60:.1f} of processor time" if "cpu_seconds" in results else spent)]
+    cpu = results.get("cpu_seconds")
+    of_processor = "" if cpu is None else f"; {cpu / 60:.1f} of processor time"
+    return [("minutes", f"{results['seconds'] / 60:.1f} in all in the last session{of_processor}")]
