@@ -17,6 +17,7 @@ from __future__ import annotations
 import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -210,8 +211,8 @@ class BitsPerDim:
 
     def first(self, n: int) -> BitsPerDim:
         """The result of the first `n` images."""
-        values = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return dataclasses.replace(self, **{name: v[:n] for name, v in values.items() if isinstance(v, Tensor)})
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        return BitsPerDim(**{name: v[:n] if isinstance(v, Tensor) else v for name, v in values.items()})
 
     @classmethod
     def concatenate(cls, parts: list[BitsPerDim]) -> BitsPerDim:

@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> int:
     """Draws, measures, and prints the measures beside those of held-out data."""
     parser = shared.parser("Measure a finished run's samples.")
     shared.add_sampler(parser)
-    parser.add_argument("--n", default=2000, type=int, help=f"number of samples, at least {LEAST}; take thousands")
+    parser.add_argument(
+        "--n", default=2000, type=shared.integer(LEAST), help=f"number of samples, at least {LEAST}; take thousands"
+    )
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=500, type=int, help="number of samples drawn together")
+    parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
     parser.add_argument("--split", default="test", help="split of held-out data to compare with")
     parser.add_argument(
@@ -58,10 +60,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--inception", default=None, type=Path, help="TorchScript file for --features inception")
     args = shared.parsed(parser, arguments)
-    if args.n < LEAST or args.batch_size < 1:
-        raise UserError(
-            f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
-        )
     choose = shared.sampler_of(args)
     run = load_run(args.run, args.device)
     checked_split(run.dataset, args.split)
