@@ -212,7 +212,8 @@ class BitsPerDim:
     def first(self, n: int) -> BitsPerDim:
         """The result of the first `n` images."""
         values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
-        return BitsPerDim(**{name: v[:n] if isinstance(v, Tensor) else v for name, v in values.items()})
+        cut: dict[str, Any] = {name: v[:n] if isinstance(v, Tensor) else v for name, v in values.items()}
+        return BitsPerDim(**cut)
 
     @classmethod
     def concatenate(cls, parts: list[BitsPerDim]) -> BitsPerDim:

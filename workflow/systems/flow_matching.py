@@ -32,7 +32,7 @@ import samplers
 import training
 from data import Split
 from evaluation import compare_samplers, straightness
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from numerics import Catalogue, SampleStreams, UserError, require_count
 from samplers import DDIM, Sampler
 from sde_lib import SDE, StraightSDE
@@ -115,6 +115,11 @@ class FlowMatching(System):
 
     def check(self, config: Config) -> None:
         """The numbers of reflow and of the comparison."""
+        if config["model"]["class_conditional"] and config["reflow"]["steps"]:
+            raise UserError(
+                "got config.model.class_conditional=True with a round of reflow, whose pairs have no classes; expected one of "
+                "them: --config.reflow.steps=0"
+            )
         for group, name, least in (
             ("reflow", "pairs", 2),
             ("reflow", "evaluations", 2),
@@ -188,7 +193,7 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
     bar.close()
     picture = folder.path / "samples" / "all_samplers.png"
     if len(run.dataset.event_shape) == 3:
-        images = torch.cat([run.transform.to_unit(row.samples[:, :3]) for row in kept])
+        images = shown_channels(torch.cat([run.transform.to_unit(row.samples) for row in kept]))
         names = [f"{row.name}, {row.nfe:.0f}" for row in kept]
         save_grid(picture, images, own["samples"], scale=max(1, round(24 / shape[-1])), rows=names)
     notes = [f"- {name}: {why}" for name, why in refused.items()]
@@ -306,7 +311,7 @@ def _few_steps(run: TrainedRun, after: TrainedRun, folder: RunFolder, results: d
     lines = table(head, rows)
     if len(run.dataset.event_shape) == 3:
         picture = folder.path / "samples" / "reflow.png"
-        both = run.transform.to_unit(torch.cat(images)[:, :3].cpu())
+        both = shown_channels(run.transform.to_unit(torch.cat(images).cpu()))
         save_grid(picture, both, n, scale=max(1, round(24 / shape[-1])), rows=names)
         lines += [
             "Euler's method from the same noise, before reflow and after it:",

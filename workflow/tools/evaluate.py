@@ -27,7 +27,7 @@ from evaluation import (
     load_inception,
     nearest,
 )
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from evaluation.report import LEAST
 from numerics import UserError
 from workflow import progress
@@ -138,7 +138,7 @@ def _save_pairs(file: Path, made: Tensor, run: TrainedRun) -> None:
     columns = min(16, len(made))
     whole = len(made) // columns * columns
     pairs = torch.stack([made[:whole], train[index[:whole]]]).reshape(2, -1, columns, *made.shape[1:]).transpose(0, 1)
-    shown = pairs.flatten(0, 2)[:, : 3 if made.shape[1] >= 3 else 1]
+    shown = shown_channels(pairs.flatten(0, 2))
     unit = shown.float() / ((run.dataset.levels or 256) - 1)
     save_grid(file, unit, columns, scale=max(1, round(32 / made.shape[-1])))
 
