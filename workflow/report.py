@@ -73,7 +73,9 @@ def _heading(setup: Setup, results: dict[str, Any]) -> str:
 
 def _densities(setup: Setup, results: dict[str, Any]) -> list[tuple[str, str]]:
     scored = results["bits_per_dim"]
-    baselines = sorted(results.get("baselines", {}).items(), key=lambda item: item[1])
+    # theirs are bits/dim of grey values: beside nats of a density they would be another thing's numbers
+    given = results.get("baselines", {}) if scored.get("unit", "bits/dim") == "bits/dim" else {}
+    baselines = sorted(given.items(), key=lambda item: item[1])
     kind = ", a bound" if scored.get("kind") == "bound" else ""
     said = "none" if scored.get("kind") == "none" else f"{number(scored['mean'])} ± {number(scored['stderr'])}"
     return [
