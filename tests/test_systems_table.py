@@ -60,7 +60,8 @@ def test_a_cell_reads_as_it_was_measured(tmp_path: Path) -> None:
     page = tmp_path / "index.md"
     page.write_text("before\n<!-- systems table -->\nold\n<!-- end of systems table -->\nafter\n")
     write(tmp_path / "cells", "vp", 0, results(1.80, 0.90))
-    write(tmp_path / "cells", "vp", 2, results(1.90, 1.10))
+    second = results(1.90, 1.10)
+    write(tmp_path / "cells", "vp", 2, {**second, "sampling": {**second["sampling"], "not_finite": 3}})
     write(tmp_path / "cells", "latent", 0, results(2.25, kind="bound"))
     write(tmp_path / "cells", "ddgm", 0, results(None, kind="none"))
     write(tmp_path / "cells", "edm", 0, results(70.0, kind="bound", unit="nats"))
@@ -89,6 +90,7 @@ def test_a_cell_reads_as_it_was_measured(tmp_path: Path) -> None:
     assert row_of(text, "latent")[:4] == ["[latent](latent.md)", "2.250 ± 0.021", "", "bound"]
     assert row_of(text, "ddgm")[1:4] == ["none", "", "none"] and row_of(text, "edm")[1] == "70.000 ± 0.021 nats"
     assert "| ve |" not in text and "ve (all)" in text and "vp (1)" in text and "latent (1, 2)" in text
+    assert "- vp: 3 samples have values that are not finite" in text and "latent: 0" not in text
     stored = json.loads((tmp_path / "systems_table.json").read_text())
     assert stored["systems"]["vp"]["2"]["distance"] == {"name": "FD[clf-digits-1a2b]", "value": 1.1, "stderr": 0.072}
     assert stored["systems"]["vp"]["0"]["updates"] == 1234 and stored["cpu_seconds"] == 100.0

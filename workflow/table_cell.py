@@ -118,8 +118,12 @@ def _draw(run: TrainedRun, n: int, features: Features) -> None:
     begun, clock = time.perf_counter(), time.process_time()
     made = run.setup.system.samples(run, n)
     spent = {"seconds": time.perf_counter() - begun, "cpu_seconds": time.process_time() - clock}
-    run.folder.update_results({"sampling": {"sampler": made.sampler, "nfe": made.nfe, **spent, "samples": n}})
-    stored = run.transform.to_data(torch.nan_to_num(made.x))  # a network that has learned little may diverge
+    lost = int((~made.x.isfinite()).flatten(1).any(dim=1).sum())
+    sampling = {"sampler": made.sampler, "nfe": made.nfe, **spent, "samples": n, "not_finite": lost}
+    run.folder.update_results({"sampling": sampling})
+    stored = run.transform.to_data(
+        torch.nan_to_num(made.x, posinf=0.0, neginf=0.0)
+    )  # a network that has learned little may diverge
     measure(run, stored, features=features, sampler=made.sampler, nfe=made.nfe, measures=("FD",))
 
 

@@ -52,6 +52,7 @@ def numbers(results: Mapping[str, Any]) -> dict[str, Any]:
             "near_training": _pair(measured["nearest"]["share"]),
             "evaluations": sampling["nfe"],
             "sampler": sampling["sampler"],
+            "not_finite": sampling.get("not_finite", 0),
             "sampling_cpu_seconds": sampling["cpu_seconds"],
             "parameters": training["parameters"],
             "updates": training["steps"],
@@ -97,6 +98,12 @@ def lines(found: Mapping[Row, Mapping[int, Numbers]], terms: Terms, seeds: Seque
     notes = [f"- {row.system}: {row.note}." for row in present if row.note]
     reasons = {row.system: next(iter(cells.values()))["bits_per_dim"]["reason"] for row, cells in present.items()}
     notes += [f"- {name}: {reason}." for name, reason in reasons.items() if reason]
+    lost = {row.system: sum(cell["not_finite"] for cell in cells.values()) for row, cells in present.items()}
+    notes += [
+        f"- {name}: {k} samples have values that are not finite; they were measured as 0."
+        for name, k in lost.items()
+        if k
+    ]
     notes += [f"- Seeds that are missing: {'; '.join(missing)}."] if missing else []
     return [what, "", *table(HEAD, [_line(row, tuple(cells.values())) for row, cells in present.items()]), *notes]
 
