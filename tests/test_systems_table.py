@@ -162,7 +162,7 @@ def test_a_page_keeps_what_is_outside_the_marks_and_needs_both(tmp_path: Path) -
     [
         (["--systems", "cnf"], "expected one of"),
         (["--seeds", "0,0"], "expected different integers"),
-        (["--seeds", "one"], "expected integers separated by commas"),
+        (["--seeds", "one"], "expected different integers >= 0 separated by commas"),
         (["--seconds", "0"], "seconds"),
         (["--images", "1"], "images"),
         (["--parameters", "10"], "parameters"),
