@@ -289,12 +289,10 @@ def report_inverse(
     from workflow.pictures import draw_samples  # it imports the systems
 
     shape = run.dataset.event_shape
-    if len(shape) != 3:
-        raise UserError(f"got data of shape {tuple(shape)}; expected images (C, H, W), which these problems are of")
-    low, high = run.model.data_range
-    seed, device = run.setup.options.seed, run.device
     check_names(methods, problems)
     chosen = chosen_problems(problems, tuple(shape))
+    low, high = run.model.data_range
+    seed, device = run.setup.options.seed, run.device
     stored = run.dataset.split("test").x[:images].to(device)
     images = len(stored)  # a split may have fewer
     uniform = SampleStreams(seed + _DEQUANTISED)
@@ -365,12 +363,16 @@ def chosen_problems(problems: Sequence[str], shape: tuple[int, ...], prefix: str
     """Those of the named problems that images of `shape` `(C, H, W)` have, by name.
 
     Raises:
-        UserError: for none.
+        UserError: for none, or data that are no images.
     """
+    if len(shape) != 3:
+        raise UserError(f"got data of shape {shape}; expected images (C, H, W), which these problems are of")
     chosen = {name: PROBLEMS[name] for name in problems if PROBLEMS[name].fits(shape)}
     if not chosen:
         fit = ", ".join(name for name, problem in PROBLEMS.items() if problem.fits(shape))
-        raise UserError(f"got {prefix}problems={tuple(problems)!r}, none of which images of shape {shape} have; expected some of {fit}")
+        raise UserError(
+            f"got {prefix}problems={tuple(problems)!r}, none of which images of shape {shape} have; expected some of {fit}"
+        )
     return chosen
 
 
