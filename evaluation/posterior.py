@@ -77,8 +77,8 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
     possible = torch.where(free, 0.0, seen_off).norm(dim=1) <= rounding
     if not bool(possible.any()):
         raise UserError(
-            "got a measurement that the law rules out: without noise y is none that the data can have; expected std > 0, or y of "
-            "the law's data"
+            "got a measurement that the law rules out: without noise y is none that the data can have; expected std > 0, or "
+            "y of the law's data"
         )
     inverse = torch.where(free, 1 / variances, 0.0)
     gain = (axes * inverse.unsqueeze(1) @ axes.mT @ AC).mT

@@ -59,7 +59,12 @@ class Denoised:
     def pull(self, u: Tensor) -> Tensor:
         """J^T u, `(B, *)`: one vector-Jacobian product, of the score alone; that of x itself hides whether there is one."""
         (product,) = torch.autograd.grad(
-            self._value, self.x, self._spread * u, retain_graph=True, create_graph=self.differentiable, allow_unused=True
+            self._value,
+            self.x,
+            self._spread * u,
+            retain_graph=True,
+            create_graph=self.differentiable,
+            allow_unused=True,
         )
         if product is None:  # the score's parameters are followed, and not x
             raise UserError(_NOT_FOLLOWED)

@@ -36,11 +36,7 @@ class Masks(Operator):
     def __post_init__(self) -> None:
         masks = as_numbers(self.masks, "masks")
         seen = masks.bool()
-        if (
-            seen.ndim < 2
-            or bool((seen.to(masks.dtype) != masks).any())
-            or not bool(seen.flatten(1).any(dim=1).all())
-        ):
+        if seen.ndim < 2 or bool((seen.to(masks.dtype) != masks).any()) or not bool(seen.flatten(1).any(dim=1).all()):
             raise UserError(
                 f"got masks of shape {tuple(self.masks.shape)} that are not each of zeros and ones with at least one 1; "
                 "expected (B, *), 1 where data are seen: leave out samples of which nothing is"

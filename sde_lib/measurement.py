@@ -10,8 +10,8 @@ than the rounding they are made of, |A u| |v|; so v = A u + |A u| / |r| r is loo
 part of them. And every other u is A^T of a random vector: of random u, an operator with large and small singular values makes
 little of |u| |A^T v|, too.
 
-An operator without an adjoint is differentiated by autograd, which also has an answer for one that rounds x (a derivative of 0) or
-detaches it (none). So it is looked at where a method first needs its derivative.
+An operator without an adjoint is differentiated by autograd, which also has an answer for one that rounds x (a derivative
+of 0) or detaches it (none). So it is looked at where a method first needs its derivative.
 """
 
 from __future__ import annotations
@@ -98,8 +98,8 @@ class Measurement:
             )
         if len(self.y) != len(x) and hasattr(self.operator, "take"):
             raise UserError(
-                f"got an operator that differs by sample, of one sample, for {len(x)}; expected one of each, or an operator for "
-                "all, such as Mask(mask)"
+                f"got an operator that differs by sample, of one sample, for {len(x)}; expected one of each, or an operator "
+                "for all, such as Mask(mask)"
             )
         if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
             raise UserError(
@@ -158,14 +158,14 @@ class Measurement:
                     (slope,) = torch.autograd.grad(seen, at, v, allow_unused=True)
                 if slope is None:
                     raise UserError(
-                        "got an operator that autograd cannot follow to x; expected operations of torch on x, without detach(): "
-                        "write it so, or, where it is linear, give its adjoint by LinearMap(forward, transpose)"
+                        "got an operator that autograd cannot follow to x; expected operations of torch on x, without "
+                        "detach(): write it so, or, where it is linear, give its adjoint by LinearMap(forward, transpose)"
                     )
                 nowhere &= bool((slope == 0).all())
         if nowhere:
             raise UserError(
-                "got an operator whose derivative is 0 everywhere, as that of rounding is, so that y would be ignored; expected "
-                "one that autograd can follow: leave out the rounding, and let std cover it"
+                "got an operator whose derivative is 0 everywhere, as that of rounding is, so that y would be ignored; "
+                "expected one that autograd can follow: leave out the rounding, and let std cover it"
             )
         self._looked[0] = True
 

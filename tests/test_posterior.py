@@ -10,7 +10,19 @@ from oracles import SDES, exact_law, law_error
 from test_measurements import OPERATORS, random
 
 from evaluation import exact_posterior, posterior_errors
-from guidance import DPS, TMPD, Linear, LinearMap, Mask, Masks, Measurement, MomentMatching, PiGDM, PublishedDPS, posterior
+from guidance import (
+    DPS,
+    TMPD,
+    Linear,
+    LinearMap,
+    Mask,
+    Masks,
+    Measurement,
+    MomentMatching,
+    PiGDM,
+    PublishedDPS,
+    posterior,
+)
 from likelihood import Exact, Method, log_likelihood
 from numerics import Dopri5, SampleStreams, UserError
 from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector
