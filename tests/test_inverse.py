@@ -197,7 +197,12 @@ def test_any_run_restores_and_is_told_the_level_that_the_likelihood_finds(tmp_pa
     )
     bad = called(restore_tool.main, "--run", "pretrained/vp_digits", "--problems", "undoing", check=False)
     refused(bad, 2, "problems=('undoing',)", "blind denoising")
-    refused(called(restore_tool.main, "--run", "pretrained/vp_digits", "--images", 1, check=False), 2, "--images=1")
+    refused(
+        called(restore_tool.main, "--run", "pretrained/vp_digits", "--images", 1, check=False),
+        2,
+        "--images",
+        "expected an integer >= 2",
+    )
 
 
 @pytest.mark.slow
