@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from evaluation.estimate import Estimate, jackknife
-from numerics import UserError
+from numerics import UserError, take
 from sde_lib import SDE, CorrelatedMixture, Measurement
 from sde_lib.analytic import Gaussian, GaussianMixture
 
@@ -35,16 +35,19 @@ def as_mixture(law: Gaussian | GaussianMixture | CorrelatedMixture) -> Correlate
 
 
 def matrix_of(measurement: Measurement) -> Tensor:
-    """The operator as a matrix `(m, D)`, float64, of as many calls as one batch of D unit vectors.
+    """The operator of one measurement as a matrix `(m, D)`, float64, of one call with D unit vectors in the dtype of y.
 
     Raises:
-        UserError: for an operator without an adjoint.
+        UserError: for several measurements, or an operator without an adjoint.
     """
+    if len(measurement.y) != 1:
+        raise UserError(f"got {len(measurement.y)} measurements; expected one: measurement.take(torch.tensor([i]))")
     if measurement.event_shape is None:
         raise UserError("got an operator without an adjoint; expected a linear one, which has a matrix")
-    D = math.prod(measurement.event_shape)
-    units = torch.eye(D, dtype=torch.float64, device=measurement.y.device).reshape(D, *measurement.event_shape)
-    return measurement.operator(units).flatten(1).T.to("cpu", torch.float64)
+    D, y = math.prod(measurement.event_shape), measurement.y
+    operator = take(measurement.operator, torch.zeros(D, dtype=torch.int64, device=y.device))
+    units = torch.eye(D, dtype=y.dtype, device=y.device).reshape(D, *measurement.event_shape)
+    return operator(units).flatten(1).T.to("cpu", torch.float64)
 
 
 def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measurement: Measurement) -> CorrelatedMixture:
@@ -57,8 +60,6 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
     Raises:
         UserError: for several measurements, or a measurement that the law rules out.
     """
-    if len(measurement.y) != 1:
-        raise UserError(f"got {len(measurement.y)} measurements; expected one: measurement.take(torch.tensor([i]))")
     prior = as_mixture(law)
     A, y = matrix_of(measurement), measurement.y.flatten().to("cpu", torch.float64)
     std = torch.as_tensor(measurement.std, dtype=torch.float64).to("cpu")
@@ -66,13 +67,28 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
     seen = A.abs().sum(dim=1) > 0
     A, y, noise = A[seen], y[seen], noise[seen]
     m, C = prior.means.flatten(1), prior.covs
-    AC = A @ C
+    AC, off = A @ C, y - m @ A.T
     S = AC @ A.T + noise.square().diag()
-    gain = torch.linalg.solve(S, AC).mT
-    off = y - m @ A.T
+    # S^-1 where S has variance; in the other directions y is what the component says, or the component is ruled out
+    variances, axes = torch.linalg.eigh(S)
+    free = variances > 10 * max(len(y), 1) * torch.finfo(torch.float64).eps * variances[:, -1:]
+    seen_off = (axes.mT @ off.unsqueeze(2)).squeeze(2)
+    rounding = 1e3 * torch.finfo(measurement.y.dtype).eps * (y.norm() + (m @ A.T).norm(dim=1))
+    possible = torch.where(free, 0.0, seen_off).norm(dim=1) <= rounding
+    if not bool(possible.any()):
+        raise UserError(
+            "got a measurement that the law rules out: without noise y is none that the data can have; expected std > 0, or "
+            "y of the law's data"
+        )
+    inverse = torch.where(free, 1 / variances, 0.0)
+    gain = (axes * inverse.unsqueeze(1) @ axes.mT @ AC).mT
     means = m + (gain @ off.unsqueeze(2)).squeeze(2)
     covs = C - gain @ AC
-    log_w = prior.weights.log() + torch.distributions.MultivariateNormal(m @ A.T, S).log_prob(y)
+    # a density over fewer directions is infinite beside one over more
+    rank = free.sum(dim=1)
+    possible &= rank == rank[possible].min()
+    log_p = -0.5 * (inverse * seen_off.square() + torch.where(free, variances, 1.0).log()).sum(dim=1)
+    log_w = torch.where(possible, prior.weights.log() + log_p, -math.inf)
     return CorrelatedMixture(means.reshape(prior.means.shape), (covs + covs.mT) / 2, log_w.softmax(dim=0))
 
 

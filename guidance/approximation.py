@@ -24,6 +24,11 @@ from torch import Tensor
 from numerics import UserError, expand_as
 from sde_lib import SDE, Measurement, check_score
 
+_NOT_FOLLOWED = (
+    "got a score that autograd cannot follow to x; expected one that depends on x by operations of torch, without detach(): "
+    "without one use the samplers Replacement, RePaint or DDNM, which need no derivative"
+)
+
 
 class Denoised:
     """D and its derivative at one x_t.
@@ -39,25 +44,31 @@ class Denoised:
         x_0: D, `(B, *)`.
 
     Raises:
-        UserError: for a score that autograd cannot follow.
+        UserError: for a score that autograd cannot follow; from `pull`, for one that it follows to parameters only.
     """
 
     def __init__(self, sde: SDE, x: Tensor, t: Tensor, value: Tensor, differentiable: bool) -> None:
         if not check_score(value, x).requires_grad:
-            raise UserError(
-                "got a score that autograd cannot follow; expected one that depends on x by operations of torch: "
-                "without one use the samplers Replacement, RePaint or DDNM, which need no derivative"
-            )
+            raise UserError(_NOT_FOLLOWED)
         self.sde, self.x, self.t, self.differentiable = sde, x, t, differentiable
         alpha, variance = expand_as(sde.alpha(t), x), expand_as(sde.sigma(t).square(), x)
-        self._followed = (x + variance * value) / alpha
-        self.x_0 = self._followed if differentiable else self._followed.detach()
-        self._spread = variance / alpha
+        followed = (x + variance * value) / alpha
+        self.x_0 = followed if differentiable else followed.detach()
+        self._value, self._alpha, self._spread = value, alpha, variance / alpha
 
     def pull(self, u: Tensor) -> Tensor:
-        """J^T u, `(B, *)`: one vector-Jacobian product."""
-        (product,) = torch.autograd.grad(self._followed, self.x, u, retain_graph=True, create_graph=self.differentiable)
-        return product
+        """J^T u, `(B, *)`: one vector-Jacobian product, of the score alone; that of x itself hides whether there is one."""
+        (product,) = torch.autograd.grad(
+            self._value,
+            self.x,
+            self._spread * u,
+            retain_graph=True,
+            create_graph=self.differentiable,
+            allow_unused=True,
+        )
+        if product is None:  # the score's parameters are followed, and not x
+            raise UserError(_NOT_FOLLOWED)
+        return u / self._alpha + product
 
     def covary(self, u: Tensor) -> Tensor:
         """C u = (sigma^2 / alpha) J u, `(B, *)`; J is symmetric where the score is a gradient."""

@@ -72,12 +72,14 @@ class ClassifierGuidance:
                 x = x.detach().requires_grad_()
             log_prob = self._logits(x, t).log_softmax(dim=1)
             chosen = log_prob.gather(1, labels.unsqueeze(1)).sum()
-            if not chosen.requires_grad:
+            slope = None
+            if chosen.requires_grad:  # which parameters are enough for
+                (slope,) = torch.autograd.grad(chosen, x, create_graph=wanted, allow_unused=True)
+            if slope is None:
                 raise UserError(
                     "got a classifier whose logits autograd cannot follow back to x; expected differentiable operations: "
                     "remove detach(), argmax and no_grad() from it"
                 )
-            (slope,) = torch.autograd.grad(chosen, x, create_graph=wanted, materialize_grads=True)
         return slope
 
     def _logits(self, x: Tensor, t: Tensor) -> Tensor:

@@ -60,13 +60,9 @@ def of_residual(at: Denoised, measurement: Measurement) -> Tensor:
     if measurement.linear:
         r = measurement.residual(at.x_0)
         return measurement.adjoint(r / measurement.variance(r))
+    measurement.require_derivative(at.x_0)
     x_0 = at.x_0 if at.differentiable else at.x_0.detach().requires_grad_()
     value = measurement.log_likelihood(x_0)
-    if not value.requires_grad:
-        raise UserError(
-            "got an operator that autograd cannot follow; expected operations of torch on x: write it so, or, where it is "
-            "linear, give its adjoint by LinearMap(forward, transpose)"
-        )
     (slope,) = torch.autograd.grad(value.sum(), x_0, create_graph=at.differentiable)
     return slope
 

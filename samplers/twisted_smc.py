@@ -217,21 +217,23 @@ class _Target:
         with torch.enable_grad():
             x = x.detach().requires_grad_()
             value = check_score(self.score(x, batch_t), x)
-            if not value.requires_grad:
-                raise UserError(
-                    "got a score that autograd cannot follow; expected one made of operations of torch: without one use "
-                    "Replacement, RePaint or DDNM"
-                )
-            D = tweedie(self.sde, value, x, batch_t)
-            at = D.detach().requires_grad_()
+            at = tweedie(self.sde, value.detach(), x.detach(), batch_t).requires_grad_()
+            if self.svd is None:
+                self.measurement.require_derivative(at.detach())
             log_psi = self._log_psi(at, r2)
-            if not log_psi.requires_grad:
-                raise UserError(
-                    "got an operator that autograd cannot follow; expected operations of torch, or LinearMap(forward, "
-                    "transpose)"
-                )
             (of_D,) = torch.autograd.grad(log_psi.sum(), at)
-            (slope,) = torch.autograd.grad(D, x, of_D.to(D.dtype))
+            of_D = of_D.to(value.dtype)
+            # D = (x + sigma^2 score) / alpha; parameters of the score are enough for it to be followed, so that x is asked for
+            alpha, variance = float(self.sde.alpha(t)), float(self.sde.sigma(t)) ** 2
+            pulled = None
+            if value.requires_grad:
+                (pulled,) = torch.autograd.grad(value, x, of_D, allow_unused=True)
+            if pulled is None:
+                raise UserError(
+                    "got a score that autograd cannot follow to x; expected one made of operations of torch, without detach(): "
+                    "otherwise use Replacement, RePaint or DDNM"
+                )
+            slope = (of_D + variance * pulled) / alpha
         return _Particles(x.detach(), value.detach(), log_psi.detach(), slope)
 
     def _log_psi(self, D: Tensor, r2: float) -> Tensor:

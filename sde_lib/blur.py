@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError
-from sde_lib.operators import SVD, Operator
+from numerics import UserError, require_count, require_positive
+from sde_lib.operators import SVD, Operator, as_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -30,6 +30,7 @@ class Blur(Operator):
     kernel: Tensor
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "kernel", as_numbers(self.kernel, "kernel"))
         if self.kernel.ndim < 1 or not self.kernel.is_floating_point() or any(n % 2 == 0 for n in self.kernel.shape):
             raise UserError(
                 f"got a kernel of shape {tuple(self.kernel.shape)} and {self.kernel.dtype}; expected real numbers of "
@@ -39,7 +40,14 @@ class Blur(Operator):
 
     @classmethod
     def gaussian(cls, std: float, *, size: int, axes: int = 2) -> Blur:
-        """A Gaussian kernel of `size` entries, odd, and standard deviation `std` along each axis, of sum 1."""
+        """A Gaussian kernel of `size` entries, odd, and standard deviation `std` along each axis, of sum 1.
+
+        Raises:
+            UserError: for a std that is not above 0, or sizes that are no odd counts.
+        """
+        require_positive(std, "std")
+        require_count(size, "size")
+        require_count(axes, "axes")
         line = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float64) - size // 2) / std).square())
         kernel = line
         for _ in range(axes - 1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from numerics import UserError
-from sde_lib.operators import SVD, Operator
+from sde_lib.operators import SVD, Operator, as_numbers
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,12 +34,9 @@ class Masks(Operator):
     masks: Tensor
 
     def __post_init__(self) -> None:
-        seen = self.masks.bool()
-        if (
-            seen.ndim < 2
-            or bool((seen.to(self.masks.dtype) != self.masks).any())
-            or not bool(seen.flatten(1).any(dim=1).all())
-        ):
+        masks = as_numbers(self.masks, "masks")
+        seen = masks.bool()
+        if seen.ndim < 2 or bool((seen.to(masks.dtype) != masks).any()) or not bool(seen.flatten(1).any(dim=1).all()):
             raise UserError(
                 f"got masks of shape {tuple(self.masks.shape)} that are not each of zeros and ones with at least one 1; "
                 "expected (B, *), 1 where data are seen: leave out samples of which nothing is"

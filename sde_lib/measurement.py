@@ -4,14 +4,19 @@ r"""Measurements of clean data: what a posterior is conditioned on.
 
 with an operator A (`sde_lib.operators`) and noise of standard deviation n, a number or one for each entry of a measurement.
 
-A wrong adjoint makes every method silently wrong, so it is looked at when a `Measurement` is made: <A u, v> and <u, A^T v> of
-random u and v are the same number for a linear A and its adjoint, and for nothing else.
+A wrong adjoint makes every method silently wrong, so it is looked at when a `Measurement` is made: <A u, v> and <u, A^T v> are
+the same number for a linear A and its adjoint, and for nothing else. Of random u and independent v both are smaller by sqrt(D)
+than the rounding they are made of, |A u| |v|; so v = A u + |A u| / |r| r is looked at, with a random r, for which |A u|^2 is a
+part of them. And every other u is A^T of a random vector: of random u, an operator with large and small singular values makes
+little of |u| |A^T v|, too.
+
+An operator without an adjoint is differentiated by autograd, which also has an answer for one that rounds x (a derivative
+of 0) or detaches it (none). So it is looked at where a method first needs its derivative.
 """
 
 from __future__ import annotations
 
 import copy
-import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property
@@ -21,6 +26,10 @@ from torch import Tensor
 
 from numerics import UserError, take
 from sde_lib.operators import SVD
+
+_PROBES = 2
+_ROUNDING = 100
+"""Of dot products, in units of the last place: what an adjoint may be off by."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -35,7 +44,8 @@ class Measurement:
     Attributes:
         linear: has the operator an adjoint?
         event_shape: of one sample, `(*)`, where the operator is linear.
-        noiseless: is n = 0 in some entry?
+        std: n as given; of entries that are never observed, 1.
+        noiseless: is n = 0 in some entry that is observed?
 
     Raises:
         UserError: for y that is no batch of finite real numbers, noise that is negative or of another shape, an operator that
@@ -48,6 +58,7 @@ class Measurement:
     linear: bool = field(init=False)
     event_shape: tuple[int, ...] | None = field(init=False)
     noiseless: bool = field(init=False)
+    _looked: list[bool] = field(init=False, repr=False, default_factory=lambda: [False])  # shared with those of take()
 
     def __post_init__(self) -> None:
         if not isinstance(self.y, Tensor) or self.y.ndim < 2 or not self.y.is_floating_point() or len(self.y) < 1:
@@ -67,7 +78,7 @@ class Measurement:
                 "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
             )
         settled: dict[str, object] = {"y": y, "linear": adjoint is not None, "event_shape": None}
-        settled["std"] = _noise(self.std, y)
+        settled["std"] = _noise(self.std, y, observed)
         settled["noiseless"] = bool((torch.as_tensor(settled["std"]) == 0).any())
         for name, value in settled.items():
             object.__setattr__(self, name, value)
@@ -84,6 +95,11 @@ class Measurement:
             raise UserError(
                 f"got {len(self.y)} measurements for {len(x)} samples; expected one a sample, or one for all: "
                 "measurement.take(index) has some of them"
+            )
+        if len(self.y) != len(x) and hasattr(self.operator, "take"):
+            raise UserError(
+                f"got an operator that differs by sample, of one sample, for {len(x)}; expected one of each, or an operator "
+                "for all, such as Mask(mask)"
             )
         if self.event_shape is not None and tuple(x.shape[1:]) != self.event_shape:
             raise UserError(
@@ -121,6 +137,38 @@ class Measurement:
         r = self.residual(x_0)
         return -0.5 * (r.square() / self.variance(r)).flatten(1).sum(dim=1)
 
+    def require_derivative(self, x_0: Tensor) -> None:
+        """Looks, once, whether autograd can follow the operator at the data `x_0` `(B, *)`.
+
+        Raises:
+            UserError: where it finds no derivative, or one that is exactly 0 in all entries, at x_0 and at data near it.
+        """
+        if self._looked[0]:
+            return
+        generator = torch.Generator().manual_seed(0)
+        nowhere = True
+        with torch.enable_grad():
+            for spread in (0.0, 2.0):
+                away = torch.randn(x_0.shape, generator=generator, dtype=x_0.dtype).to(x_0.device)
+                at = (x_0.detach() + spread * away).requires_grad_()
+                seen = self.residual(at)
+                slope = None
+                if seen.requires_grad:  # which parameters are enough for
+                    v = torch.randn(seen.shape, generator=generator, dtype=seen.dtype).to(seen.device)
+                    (slope,) = torch.autograd.grad(seen, at, v, allow_unused=True)
+                if slope is None:
+                    raise UserError(
+                        "got an operator that autograd cannot follow to x; expected operations of torch on x, without "
+                        "detach(): write it so, or, where it is linear, give its adjoint by LinearMap(forward, transpose)"
+                    )
+                nowhere &= bool((slope == 0).all())
+        if nowhere:
+            raise UserError(
+                "got an operator whose derivative is 0 everywhere, as that of rounding is, so that y would be ignored; "
+                "expected one that autograd can follow: leave out the rounding, and let std cover it"
+            )
+        self._looked[0] = True
+
     @cached_property
     def svd(self) -> SVD | None:
         """The coordinates in which the measurement falls apart, (2) of `sde_lib.operators`, where the operator has them."""
@@ -146,8 +194,8 @@ class Measurement:
         return fewer
 
 
-def _noise(std: float | Tensor, y: Tensor) -> float | Tensor:
-    """The noise as a number, or a tensor on the device of `y`, checked."""
+def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] | None) -> float | Tensor:
+    """The noise as a number, or a tensor on the device of `y`, checked; 1 in entries that no sample observes."""
     value = torch.as_tensor(std, dtype=y.dtype)
     try:
         fits = value.expand(y.shape[1:]).shape == y.shape[1:]
@@ -159,35 +207,65 @@ def _noise(std: float | Tensor, y: Tensor) -> float | Tensor:
             f"expected "
             "a finite number >= 0, or one for each entry of a measurement"
         )
-    return float(value) if value.ndim == 0 else value.to(y.device)
+    if value.ndim == 0:
+        return float(value)
+    value = value.to(y.device)
+    return value if observed is None else torch.where((observed(torch.ones_like(y)) != 0).any(dim=0), value, 1.0)
 
 
 def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], y: Tensor) -> tuple[int, ...]:
-    """The event shape of the data, after the dot product of a linear operator and its adjoint."""
-    generator = torch.Generator().manual_seed(0)
-    few = y[:1].shape if not hasattr(operator, "take") else y.shape
-    v = torch.randn(few, generator=generator, dtype=y.dtype).to(y.device)
+    """The event shape of the data, after dot products of a linear operator and its adjoint."""
+    few = y[:1] if not hasattr(operator, "take") else y
     with torch.no_grad():
-        try:
-            back = adjoint(v)
-        except RuntimeError as error:
+        back = _applied(adjoint, few, "adjoint")
+        if back.ndim < 2 or len(back) != len(few):
             raise UserError(
-                f"got y of shape {tuple(y.shape)}, which the operator's adjoint cannot take ({error}); expected y of "
-                "the operator's shape"
-            ) from error
-        u = torch.randn(back.shape, generator=generator, dtype=y.dtype).to(y.device)
-        seen = operator(u)
-        if seen.shape != v.shape:
-            raise UserError(
-                f"got an operator that makes {tuple(seen.shape)} of x {tuple(u.shape)}, and y of shape {tuple(y.shape)}; "
-                "expected y of the operator's shape"
+                f"got an adjoint that makes {tuple(back.shape)} of y {tuple(few.shape)}; expected data {(len(few), '*')}"
             )
-        there, here = float((seen.double() * v).sum()), float((u.double() * back).sum())
-        scale = float(seen.double().norm() * v.norm() + u.norm() * back.double().norm())
-    tolerance = math.sqrt(torch.finfo(y.dtype).eps) / 10
-    if not abs(there - here) <= tolerance * scale + 1e-300:
-        raise UserError(
-            f"got an adjoint with <A u, v> = {there:.6g} and <u, adjoint v> = {here:.6g} for random u and v; expected the same "
-            "number: the operator is not linear, or this is not its transpose"
-        )
+        generator = torch.Generator().manual_seed(0)
+        for smooth in (False, True) * _PROBES:
+            u, r = (torch.randn(x.shape, generator=generator, dtype=y.dtype).to(y.device) for x in (back, few))
+            if smooth:
+                u = _applied(adjoint, r, "adjoint")
+            seen = _applied(operator, u, "forward map")
+            if seen.shape != few.shape:
+                raise UserError(
+                    f"got an operator that makes {tuple(seen.shape)} of x {tuple(u.shape)}, and y of shape {tuple(y.shape)}; "
+                    "expected y of the operator's shape"
+                )
+            v = seen + seen.norm() / r.norm() * r
+            back = _applied(adjoint, v, "adjoint")
+            if back.shape != u.shape:
+                raise UserError(
+                    f"got an adjoint that makes {tuple(back.shape)} of one measurement and {tuple(u.shape)} of another; "
+                    "expected one shape"
+                )
+            there, here = (float((a.double() * b.double()).sum()) for a, b in ((seen, v), (u, back)))
+            scale = float(seen.double().norm() * v.double().norm() + u.double().norm() * back.double().norm())
+            if not abs(there - here) <= _ROUNDING * torch.finfo(y.dtype).eps * scale + 1e-300:
+                raise UserError(
+                    f"got an adjoint with <A u, v> = {there:.6g} and <u, adjoint v> = {here:.6g} for random u and v; expected "
+                    "the same number: the operator is not linear, or this is not its transpose"
+                )
     return tuple(back.shape[1:])
+
+
+def _applied(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:
+    """What the operator's `name` makes of `x`.
+
+    Raises:
+        UserError: where it is no tensor of real numbers, or torch cannot make it.
+    """
+    try:
+        made = function(x)
+    except (RuntimeError, IndexError, ValueError, TypeError) as error:
+        if isinstance(error, UserError):
+            raise
+        raise UserError(
+            f"got an operator whose {name} cannot take a tensor of shape {tuple(x.shape)} and {x.dtype} "
+            f"({str(error).splitlines()[0]}); expected y of the operator's shape, and an adjoint that takes y to data"
+        ) from error
+    if not isinstance(made, Tensor) or not made.is_floating_point():
+        got = made.dtype if isinstance(made, Tensor) else type(made).__name__
+        raise UserError(f"got an operator whose {name} returns {got}; expected a tensor of real numbers")
+    return made

@@ -47,6 +47,21 @@ class SVD:
     lift: Callable[[Tensor], Tensor]
 
 
+def as_numbers(value: object, name: str) -> Tensor:
+    """`value`, a tensor or what torch makes one of, such as nested lists or an array of numpy.
+
+    Raises:
+        UserError: for anything else, or numbers that are not finite.
+    """
+    try:
+        made = value if isinstance(value, Tensor) else torch.as_tensor(value)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"got {name}={value!r}; expected a tensor, or lists of numbers of equal lengths") from error
+    if not bool(made.isfinite().all()):
+        raise UserError(f"got {name} with entries that are not finite; expected numbers")
+    return made
+
+
 class Operator(ABC):
     """A linear map A from data `(B, *)` to measurements `(B, ...)`."""
 
@@ -102,6 +117,7 @@ class Linear(Operator):
     shape: Sequence[int] | None = None
 
     def __post_init__(self) -> None:
+        object.__setattr__(self, "matrix", as_numbers(self.matrix, "matrix"))
         if self.matrix.ndim != 2 or not self.matrix.is_floating_point():
             raise UserError(
                 f"got a matrix of shape {tuple(self.matrix.shape)} and {self.matrix.dtype}; expected (m, D) of real numbers"
@@ -158,8 +174,9 @@ class Mask(Operator):
     mask: Tensor
 
     def __post_init__(self) -> None:
-        seen = self.mask.bool()
-        if bool((seen.to(self.mask.dtype) != self.mask).any()) or not bool(seen.any()):
+        mask = as_numbers(self.mask, "mask")
+        seen = mask.bool()
+        if bool((seen.to(mask.dtype) != mask).any()) or not bool(seen.any()):
             raise UserError(
                 "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"
             )

@@ -230,6 +230,17 @@ def component(sde, labels):
     return Normal(sde, LAW.means[labels], LAW.stds[labels, :1].square())
 
 
+class Detached(torch.nn.Module):
+    """A classifier of which autograd follows the parameters, and not x."""
+
+    def __init__(self):
+        super().__init__()
+        self.layer = torch.nn.Linear(3, 3).double()
+
+    def forward(self, x, t):
+        return self.layer(torch.cat([x.detach(), t.unsqueeze(1)], dim=1).double())
+
+
 class TestClassifierGuidance:
     @each_sde
     def test_at_scale_one_it_is_bayes_rule_and_otherwise_so_many_times_the_gradient(self, sde):
@@ -323,6 +334,7 @@ class TestClassifierGuidance:
             (posterior(VPSDE()), [0, 1], 1.0, "2 labels for 6 samples"),
             (posterior(VPSDE()), LABELS, math.inf, "scale=inf"),
             (lambda x, t: posterior(VPSDE())(x, t).detach(), LABELS, 1.0, "differentiable"),
+            (Detached(), LABELS, 1.0, "differentiable"),
             (lambda x, t: posterior(VPSDE())(x, t)[:, 0], LABELS, 1.0, "logits of shape"),
         ],
     )

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from numerics import UserError, conjugate_gradients
-from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Measurement
+from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
 
 
 def random(*shape, seed=0):
@@ -136,6 +136,76 @@ def test_conjugate_gradients_solve_each_system_alone():
 
 def wrong(operator):
     return LinearMap(operator, lambda y: 1.01 * operator.adjoint(y))
+
+
+LARGE = {
+    "linear": (Linear(random(40, 3 * 64 * 64)), (3 * 64 * 64,)),
+    "mask": (Mask(random(3, 64, 64) > 0), (3, 64, 64)),
+    "masks": (Masks(random(1, 3, 64, 64) > 0), (3, 64, 64)),
+    "downsample": (Downsample(4), (3, 64, 64)),
+    "blur": (Blur(kernel()), (3, 64, 64)),
+    "grey": (Grey(), (3, 64, 64)),
+    "functions": (LinearMap(lambda x: x.cumsum(1), lambda y: y.flip(1).cumsum(1).flip(1)), (3 * 64 * 64,)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("name", LARGE)
+def test_of_large_data_right_adjoints_pass_and_slightly_wrong_ones_do_not(name, dtype):
+    """A difference of 1 % is far below what <A u, v> of independent u and v differs by from one u to the next."""
+    operator, event = LARGE[name]
+    y = operator(random(1, *event).to(dtype))
+    assert Measurement(operator, y, 0.1).event_shape == event
+    if name != "masks":
+        for factor in (1.01, 0.999):
+            with pytest.raises(UserError, match="adjoint"):
+                Measurement(LinearMap(operator, lambda y, factor=factor: factor * operator.adjoint(y)), y, 0.1)
+    if name in ("mask", "downsample", "blur", "grey"):
+        one = torch.zeros_like(y).flatten(1)
+        one[:, -1] = 10.0  # an adjoint that is wrong in one entry only
+
+        def off(y):
+            return operator.adjoint(y) + (y.flatten(1) * one).sum().reshape(1, *(1,) * len(event)) / 100
+
+        with pytest.raises(UserError, match="adjoint"):
+            Measurement(LinearMap(operator, off), y, 0.1)
+
+
+def test_noise_counts_where_something_is_observed():
+    mask, std = torch.tensor([1, 0]), torch.tensor([0.1, 0.0])
+    hole = Measurement(Mask(mask), torch.ones(1, 2), std)
+    assert not hole.noiseless and bool(hole.log_likelihood(torch.zeros(1, 2)).isfinite())
+    assert Measurement(Mask(1 - mask), torch.ones(1, 2), std).noiseless
+    assert Measurement(Masks(torch.stack([mask, 1 - mask])), torch.ones(2, 2), std).noiseless
+
+
+def test_lists_and_arrays_are_operators():
+    assert Mask([1, 0])(torch.ones(1, 2)).tolist() == [[1.0, 0.0]]
+    assert Masks([[1, 0]])(torch.ones(1, 2)).tolist() == [[1.0, 0.0]]
+    assert torch.equal(Linear(random(2, 3).numpy()).matrix, random(2, 3))
+    torch.testing.assert_close(Blur([0.25, 0.5, 0.25])(torch.ones(1, 1, 5)), torch.ones(1, 1, 5))
+
+
+@pytest.mark.parametrize(
+    ("make", "says"),
+    [
+        (lambda: Mask("left"), "mask='left'"),
+        (lambda: Linear([[1.0], [1.0, 2.0]]), "equal lengths"),
+        (lambda: Linear(random(2, 3) / 0), "finite"),
+        (lambda: Blur.gaussian(0.0, size=5), "std"),
+        (lambda: Blur.gaussian(1.0, size=4), "odd"),
+        (lambda: Measurement(LinearMap(lambda x: x @ random(3, 6).T, lambda y: y), random(1, 3), 0.1), "forward map"),
+        (lambda: Measurement(LinearMap(lambda x: x @ random(3, 6).T, lambda y: None), random(1, 3), 0.1), "NoneType"),
+        (lambda: Measurement(LinearMap(lambda x: None, lambda y: y), random(1, 3), 0.1), "forward map"),
+        (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.squeeze(9)), random(1, 3), 0.1), "adjoint cannot"),
+        (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.sum()), random(1, 3), 0.1), "expected data"),
+        (lambda: Measurement(Masks([[1, 0]]), random(1, 2), 0.1).check(random(3, 2)), "one of each"),
+    ],
+)
+def test_what_was_a_traceback_is_refused_in_one_line(make, says):
+    with pytest.raises(UserError, match=says) as caught:
+        make()
+    assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,19 @@ from oracles import SDES, exact_law, law_error
 from test_measurements import OPERATORS, random
 
 from evaluation import exact_posterior, posterior_errors
-from guidance import DPS, TMPD, Linear, LinearMap, Mask, Measurement, MomentMatching, PiGDM, PublishedDPS, posterior
+from guidance import (
+    DPS,
+    TMPD,
+    Linear,
+    LinearMap,
+    Mask,
+    Masks,
+    Measurement,
+    MomentMatching,
+    PiGDM,
+    PublishedDPS,
+    posterior,
+)
 from likelihood import Exact, Method, log_likelihood
 from numerics import Dopri5, SampleStreams, UserError
 from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector
@@ -343,6 +355,84 @@ def test_methods_refuse_what_they_cannot_take(measurement, method, says):
 def test_calls_refuse_what_does_not_fit(score, measurement, method, shape, says):
     with pytest.raises(UserError, match=says):
         posterior(SDES["vp"], score, measurement, method=method)(random(*shape), torch.tensor(0.5))
+
+
+class Detached(torch.nn.Module):
+    """Depends on x as a network does, and hides it from autograd: parameters alone are followed."""
+
+    def __init__(self):
+        super().__init__()
+        self.of_score = torch.nn.Parameter(torch.tensor(1.0, dtype=torch.float64))
+        self.matrix = torch.nn.Parameter(random(3, 6))
+
+    def forward(self, x, t=None):
+        return x.detach() @ self.matrix.T if t is None else -self.of_score * x.detach()
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_a_score_of_which_autograd_sees_parameters_only_is_refused(method):
+    with pytest.raises(UserError, match="autograd cannot follow to x"):
+        posterior(SDES["vp"], Detached(), LINEAR, method=METHODS[method])(random(2, 6), torch.tensor(0.5))
+
+
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        (lambda x: torch.round(2 * x[:, :3]) / 2, "derivative is 0"),
+        (Detached(), "without detach"),
+        (lambda x: x[:, :3].detach(), "without detach"),
+    ],
+    ids=["rounds", "module_detaches", "detaches"],
+)
+def test_an_operator_whose_derivative_says_nothing_is_refused(operator, says):
+    given = posterior(SDES["vp"], SCORE, Measurement(operator, Y, 0.1), method=DPS())
+    with pytest.raises(UserError, match=says):
+        given(random(2, 6), torch.tensor(0.5))
+
+
+def test_an_operator_is_looked_at_once_and_may_be_flat_somewhere():
+    asked = []
+
+    def operator(x):
+        asked.append(1)
+        return (x[:, :3] - 1).clamp(min=0)
+
+    given = posterior(SDES["vp"], lambda x, t: -x, Measurement(operator, Y, 0.1), method=DPS())
+    for _ in range(3):  # D is 0 there, where the operator is flat
+        given.take(torch.arange(2))(torch.zeros(2, 6, dtype=torch.float64), torch.tensor(0.5))
+    assert len(asked) == 3 + 2
+
+
+def test_the_referee_refuses_what_the_law_rules_out():
+    A = torch.tensor([[1.0, 1.0], [1.0, 1.0]], dtype=torch.float64)
+    oracle = Gaussian(torch.zeros(2), torch.eye(2))
+    with pytest.raises(UserError, match="rules out"):
+        exact_posterior(oracle, Measurement(Linear(A), torch.tensor([[1.0, 2.0]], dtype=torch.float64), 0.0))
+    # the same row twice says what it says once
+    twice = exact_posterior(oracle, Measurement(Linear(A), torch.ones(1, 2, dtype=torch.float64), 0.0))
+    once = exact_posterior(oracle, Measurement(Linear(A[:1]), torch.ones(1, 1, dtype=torch.float64), 0.0))
+    torch.testing.assert_close(twice.mean, once.mean)
+    torch.testing.assert_close(twice.cov, once.cov, atol=1e-12, rtol=0)
+
+
+def test_a_mode_without_width_is_ruled_out_alone():
+    """Two modes on lines: a measurement across them leaves the one that it meets."""
+    flat = torch.tensor([[1.0, 0.0], [0.0, 0.0]], dtype=torch.float64)
+    prior = CorrelatedMixture(torch.tensor([[0.0, 0.0], [0.0, 1.0]]), flat.expand(2, 2, 2), torch.tensor([0.5, 0.5]))
+    seen = lambda y: Measurement(Mask([0, 1]), torch.tensor([[0.0, y]]), 0.0)
+    assert exact_posterior(prior, seen(1.0)).weights.tolist() == [0.0, 1.0]
+    with pytest.raises(UserError, match="rules out"):
+        exact_posterior(prior, seen(0.5))
+
+
+def test_the_referee_takes_functions_in_single_precision_and_a_mask_of_one_sample():
+    oracle, A, y = law((2,)), torch.tensor([[1.0, 0.5]]), torch.tensor([[1.0]])
+    functions = Measurement(LinearMap(lambda x: x @ A.T, lambda y: y @ A), y, 0.3)
+    matrix = Measurement(Linear(A), y, 0.3)
+    torch.testing.assert_close(exact_posterior(oracle, functions).cov, exact_posterior(oracle, matrix).cov)
+    seen, y = torch.tensor([[True, False]]), torch.tensor([[0.7, 0.0]])
+    own, same = (exact_posterior(oracle, Measurement(of, y, 0.3)) for of in (Masks(seen), Mask(seen[0])))
+    torch.testing.assert_close(own.mean, same.mean)
 
 
 @pytest.mark.parametrize(

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import pytest
 import torch
-from oracles import SDES
+from oracles import SDES, exact_law
 from test_measurements import OPERATORS, WITH_SVD, random
-from test_posterior import law
+from test_posterior import Detached, law
 from test_samplers_laws import gaussian_p
 
 from evaluation import exact_posterior, posterior_errors
-from guidance import Blur, Linear, LinearMap, Mask, Measurement
+from guidance import Blur, Linear, LinearMap, Mask, Masks, Measurement
 from numerics import SampleStreams, UserError
 from samplers import DDIM, DDNM, LogSNR, RePaint, Replacement, TwistedSMC
 from sde_lib import VESDE
@@ -149,6 +149,28 @@ def test_ddnm_never_adds_more_noise_than_the_step_has(name) -> None:
         assert gaussian_p(z, torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)) > 1e-3
 
 
+@pytest.mark.parametrize("d", [1.0, 2.0])
+@pytest.mark.parametrize("spread", [0.2, 0.9, 1.1, 2.0, 100.0])
+def test_ddnm_leaves_to_the_score_what_is_mostly_noise(spread, d) -> None:
+    """The law of a coordinate of noise n / s = spread d, with no Monte Carlo: for more noise than data it is the law of steps
+    without a measurement; for less, its variance over all y is at most that of y'. At any number of steps."""
+    sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), d**2 * torch.eye(2))
+    operator = Linear(torch.diag(torch.tensor([1.0, 0.1 / (spread * d)], dtype=torch.float64)))
+    for steps in (20, 80, 320):
+        laws = []
+        for y in (0.0, 1.0):  # of the coordinate, so that the second mean is the gain on y'
+            measurement = Measurement(operator, operator(torch.tensor([[0.0, y]], dtype=torch.float64)), 0.1)
+            sampler = DDNM(measurement=measurement, steps=steps, grid=LogSNR(), denoise=False, data_std=d)
+            laws.append(exact_law(sampler, sde, oracle, steps))
+        gain, variance = float(laws[1][0][1] - laws[0][0][1]), float(laws[0][1][1, 1])
+        if spread > 1:
+            free = exact_law(DDIM(eta=1.0, steps=steps, grid=LogSNR(), denoise=False), sde, oracle, steps)
+            assert gain == 0 and variance == pytest.approx(float(free[1][1, 1]), rel=1e-9)
+        else:
+            assert gain**2 * (1 + spread**2) + variance / d**2 < 1 + spread**2 + 0.01
+            assert 0.9 < gain < 1.01  # y is taken for true
+
+
 def two_modes() -> tuple[GaussianMixture, Measurement]:
     """Three modes, one of which the measurement all but rules out and one of which it prefers."""
     means = torch.tensor([[-1.5, 1.0], [1.5, 0.5], [0.5, -1.5]])
@@ -248,6 +270,8 @@ MEASUREMENT = Measurement(Linear(random(3, 6)), random(1, 3), 0.1)
     ("make", "says"),
     [
         (lambda: DDNM(measurement=MEASUREMENT, eta=2.0), "eta"),
+        (lambda: DDNM(measurement=MEASUREMENT, eta=0.0), "ignored"),
+        (lambda: DDNM(measurement=MEASUREMENT, data_std=0.0), "data_std"),
         (lambda: DDNM(measurement="y"), "measurement"),
         (lambda: DDNM(measurement=Measurement(LinearMap(lambda x: x, lambda y: y), random(1, 3), 0.1)), "singular"),
         (lambda: Replacement(measurement=Measurement(lambda x: x, random(1, 3), 0.1)), "TwistedSMC"),
@@ -270,21 +294,26 @@ def test_options_that_are_refused(make, says):
     [
         ("ddnm", (2, 5), {}, "that shape"),
         ("twisted_smc", (2, 5), {}, "that shape"),
+        ("one_mask", (2, 6), {}, "one of each"),
         ("twisted_smc", (2, 6), {"keep_path": True}, "keep_path"),
         ("twisted_smc", (2, 6), {"x_T": torch.zeros(2, 6)}, "x_T"),
     ],
 )
 def test_calls_that_are_refused(kind, shape, options, says):
     sde = SDES["vp"]
+    measurement = Measurement(Masks(torch.ones(1, 6)), random(1, 6), 0.1) if kind == "one_mask" else MEASUREMENT
     with pytest.raises(UserError, match=says):
-        ALL[kind](MEASUREMENT)(sde, law((6,)).score(sde), shape, **options)
+        ALL.get(kind, ALL["twisted_smc"])(measurement)(sde, law((6,)).score(sde), shape, **options)
 
 
 @pytest.mark.parametrize(
     ("score", "operator"),
     [
         (lambda x, t: -x.detach(), Linear(random(3, 6))),
+        (Detached(), Linear(random(3, 6))),
         (lambda x, t: -x, lambda x: x.detach()[:, :3]),
+        (lambda x, t: -x, Detached()),
+        (lambda x, t: -x, lambda x: x[:, :3].round()),
     ],
 )
 def test_particles_refuse_what_autograd_cannot_follow(score, operator):

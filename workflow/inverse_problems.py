@@ -53,6 +53,10 @@ _COLUMNS = 8
 """Of a contact sheet: images at most."""
 _PROJECTIONS = 8
 _SR3_PROBLEM = "super-resolution"
+_NOISE, _LEVEL, _DEQUANTISED, _OWN = 1, 2, 3, 4
+"""What is added to the run's seed for the measurements' noise, the level's probes, the test images' dequantisation and the
+model's own truths. Restorations have the seed itself: a truth whose numbers a posterior sample shared would be correlated with
+it, whatever the measurement says."""
 _TOGETHER = 64
 """Samples that are drawn together: a network's call costs little more for them than for one."""
 
@@ -128,7 +132,7 @@ METHODS: Mapping[str, Way] = {
         RePaint(measurement=y, steps=steps, resamplings=4, jump=5, grid=LogSNR()),
         score,
     ),
-    "DDNM": lambda sde, score, y, steps, sd: (DDNM(measurement=y, steps=steps, grid=LogSNR()), score),
+    "DDNM": lambda sde, score, y, steps, sd: (DDNM(measurement=y, steps=steps, grid=LogSNR(), data_std=sd), score),
     "TwistedSMC": lambda sde, score, y, steps, sd: (
         TwistedSMC(measurement=y, steps=steps, particles=8, data_std=sd),
         score,
@@ -235,7 +239,7 @@ class Row:
         coverage, coverage_stderr: of test images; `expected` is what it should be.
         own_coverage, own_coverage_stderr, own_p: coverage of the model's own truths, and the ranks' p-value.
         seconds, nfe: for a sample.
-        std, told: the noise, and what the method was told of it.
+        std, told, own_told: the noise, and what the method was told of it, for test images and for the model's own.
     """
 
     problem: str
@@ -253,6 +257,7 @@ class Row:
     nfe: int
     std: float
     told: float
+    own_told: float
 
 
 def report_inverse(
@@ -271,7 +276,7 @@ def report_inverse(
     contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
 
     Args:
-        images: of the test split, and as many of the model's own.
+        images: of the test split, at most, and as many of the model's own.
         samples: of each, at least 2.
         steps: of each method; RePaint takes four times as many.
         std: of the noise, in model units.
@@ -279,26 +284,24 @@ def report_inverse(
         sr3_steps: of training a network that is shown the measurement, for super-resolution alone; 0 for none.
 
     Raises:
-        UserError: data that are no images, or an unknown name.
+        UserError: data that are no images, an unknown name, or problems none of which these images have.
     """
     from workflow.pictures import draw_samples  # it imports the systems
 
     shape = run.dataset.event_shape
-    if len(shape) != 3:
-        raise UserError(f"got data of shape {tuple(shape)}; expected images (C, H, W), which these problems are of")
+    check_names(methods, problems)
+    chosen = chosen_problems(problems, tuple(shape))
     low, high = run.model.data_range
     seed, device = run.setup.options.seed, run.device
     stored = run.dataset.split("test").x[:images].to(device)
-    truth, _ = UniformDequantizer()(stored, run.transform, run.sde, run.sde.t_min, generator=SampleStreams(seed))
+    images = len(stored)  # a split may have fewer
+    uniform = SampleStreams(seed + _DEQUANTISED)
+    truth, _ = UniformDequantizer()(stored, run.transform, run.sde, run.sde.t_min, generator=uniform)
     truth = truth.float()
-    own = draw_samples(run.setup, run.score, DPMSolver(order=2, stochastic=True, steps=2 * steps), images, shown=False)[
-        0
-    ]
-    own = own.to(device)
+    walk = DPMSolver(order=2, stochastic=True, steps=2 * steps)
+    own = draw_samples(run.setup, run.score, walk, images, seed=seed + _OWN, shown=False)[0].to(device)
     data_std = run.model.data_std or 1.0
     rows = []
-    check_names(methods, problems)
-    chosen = {name: PROBLEMS[name] for name in problems if PROBLEMS[name].fits(tuple(shape))}
     extra = int(sr3_steps > 0 and _SR3_PROBLEM in chosen)
     with progress.bar(total=len(chosen) * len(methods) + extra, name="inverse problems", unit="method") as bar:
         for name, problem in chosen.items():
@@ -306,10 +309,10 @@ def report_inverse(
             measured = {}
             for whose, x in (("test", truth), ("own", own)):
                 y = operator(x)
-                y = y + noise * normal(y.shape, SampleStreams(seed + 1), device=device, dtype=y.dtype)
+                y = y + noise * normal(y.shape, SampleStreams(seed + _NOISE), device=device, dtype=y.dtype)
                 told = noise
                 if problem.blind:
-                    told = estimate_noise_level(run.sde, run.score, y, generator=SampleStreams(seed + 2)).joint
+                    told = estimate_noise_level(run.sde, run.score, y, generator=SampleStreams(seed + _LEVEL)).joint
                 measured[whose] = Measurement(operator, y, told)
             sheet = [truth[:_COLUMNS], back_projected(measured["test"]).clamp(low, high)[:_COLUMNS]]
             ways = {method: METHODS[method] for method in methods}
@@ -330,8 +333,8 @@ def report_inverse(
                         data_std=data_std,
                         ways=ways,
                     )
-                told = float(measured["test"].std)
-                rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low, noise, told))
+                said = (float(measured["test"].std), float(measured["own"].std))
+                rows.append(_row(name, method, found["test"], truth, found["own"], own, high - low, noise, said))
                 seen = found["test"].samples
                 sd = low + (high - low) * (seen.std(dim=0) / (high - low) * 2).clamp(max=1)
                 sheet += [part[:_COLUMNS] for part in (seen[0], seen[1], seen.mean(dim=0), sd)]
@@ -356,6 +359,23 @@ def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "
             raise UserError(f"got {prefix}{what}={tuple(names)!r}; expected some of {', '.join(known)}")
 
 
+def chosen_problems(problems: Sequence[str], shape: tuple[int, ...], prefix: str = "") -> dict[str, Problem]:
+    """Those of the named problems that images of `shape` `(C, H, W)` have, by name.
+
+    Raises:
+        UserError: for none, or data that are no images.
+    """
+    if len(shape) != 3:
+        raise UserError(f"got data of shape {shape}; expected images (C, H, W), which these problems are of")
+    chosen = {name: PROBLEMS[name] for name in problems if PROBLEMS[name].fits(shape)}
+    if not chosen:
+        fit = ", ".join(name for name, problem in PROBLEMS.items() if problem.fits(shape))
+        raise UserError(
+            f"got {prefix}problems={tuple(problems)!r}, none of which images of shape {shape} have; expected some of {fit}"
+        )
+    return chosen
+
+
 def _stem(problem: str) -> str:
     return f"inverse_{problem.replace(' ', '_')}"
 
@@ -369,7 +389,7 @@ def _row(
     own_truth: Tensor,
     data_range: float,
     std: float,
-    told: float,
+    told: tuple[float, float],
 ) -> Row:
     of_mean = psnr(test.samples.mean(dim=0), truth, data_range)
     covered, own_covered = coverage(test.samples, truth), coverage(own.samples, own_truth)
@@ -389,7 +409,8 @@ def _row(
         seconds=test.seconds,
         nfe=test.nfe,
         std=std,
-        told=told,
+        told=told[0],
+        own_told=told[1],
     )
 
 
@@ -415,7 +436,11 @@ def _write(folder: RunFolder, rows: Sequence[Row], images: int, samples: int, st
     entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
     folder.update_results({"inverse": entry})
     blind = next(
-        (f"; where it is unknown, the likelihood says {row.told:.3f}" for row in rows if PROBLEMS[row.problem].blind),
+        (
+            f"; where it is unknown, the likelihood says {row.told:.3f}, and {row.own_told:.3f} of the model's own"
+            for row in rows
+            if PROBLEMS[row.problem].blind
+        ),
         "",
     )
     lines = [

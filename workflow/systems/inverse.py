@@ -86,6 +86,17 @@ class Inverse(System):
         require_positive(asked["std"], "config.inverse.std")
         inverse_problems.check_names(asked["methods"], asked["problems"], "config.inverse.")
 
+    def settled(self, setup: Setup) -> Setup:
+        """As it is, where the data are images that have one of the problems.
+
+        Raises:
+            UserError: where they have none, before anything is trained.
+        """
+        inverse_problems.chosen_problems(
+            setup.config["inverse"]["problems"], tuple(setup.dataset.event_shape), "config.inverse."
+        )
+        return setup
+
     def rehearsal(self, setup: Setup) -> Setup:
         """Two images, two samples, four steps, and a network that has learned nothing."""
         asked = setup.config["inverse"]
