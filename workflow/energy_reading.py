@@ -141,11 +141,11 @@ def differences(law: GridLaw, q: GridLaw) -> dict[str, float]:
 
 
 def differences_at(plan: Reading, model: EnergyModel, truth: Truth) -> dict[str, dict[str, float]]:
-    """`differences` at every noise level of the plan, by sigma."""
+    """`differences` at every noise level of the plan, by sigma; and log Z, the number that all log-densities -E are off by."""
     found = {}
     for sigma in plan.sigmas:
         law = Read.of(model, sigma, truth.plane).law
-        found[f"{sigma:g}"] = differences(law, truth.law.blurred(sigma)[0])
+        found[f"{sigma:g}"] = {**differences(law, truth.law.blurred(sigma)[0]), "log_z": law.log_z}
     return found
 
 
@@ -199,6 +199,7 @@ def by_the_flow(plan: Reading, read: Read, points: Tensor) -> dict[str, float]:
         "std_of_log_density": float(found.std()),
         "nats_by_flow": -float(found.mean()),
         "nats_by_energy": -float(energy.mean()) + read.law.log_z,
+        "nats_by_energy_alone": -float(energy.mean()),
     }
 
 
