@@ -122,11 +122,14 @@ def test_refusals():
         ({"energy.gamma": 2.0}, "gamma"),
         ({"energy.steps": ()}, "one step or more"),
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
+        ({"energy.sigmas": ()}, "one noise level or more"),
+        ({"energy.sigma": 20.0}, "the noise level 20.0 of config.energy"),
+        ({"sde.sigma_max": 0.15}, "the noise level 0.2 of config.energy"),
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):
         with pytest.raises(UserError, match=words):
             resolve(config_for("energy", changes=changes))
-    with pytest.raises(UserError, match="config.energy.sigma"):
+    with pytest.raises(UserError, match="the noise level 100.0 of config.energy"):
         Read.of(untrained(), 100.0, PLANE)
 
 

@@ -60,6 +60,8 @@ def model_for(name):
         return tiny_model(TableVESDE(sigmas=geometric_sigmas()), wild=True)
     if name == "hybrid":
         return models.ScoreModel(TwoHeads(), TableVPSDE(betas=linear_betas()))
+    if name == "dual":
+        return models.EnergyModel(models.MLP(dim=2, width=16, depth=1), VPSDE(), data_std=1.0, normalised=True)
     return tiny_model(VPSDE(), wild=True)
 
 

@@ -35,7 +35,7 @@ from numerics import (
     require_range,
     run_chain,
 )
-from sde_lib import WhitenedFlow
+from sde_lib import SDE, WhitenedFlow
 from workflow import progress
 from workflow.plane import Truth
 
@@ -49,7 +49,7 @@ class Reading:
 
     Args:
         sigma: the noise level, in model units, where the data's standard deviation is 1.
-        sigmas: noise levels, at most 0.6, at which differences of energies are compared with the truth's.
+        sigmas: noise levels, one or more, at most 0.6, at which differences of energies are compared with the truth's.
         chains: chains of each kind, and of importance sampling.
         length: transitions of each chain.
         steps: step sizes of SGLD and MALA, in model units.
@@ -81,6 +81,8 @@ class Reading:
         for step in self.steps:
             require_positive(step, "a step of config.energy.steps")
         require_range(self.gamma, "config.energy.gamma", 0, 1)
+        if not self.sigmas:
+            raise UserError("got config.energy.sigmas=(); expected one noise level or more")
         if not self.steps:
             raise UserError("got config.energy.steps=(); expected one step or more")
 
@@ -107,13 +109,24 @@ class Read:
             UserError: an energy that is not bounded on the grid, or a sigma outside the SDE's.
         """
         sde = model.sde
-        low, high = (float((-sde.log_snr(t) / 2).exp()) for t in (sde.t_min, sde.T))
-        if not low < sigma < high:
-            raise UserError(
-                f"got config.energy.sigma={sigma}; expected one between {low:.3g} and {high:.3g}, the SDE's"
-            )
+        require_within(sde, sigma)
         t = float(sde.time_of_log_snr(torch.tensor(-2 * math.log(sigma), dtype=torch.float64)))
         return cls(model=model, t=t, law=plane.law(log_density(model, t)))
+
+
+def require_within(sde: SDE, *sigmas: float) -> None:
+    """Refuses noise levels sigma / alpha that the SDE does not pass.
+
+    Raises:
+        UserError: the first of them.
+    """
+    low, high = (float((-sde.log_snr(t) / 2).exp()) for t in (sde.t_min, sde.T))
+    for sigma in sigmas:
+        if not low < sigma < high:
+            raise UserError(
+                f"got the noise level {sigma} of config.energy; expected sigma and sigmas between {low:.3g} and {high:.3g}, "
+                "the SDE's"
+            )
 
 
 def log_density(model: EnergyModel, t: float) -> LogDensity:

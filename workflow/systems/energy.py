@@ -121,8 +121,9 @@ class Energy(System):
         )
 
     def check(self, config: Config) -> None:
-        """How it is read, and data whose densities are known."""
-        self.plan(config)
+        """How it is read, at noise levels that the SDE has, and data whose densities are known."""
+        plan = self.plan(config)
+        energy_reading.require_within(self.sde(config), plan.sigma, *plan.sigmas)
         if self.compared(config).steps:
             energy_objectives.by_name(self.objective(config))
         plane.require_plane(config, self.name)
