@@ -47,6 +47,7 @@ if TYPE_CHECKING:
 _SDES: Catalogue[VESDE] = Catalogue("SDE", {"ve": VESDE})
 _READING: Catalogue[Reading] = Catalogue("energy", {"energy": Reading})
 _OBJECTIVES: Catalogue[Objectives] = Catalogue("objectives", {"objectives": Objectives})
+_MARGIN = 3.0  # of the grid: an energy may be wider than the data, at the first steps that of a standard normal
 _SPAN = 10.0  # nats below the highest that pictures show
 
 
@@ -126,7 +127,7 @@ class Energy(System):
         energy_reading.require_within(self.sde(config), plan.sigma, *plan.sigmas)
         if self.compared(config).steps:
             energy_objectives.by_name(self.objective(config))
-        plane.require_plane(config, self.name)
+        plane.require_plane(config, self.name, (plan.sigma, *plan.sigmas), n=plan.grid, margin=_MARGIN)
         if config["model"]["parametrization"]["name"] != "preconditioned":
             raise UserError(
                 f"got config.model.parametrization={config['model']['parametrization']['name']!r} for an energy, which has its "
@@ -155,8 +156,7 @@ class Energy(System):
         """Reads the energy: into results.json, report.md, two pictures and the terminal."""
         plan, seed = self.plan(run.setup.config), run.setup.options.seed
         first = cast(EnergyModel, run.model)
-        # an energy may be wider than the data, at the first steps that of a standard normal
-        truths = [plane.truth(run.dataset, run.transform, n=plan.grid, margin=3.0)]
+        truths = [plane.truth(run.dataset, run.transform, n=plan.grid, margin=_MARGIN)]
         truths.append(plane.truth(self.other(run.setup.config), run.transform, on=truths[0].plane))
         reads = [Read.of(m, plan.sigma, truths[0].plane) for m in (first, self._second(run))]
         true = [truth.law.blurred(plan.sigma)[0] for truth in truths]

@@ -72,8 +72,7 @@ class ScoreMatching(System):
 
     def check(self, config: Config) -> None:
         """The study's values, and data whose density is known."""
-        self.plan(config)
-        plane.require_plane(config, self.name)
+        plane.require_plane(config, self.name, self.plan(config).sigmas)
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a study of seconds."""
