@@ -316,8 +316,9 @@ def _cost(model: nn.Module, objective: Objective, batches: Batches, times: int =
 
 
 def shortened(plan: Study) -> Study:
-    """A plan of seconds: a few updates, and two noise levels."""
-    return replace(plan, steps=min(20, plan.steps), batches=min(4, plan.batches), sigmas=plan.sigmas[-2:])
+    """A plan of seconds: a few updates, two noise levels, two trainings at most."""
+    short = {"steps": min(20, plan.steps), "batches": min(4, plan.batches), "repeats": min(2, plan.repeats)}
+    return replace(plan, **short, sigmas=plan.sigmas[-2:])
 
 
 def of_denoising(found: Mapping[str, Found]) -> Sequence[Found]:
