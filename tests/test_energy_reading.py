@@ -27,11 +27,12 @@ def gaussian(variance, mean=0.0):
     return PLANE.law(lambda x: -(x - mean).square().sum(1) / (2 * variance))
 
 
-def untrained():
+def untrained(normalised=False):
     with torch.random.fork_rng():
         torch.manual_seed(0)
         net = models.MLP(dim=2, width=8, depth=1)
-    return EnergyModel(net, VESDE(sigma_min=0.01, sigma_max=10.0), data_std=1.0).eval().requires_grad_(False)
+    model = EnergyModel(net, VESDE(sigma_min=0.01, sigma_max=10.0), data_std=1.0, normalised=normalised)
+    return model.eval().requires_grad_(False)
 
 
 def read():
@@ -121,11 +122,15 @@ def test_refusals():
         ({"energy.gamma": 2.0}, "gamma"),
         ({"energy.steps": ()}, "one step or more"),
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
+        ({"energy.sigmas": (0.1, 0.02)}, "the noise level 0.02 for energy"),
+        ({"energy.sigmas": ()}, "one noise level or more"),
+        ({"energy.sigma": 20.0}, "the noise level 20.0 of config.energy"),
+        ({"sde.sigma_max": 0.15}, "the noise level 0.2 of config.energy"),
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):
         with pytest.raises(UserError, match=words):
             resolve(config_for("energy", changes=changes))
-    with pytest.raises(UserError, match="config.energy.sigma"):
+    with pytest.raises(UserError, match="the noise level 100.0 of config.energy"):
         Read.of(untrained(), 100.0, PLANE)
 
 
@@ -145,7 +150,7 @@ def test_the_system_goes_through(tmp_path):
     assert set(found["compositions"]) == {"product", "sum", "negation"}
     assert (tmp_path / "energy.png").exists() and (tmp_path / "compositions.png").exists()
     by_objective = found["objectives"]
-    assert set(by_objective) == {"denoising", "stable target", "sliced", "exact"}
+    assert set(by_objective) == {"denoising", "stable target", "sliced", "exact", "dual"}
     assert all(e["milliseconds"] > 0 and ("differences_at" in e or "unbounded" in e) for e in by_objective.values())
     assert (tmp_path / "objectives.png").exists() and "| stable target |" in (tmp_path / "report.md").read_text()
 
@@ -157,7 +162,7 @@ def test_the_objectives_that_are_compared_have_one_minimiser():
     from training.streams import StepStreams
     from workflow import energy_objectives
 
-    model = untrained().requires_grad_(True)  # the energy of N(0, I) at every noise
+    model = untrained(normalised=True).requires_grad_(True)  # the energy of N(0, I) at every noise
     law = Gaussian(torch.zeros(2), torch.eye(2))
     for objective in energy_objectives.by_name(StableTarget(times=LogNormal(mean=-0.5, std=0.7))).values():
         found = []

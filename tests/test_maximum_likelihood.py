@@ -138,6 +138,8 @@ def test_the_system_refuses_what_does_not_fit():
         ({"training.objective.solver": "rk4"}, "adjoint=False"),
         ({"training.validation": 16}, "expected 0"),
         ({"beside.points": 0}, "config.beside.points"),
+        ({"sampling.sampler": "pc"}, "'pc', which adds noise"),
+        ({"sampling.second.eta": 0.5}, "'ddim' with eta, which adds noise"),
     ):
         with pytest.raises(UserError, match=words):
             resolve(config_for("cnf", changes=changes))
@@ -146,6 +148,7 @@ def test_the_system_refuses_what_does_not_fit():
 def test_its_preset_for_images_is_small():
     images = resolve(config_for("cnf", "images"))
     assert images.dataset.event_shape == (1, 8, 8) and images.objective.probes == 1
+    assert not images.model.net.fine_input  # no sines of single grey levels, which a solver would follow
     assert sum(p.numel() for p in images.model.parameters()) < 1_000_000
 
 

@@ -15,6 +15,7 @@ from training.catalogue import OBJECTIVES, TIMES, WEIGHTINGS, available, create,
 from training.checkpoint import Checkpoint, CheckpointFolder, load_plain, to_plain
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
 from training.distributed import Group, current_group, process_group
+from training.dual_score_matching import DualScoreMatching, LevelledEnergy
 from training.ema import EMA
 from training.errors import (
     CheckpointError,
@@ -41,7 +42,7 @@ from training.result import TrainingResult
 from training.run_lock import RunLock
 from training.score_matching import ExactScoreMatching, FiniteDifferenceScoreMatching, SlicedScoreMatching
 from training.signals import Interruption
-from training.stable_target import StableTarget, stable_noise
+from training.stable_target import PosteriorNoise, StableTarget, posterior_noise, stable_noise
 from training.state import TrainState
 from training.time_sampling import (
     Adaptive,
@@ -83,6 +84,7 @@ __all__ = [
     "DSM",
     "DiscreteTime",
     "DiskError",
+    "DualScoreMatching",
     "EDMWeighting",
     "ELBO",
     "EMA",
@@ -97,6 +99,7 @@ __all__ = [
     "ImportanceTime",
     "Interrupted",
     "Interruption",
+    "LevelledEnergy",
     "LikelihoodWeighting",
     "LockedError",
     "LogNormal",
@@ -109,6 +112,7 @@ __all__ = [
     "Objective",
     "Origin",
     "Plan",
+    "PosteriorNoise",
     "PowerEMA",
     "Reflow",
     "RunLock",
@@ -155,6 +159,7 @@ __all__ = [
     "process_group",
     "reconstruct",
     "to_plain",
+    "posterior_noise",
     "stable_noise",
     "train",
     "NegativeELBO",

@@ -10,6 +10,7 @@ from typing import Any
 
 from numerics import Catalogue, Option
 from training.discrete import SMLD, DDPMSimple, DiscreteTime
+from training.dual_score_matching import DualScoreMatching
 from training.loss_history import LossHistory
 from training.maximum_likelihood import MaximumLikelihood
 from training.objectives import DSM, Objective
@@ -77,6 +78,7 @@ OBJECTIVES: Catalogue[Objective] = Catalogue(
     {
         "dsm": DSM,
         "stable_target": StableTarget,
+        "dual": DualScoreMatching,
         "ddpm_simple": DDPMSimple,
         "smld": SMLD,
         "vlb": VLB,

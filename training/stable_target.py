@@ -23,6 +23,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -36,9 +37,23 @@ from training.trainable import NoisePredictor
 from training.weighting import Simple, Weighting, require_weighting
 
 
+class PosteriorNoise(NamedTuple):
+    """Posterior means over a batch, of what is known of the noise in a point.
+
+    Attributes:
+        mean: of eps, `(B, *)`, (1) of the module.
+        square: of |eps|^2, `(B,)`.
+    """
+
+    mean: Tensor
+    square: Tensor
+
+
 @torch.no_grad()
-def stable_noise(sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: Tensor | None = None) -> Tensor:
-    """The mean (1) of eps given x_t and the reference points, `(B, *)`, at the cost of B n distances.
+def posterior_noise(
+    sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: Tensor | None = None
+) -> PosteriorNoise:
+    """The means of eps and of |eps|^2 given x_t and the reference points, at the cost of B n distances.
 
     Args:
         x_t: noised points `(B, *)`.
@@ -55,9 +70,15 @@ def stable_noise(sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: T
         log_w = distance.square_().mul_(
             -((alpha / sigma).square()) / 2
         )  # in place: B n numbers are the largest array here
-        w = (log_w if same is None else log_w.masked_fill_(~same, -torch.inf)).softmax(dim=1)
+        w = (log_w if same is None else log_w.masked_fill(~same, -torch.inf)).softmax(dim=1)
         eps_bar = (x - alpha * (w @ points)) / sigma
-    return eps_bar.reshape(x_t.shape).to(x_t.dtype)
+        square = -2 * torch.einsum("bn,bn->b", w, log_w)
+    return PosteriorNoise(eps_bar.reshape(x_t.shape).to(x_t.dtype), square.to(x_t.dtype))
+
+
+def stable_noise(sde: SDE, x_t: Tensor, t: Tensor, reference: Tensor, *, same: Tensor | None = None) -> Tensor:
+    """The mean (1) of eps given x_t and the reference points, `(B, *)`: that of `posterior_noise`."""
+    return posterior_noise(sde, x_t, t, reference, same=same).mean
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -107,11 +128,16 @@ class StableTarget(TimedObjective):
         x_t = sde.perturb(x_0[rows], t, draws["eps"][rows])
         asked = None if labels is None else labels[rows]
         same = None if labels is None or asked is None else asked.unsqueeze(1) == labels
-        error = stable_noise(sde, x_t, t, x_0, same=same) - predicted_noise(model, x_t, t, asked)
-        loss = error.flatten(1).square().mean(dim=1)
+        loss = self._error(model, x_t, t, asked, posterior_noise(sde, x_t, t, x_0, same=same))
         loss = loss * expand_as(self.weighting(sde, t), loss)
         if self.every == 1:
             return loss
         spread = loss.new_zeros(len(x_0))
         spread[rows] = loss * (len(x_0) / len(loss))
         return spread
+
+    def _error(
+        self, model: NoisePredictor, x_t: Tensor, t: Tensor, labels: Tensor | None, target: PosteriorNoise
+    ) -> Tensor:
+        """What is made small for each of the points that the network is asked at, `(b,)`."""
+        return (target.mean - predicted_noise(model, x_t, t, labels)).flatten(1).square().mean(dim=1)

@@ -85,7 +85,7 @@ def as_trainable(model: nn.Module, needs: tuple[str, ...] = ("noise",)) -> Train
     Raises:
         UsageError: a model without `.sde`, or without what is needed.
     """
-    if all(hasattr(model, name) for name in _ANSWERS):
+    if all(hasattr(model, name) for name in (*_ANSWERS, *needs)):
         return cast(Trainable, model)
     asked = ("sde", *needs)
     lacking = " and ".join(f".{name}" for name in asked if not hasattr(model, name))

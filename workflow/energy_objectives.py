@@ -4,9 +4,11 @@ r"""One energy trained by each objective of a score, beside each other and the t
     stable target    |eps_bar - eps_hat|^2                         the batch's mean of it
     sliced           |eps_hat|^2 - 2 sigma v' (grad eps_hat) v     no target; a second derivative along a random direction
     exact            |eps_hat|^2 - 2 sigma tr grad eps_hat         no target; all second derivatives
+    dual             stable target, and what the energy does from one noise level to the next
 
-All have the same minimiser at every noise level (`training.score_matching`, `training.stable_target`), so that they differ by
-the variance of their gradients and by their cost. Each starts from the same weights and sees the same batches, and is read as
+The first four have the same minimiser at every noise level (`training.score_matching`, `training.stable_target`), so that they
+differ by the variance of their gradients and by their cost; the last ties the levels to each other, which makes the energy one
+with log Z = 0 (`training.dual_score_matching`). Each starts from the same weights and sees the same batches, and is read as
 the run's own energy is (`workflow.energy_reading.differences_at`).
 """
 
@@ -21,7 +23,7 @@ import training
 from evaluation.plane import GridLaw
 from models import EnergyModel
 from numerics import UserError, require_count
-from training import DSM, ExactScoreMatching, Objective, SlicedScoreMatching, StableTarget
+from training import DSM, DualScoreMatching, ExactScoreMatching, Objective, SlicedScoreMatching, StableTarget
 from training.objectives import TimedObjective
 from workflow import energy_reading, progress
 from workflow.energy_reading import Read, Reading
@@ -53,7 +55,7 @@ class Objectives:
 
 
 def by_name(own: Objective) -> Mapping[str, Objective]:
-    """The four, with the times of the run's own objective and every noise level's weight 1.
+    """The five, with the times of the run's own objective and every noise level's weight 1.
 
     Raises:
         UserError: an objective without times.
@@ -68,6 +70,7 @@ def by_name(own: Objective) -> Mapping[str, Objective]:
         "stable target": StableTarget(times=own.times, t_min=own.t_min),
         "sliced": SlicedScoreMatching(times=own.times, t_min=own.t_min),
         "exact": ExactScoreMatching(times=own.times, t_min=own.t_min),
+        "dual": DualScoreMatching(times=own.times, t_min=own.t_min),
     }
 
 
@@ -116,15 +119,20 @@ def rows(entries: Mapping[str, Mapping[str, Any]], reading: Reading) -> tuple[tu
         "objective",
         *(f"off by at {sigma}" for sigma in sigmas),
         *(f"KL at {sigma}" for sigma in sigmas),
+        *(f"log Z at {sigma}" for sigma in sigmas),
         "ms an update",
     )
     body = []
     for name, entry in entries.items():
         at = entry.get("differences_at")
         read = (
-            [*(f"{100 * at[s]['relative']:.1f} %" for s in sigmas), *(f"{at[s]['kl']:.4f}" for s in sigmas)]
+            [
+                *(f"{100 * at[s]['relative']:.1f} %" for s in sigmas),
+                *(f"{at[s]['kl']:.4f}" for s in sigmas),
+                *(f"{at[s]['log_z']:+.3f}" for s in sigmas),
+            ]
             if at
-            else [entry["unbounded"], *[""] * (2 * len(sigmas) - 1)]
+            else [entry["unbounded"], *[""] * (3 * len(sigmas) - 1)]
         )
         body.append((name, *read, f"{entry['milliseconds']:.1f}"))
     return head, body

@@ -35,7 +35,7 @@ from numerics import (
     require_range,
     run_chain,
 )
-from sde_lib import WhitenedFlow
+from sde_lib import SDE, WhitenedFlow
 from workflow import progress
 from workflow.plane import Truth
 
@@ -49,7 +49,7 @@ class Reading:
 
     Args:
         sigma: the noise level, in model units, where the data's standard deviation is 1.
-        sigmas: noise levels, at most 0.6, at which differences of energies are compared with the truth's.
+        sigmas: noise levels, one or more, at most 0.6, at which differences of energies are compared with the truth's.
         chains: chains of each kind, and of importance sampling.
         length: transitions of each chain.
         steps: step sizes of SGLD and MALA, in model units.
@@ -81,6 +81,8 @@ class Reading:
         for step in self.steps:
             require_positive(step, "a step of config.energy.steps")
         require_range(self.gamma, "config.energy.gamma", 0, 1)
+        if not self.sigmas:
+            raise UserError("got config.energy.sigmas=(); expected one noise level or more")
         if not self.steps:
             raise UserError("got config.energy.steps=(); expected one step or more")
 
@@ -107,13 +109,24 @@ class Read:
             UserError: an energy that is not bounded on the grid, or a sigma outside the SDE's.
         """
         sde = model.sde
-        low, high = (float((-sde.log_snr(t) / 2).exp()) for t in (sde.t_min, sde.T))
-        if not low < sigma < high:
-            raise UserError(
-                f"got config.energy.sigma={sigma}; expected one between {low:.3g} and {high:.3g}, the SDE's"
-            )
+        require_within(sde, sigma)
         t = float(sde.time_of_log_snr(torch.tensor(-2 * math.log(sigma), dtype=torch.float64)))
         return cls(model=model, t=t, law=plane.law(log_density(model, t)))
+
+
+def require_within(sde: SDE, *sigmas: float) -> None:
+    """Refuses noise levels sigma / alpha that the SDE does not pass.
+
+    Raises:
+        UserError: the first of them.
+    """
+    low, high = (float((-sde.log_snr(t) / 2).exp()) for t in (sde.t_min, sde.T))
+    for sigma in sigmas:
+        if not low < sigma < high:
+            raise UserError(
+                f"got the noise level {sigma} of config.energy; expected sigma and sigmas between {low:.3g} and {high:.3g}, "
+                "the SDE's"
+            )
 
 
 def log_density(model: EnergyModel, t: float) -> LogDensity:
@@ -141,11 +154,11 @@ def differences(law: GridLaw, q: GridLaw) -> dict[str, float]:
 
 
 def differences_at(plan: Reading, model: EnergyModel, truth: Truth) -> dict[str, dict[str, float]]:
-    """`differences` at every noise level of the plan, by sigma."""
+    """`differences` at every noise level of the plan, by sigma; and log Z, the number that all log-densities -E are off by."""
     found = {}
     for sigma in plan.sigmas:
         law = Read.of(model, sigma, truth.plane).law
-        found[f"{sigma:g}"] = differences(law, truth.law.blurred(sigma)[0])
+        found[f"{sigma:g}"] = {**differences(law, truth.law.blurred(sigma)[0]), "log_z": law.log_z}
     return found
 
 
@@ -199,6 +212,7 @@ def by_the_flow(plan: Reading, read: Read, points: Tensor) -> dict[str, float]:
         "std_of_log_density": float(found.std()),
         "nats_by_flow": -float(found.mean()),
         "nats_by_energy": -float(energy.mean()) + read.law.log_z,
+        "nats_by_energy_alone": -float(energy.mean()),
     }
 
 

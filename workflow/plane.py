@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 
 import torch
@@ -47,21 +48,34 @@ class Truth:
         return math.sqrt(2 / self.information)
 
 
-def require_plane(config: Config, system: str) -> None:
-    """Refuses data whose density in the plane is not known, before anything is written.
+def require_plane(
+    config: Config, system: str, sigmas: Sequence[float] = (), *, n: int = 400, margin: float = _MARGIN
+) -> None:
+    """Refuses data whose density in the plane is not known, or not resolved by the grid of `truth`, before anything is written.
+
+    Args:
+        sigmas: noise levels at which the law is to be known.
+        n, margin: as in `truth`.
 
     Raises:
-        UserError: data of another shape, or without a log-density.
+        UserError: data of another shape, without a log-density or with jumps in it, or a noise level below the grid's spacing.
     """
     from workflow.setup import load_data  # it imports the systems
 
-    dataset, _ = load_data(config["data"])
+    dataset, transform = load_data(config["data"])
     if dataset.event_shape != (2,) or dataset.log_prob is None:
         known = "moons, gaussians, rings, pinwheel, spirals or swiss_roll"
         raise UserError(
             f"got the data {dataset.name} of shape {dataset.event_shape} for {system}, which compares with the true density; "
             f"expected points in the plane with a known one: --config.data.name={known}"
         )
+    spacing = truth(dataset, transform, n=n, margin=margin).plane.spacing
+    for sigma in sigmas:
+        if sigma < spacing:
+            raise UserError(
+                f"got the noise level {sigma:g} for {system}, whose grid of {n} x {n} points has a spacing of {spacing:.3g}; "
+                "expected no less"
+            )
 
 
 def truth(

@@ -90,8 +90,10 @@ _IMAGES: Changes = {
     "data.name": "digits",
     "model.name": "mlp",
     "model.width": 256,
+    # sines of single grey levels are steps to the solver: of the field that they make it took three times as long
+    "model.grey_level_features": (),
     "training.objective.probes": 1,
-    "training.steps": 4000,
+    "training.steps": 1000,
     "training.batch_size": 128,
     "training.learning_rate": 2e-3,
     "training.warmup": 100,
@@ -101,6 +103,8 @@ _IMAGES: Changes = {
     "beside.points": 100,
     "likelihood.limit": 100,
 }
+_OF_FLOWS = ("ode", "ddim", "dpm_solver", "unipc", "heun", "deis", "euler", "dpmpp_2m")
+"""Samplers that follow the flow, as long as they add no noise."""
 OTHERS: Mapping[str, Objective] = {
     "score matching": DSM(times=StratifiedTime(), weighting=Simple()),
     "flow matching": DSM(times=StratifiedTime(), weighting=FlowMatching()),
@@ -157,8 +161,17 @@ class CNF(System):
         return made
 
     def check(self, config: Config) -> None:
-        """The other trainings' values, and no validation by a bound of something else."""
+        """The other trainings' values; no sampler of the SDE, and no validation by its bound."""
         self.beside(config)
+        for place in ("sampler", "second"):
+            chosen = config["sampling"][place]
+            noise = [key for key in ("eta", "stochastic", "churn") if chosen.get(key)]
+            if chosen["name"] not in _OF_FLOWS or noise:
+                raise UserError(
+                    f"got config.sampling.{place}={chosen['name']!r}{' with ' if noise else ''}{', '.join(noise)}, which adds "
+                    "noise, for a flow trained by likelihood, which has no score of noised data; expected one of "
+                    f"{', '.join(_OF_FLOWS)}, without noise"
+                )
         if config["training"]["validation"]:
             raise UserError(
                 f"got config.training.validation={config['training']['validation']} for a flow trained by likelihood, whose "

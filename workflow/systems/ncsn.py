@@ -4,8 +4,8 @@ r"""NCSN as it was (Song and Ermon 2019, arXiv:1907.05600), and the same network
     L_SMLD = E_i 1/2 |eps - eps_hat(x_i, sigma_i)|^2                                        equations (5), (6)
     for each level, K times:   x <- x + a_i / 2 score + sqrt(a_i) z,   a_i = e sigma_i^2 / sigma_L^2      algorithm 1
 
-Level i stands at t = (L - i)/(L - 1) of `TableVESDE`, whose kernel there is the ladder's. So the network is a score at all
-times between the levels too. The SDE view ends at the smallest sigma, which stands at t = 0.
+The ladder is that of `workflow.sigma_ladder`: the network is a score at all times between the levels too, and the SDE view ends
+at the smallest sigma, which stands at t = 0.
 
 The digits' network is a U-Net that is told log sigma; `--preset=conditional` has the paper's, a RefineNet whose normalisations
 have weights of their own for each level, and `--preset=cifar10` all that was published: ten levels from 1 to 0.01, where the
@@ -26,42 +26,18 @@ from ml_collections import ConfigDict
 
 import samplers
 from numerics import Catalogue, UserError, require_count, require_positive
-from samplers import AnnealedLangevin, Correction, Sampler, Uniform
-from samplers.annealed_langevin import require_stable
-from sde_lib import TableVESDE
-from training import SMLD, DiscreteTime, geometric_sigmas
+from samplers import AnnealedLangevin, Correction, Sampler
+from sde_lib import TableVESDE, geometric_sigmas
+from training import SMLD, DiscreteTime
 from workflow import presets
 from workflow.defaults import base_config
 from workflow.sections import section
+from workflow.sigma_ladder import LadderLangevin, SigmaLadder, cifar10
 from workflow.system import Config, System
 
 
 @dataclass(frozen=True, kw_only=True)
-class SigmaLadder:
-    """Sigmas falling geometrically from `sigma_max` to `sigma_min` in L = `levels`.
-
-    Args:
-        levels: number of sigmas, at least 2.
-        sigma_max: the first and largest sigma.
-        sigma_min: the last and smallest sigma.
-    """
-
-    levels: int = 10
-    sigma_max: float = 1.0
-    sigma_min: float = 0.01
-
-    def __post_init__(self) -> None:
-        require_count(self.levels, "levels", 2)
-
-    @property
-    def sde(self) -> TableVESDE:
-        """The SDE through the ladder, down to its smallest sigma."""
-        sigmas = geometric_sigmas(levels=self.levels, largest=self.sigma_max, smallest=self.sigma_min)
-        return TableVESDE(sigmas=sigmas, t_end=0.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Algorithm1:
+class Algorithm1(LadderLangevin):
     """Annealed Langevin dynamics over the ladder's levels.
 
     Args:
@@ -81,16 +57,7 @@ class Algorithm1:
         require_positive(self.step_size, "step_size")
 
     def on(self, ladder: SigmaLadder) -> AnnealedLangevin:
-        """The sampler of that ladder; a step with which it diverges is refused here, before the training."""
-        require_stable(self.step_size, ladder.sigma_min)
-        return AnnealedLangevin(
-            levels=ladder.levels,
-            steps=self.steps,
-            step_size=self.step_size,
-            grid=Uniform(),
-            denoise=self.denoise,
-            corrections=self.corrections,
-        )
+        return self.walk(ladder, self.step_size, denoise=self.denoise)
 
 
 LADDERS: Catalogue[SigmaLadder] = Catalogue("ladder", {"ncsn": SigmaLadder})
@@ -114,36 +81,19 @@ _CONDITIONAL: presets.Changes = {
 }
 # the paper's, and where it is silent its code's (ermongroup/ncsn, configs/anneal.yml); the code steps twice as far, 4e-5
 _CIFAR10: presets.Changes = {
-    "threads": 0,
-    "data.name": "cifar10",
-    "data.low": 0.0,
-    "data.high": 1.0,
-    "sde.levels": 10,
-    "sde.sigma_max": 1.0,
-    "model.name": "ncsn_cifar10",
-    "model.channels": 128,
-    "model.sigmas": geometric_sigmas(levels=10, largest=1.0, smallest=0.01),
-    "model.centered": False,
-    "model.parametrization": "score",
+    **cifar10(levels=10, sigma_max=1.0, network="ncsn_cifar10"),
     "model.conditioning": "discrete_index",
-    "model.conditioning.levels": 10,
     "model.conditioning.reverse": True,
     "training.steps": 200_000,
-    "training.batch_size": 128,
     "training.learning_rate": 1e-3,
     "training.warmup": 0,
-    "training.schedule": "constant",
-    "training.betas": (0.9, 0.999),
     "training.clip": None,
     "training.ema": (),
-    "training.flip": True,
-    "training.log_every": 100,
     "training.eval_every": 5000,
     "training.checkpoint_every": 5000,
     "sampling.sampler.steps": 100,
     "sampling.sampler.step_size": 2e-5,
     "sampling.sampler.denoise": False,
-    "baselines": False,
 }
 
 
@@ -208,9 +158,9 @@ class NCSN(System):
             )
 
     def sampler(self, config: Config, section: Config) -> Sampler:
-        """Algorithm 1 walks this ladder; other samplers take the SDE view."""
-        made = SAMPLERS.make(section)
-        return made.on(self.ladder(config)) if isinstance(made, Algorithm1) else made
+        """Annealed Langevin walks this ladder; other samplers take the SDE view."""
+        made = self.catalogues["sampling.sampler"].make(section)
+        return made.on(self.ladder(config)) if isinstance(made, LadderLangevin) else made
 
 
 get_config = NCSN().get_config

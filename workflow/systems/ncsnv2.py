@@ -16,7 +16,7 @@ from __future__ import annotations
 import functools
 import json
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 from ml_collections import ConfigDict
@@ -24,14 +24,13 @@ from ml_collections import ConfigDict
 import models
 import samplers
 from numerics import Catalogue, UserError, require_count, require_positive, require_range
-from samplers import AnnealedLangevin, Correction, Sampler, Uniform
-from samplers.annealed_langevin import require_stable
-from sde_lib import TableVESDE, geometric_sigmas, noise_levels
-from training import SMLD, DiscreteTime
+from samplers import AnnealedLangevin, Correction
+from sde_lib import noise_levels
 from workflow.low_density import low_density
 from workflow.sections import section, set_value
+from workflow.sigma_ladder import LadderLangevin, SigmaLadder, cifar10
 from workflow.system import Config
-from workflow.systems.ncsn import NCSN, OBJECTIVES, SigmaLadder
+from workflow.systems.ncsn import NCSN
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -72,7 +71,7 @@ class RuledLadder:
 
 
 @dataclass(frozen=True, kw_only=True)
-class RuledLangevin:
+class RuledLangevin(LadderLangevin):
     """Annealed Langevin dynamics with technique 4's step, and a denoising at the end.
 
     Args:
@@ -91,46 +90,19 @@ class RuledLangevin:
             require_positive(self.step_size, "step_size")
 
     def on(self, ladder: SigmaLadder) -> AnnealedLangevin:
-        """The sampler of that ladder; a step with which it diverges is refused here, before the training."""
-        gamma = (ladder.sigma_max / ladder.sigma_min) ** (1 / (ladder.levels - 1))
-        ruled = 2 * noise_levels.langevin_step(gamma, ladder.sigma_min, self.steps)
-        step_size = ruled if self.step_size is None else self.step_size
-        require_stable(step_size, ladder.sigma_min)
-        return AnnealedLangevin(
-            levels=ladder.levels,
-            steps=self.steps,
-            step_size=step_size,
-            grid=Uniform(),
-            corrections=self.corrections,
-        )
+        ruled = 2 * noise_levels.langevin_step(ladder.ratio, ladder.sigma_min, self.steps)
+        return self.walk(ladder, ruled if self.step_size is None else self.step_size)
 
 
 _CIFAR10: Mapping[str, Any] = {
-    "threads": 0,
-    "data.name": "cifar10",
-    "data.low": 0.0,
-    "data.high": 1.0,
-    "sde.sigma_max": 50.0,
-    "sde.levels": 232,
-    "model.name": "ncsnv2_cifar10",
-    "model.channels": 128,
-    "model.sigmas": geometric_sigmas(levels=232, largest=50.0, smallest=0.01),
-    "model.centered": False,
-    "model.parametrization": "score",
-    "model.conditioning.levels": 232,
+    **cifar10(levels=232, sigma_max=50.0, network="ncsnv2_cifar10"),
     "training.steps": 300_000,
-    "training.batch_size": 128,
     "training.learning_rate": 1e-4,
     "training.warmup": 1,
-    "training.schedule": "constant",
-    "training.betas": (0.9, 0.999),
     "training.ema": (0.999,),
-    "training.flip": True,
-    "training.log_every": 100,
     "training.eval_every": 10_000,
     "training.checkpoint_every": 10_000,
     "sampling.sampler.step_size": 1.24e-5,  # twice the paper's 6.2e-6
-    "baselines": False,
 }
 
 LADDERS: Catalogue[RuledLadder] = Catalogue("ladder", {"ncsnv2": RuledLadder})
@@ -187,25 +159,11 @@ class NCSNv2(NCSN):
             )
         return made.on(distance, D)
 
-    def sde(self, config: Config) -> TableVESDE:
-        """The SDE through the ladder."""
-        return self.ladder(config).sde
-
-    def objective(self, config: Config) -> SMLD:
-        """L_SMLD, over the ladder's levels."""
-        made: SMLD = OBJECTIVES.make(config["training"]["objective"])
-        return replace(made, times=DiscreteTime(levels=self.ladder(config).levels, zero=True))
-
-    def sampler(self, config: Config, section: Config) -> Sampler:
-        """Algorithm 1 walks this ladder; other samplers take the SDE view."""
-        made = SAMPLERS.make(section)
-        return made.on(self.ladder(config)) if isinstance(made, RuledLangevin) else made
-
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
         """The rules' numbers, and the picture of why there are noise levels."""
         ladder = self.ladder(run.setup.config)
         D = run.dataset.dim
-        gamma = (ladder.sigma_max / ladder.sigma_min) ** (1 / (ladder.levels - 1))
+        gamma = ladder.ratio
         sampler = next(s for s in run.setup.samplers.values() if isinstance(s, AnnealedLangevin))
         step = (sampler.step_size or 0.0) / 2
         found = low_density()
