@@ -37,6 +37,7 @@ class Denoised:
 
     Attributes:
         x_0: D, `(B, *)`.
+        score: `value`.
 
     Raises:
         UserError: for a score that autograd cannot follow.
@@ -48,7 +49,7 @@ class Denoised:
                 "got a score that autograd cannot follow; expected one that depends on x by operations of torch: "
                 "without one use the samplers Replacement, RePaint or DDNM, which need no derivative"
             )
-        self.sde, self.x, self.t, self.differentiable = sde, x, t, differentiable
+        self.sde, self.x, self.t, self.score, self.differentiable = sde, x, t, value, differentiable
         alpha, variance = expand_as(sde.alpha(t), x), expand_as(sde.sigma(t).square(), x)
         self._followed = (x + variance * value) / alpha
         self.x_0 = self._followed if differentiable else self._followed.detach()

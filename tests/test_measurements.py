@@ -124,14 +124,26 @@ def test_conjugate_gradients_solve_each_system_alone():
     b = random(3, 6, seed=5) * torch.tensor([[1.0], [1e-6], [1e6]], dtype=torch.float64)
     b[1] = 0  # nothing to do
     apply = lambda M: lambda x: (M @ x.unsqueeze(2)).squeeze(2)
-    found = conjugate_gradients(apply(M), b, 12)
+    found, residual, indefinite = conjugate_gradients(apply(M), b, 12)
+    assert float(residual.max()) < 1e-8 and residual[1] == 0 and not indefinite.any()
     torch.testing.assert_close(found, torch.linalg.solve(M, b), atol=1e-12, rtol=1e-6)
-    alone = conjugate_gradients(apply(M[2:]), b[2:], 12)
+    alone = conjugate_gradients(apply(M[2:]), b[2:], 12).x
     torch.testing.assert_close(alone, found[2:], rtol=1e-12, atol=0)
     # singular but consistent, as without noise
     v = random(1, 6)
     singular = lambda x: v * (x * v).sum(dim=1, keepdim=True)
-    torch.testing.assert_close(singular(conjugate_gradients(singular, 2 * v, 5)), 2 * v)
+    torch.testing.assert_close(singular(conjugate_gradients(singular, 2 * v, 5).x), 2 * v)
+
+
+def test_conjugate_gradients_tell_too_few_iterations_from_no_such_matrix():
+    """Two systems of four eigenvalues, one of them below 0 in the second."""
+    M = torch.stack([torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, -3.0, 4.0])]).double()
+    b = torch.ones(2, 4, dtype=torch.float64)
+    for n in (1, 2, 4):
+        x, residual, indefinite = conjugate_gradients(lambda p: M * p, b, n)
+        torch.testing.assert_close(residual, (b - M * x).norm(dim=1) / b.norm(dim=1), atol=1e-12, rtol=1e-9)
+        assert indefinite.tolist() == [False, n >= 2]
+        assert (residual > 1e-9).tolist() == [n < 4, True]
 
 
 def wrong(operator):

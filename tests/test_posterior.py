@@ -112,6 +112,25 @@ def test_where_the_derivative_is_no_covariance_the_width_is_pseudoinverse_guidan
     assert float((found - off(x, t)).abs().max()) > 0  # there is guidance
 
 
+def test_a_replaced_covariance_and_too_few_iterations_are_two_facts():
+    """A score that is right, at one iteration and at enough; and one that is 1 % too large, at T."""
+    measurement, oracle = measured("linear")
+    sde, score = SDES["vp"], oracle.score(SDES["vp"])
+    x, t = states(sde, oracle)
+    few, enough = (
+        MomentMatching(iterations=n).solve(posterior(sde, score, measurement).at(x, t), measurement) for n in (1, 5)
+    )
+    for found in (few, enough):
+        assert not found.replaced.any() and not found.stopped.any()
+    assert float(few.residual.min()) > 1e-3 and float(enough.residual.max()) < 1e-6
+    given = posterior(sde, lambda x, t: 1.01 * score(x, t), measurement, method=MomentMatching(iterations=5))
+    wrong = given.method.solve(given.at(x, torch.full_like(t, sde.T)), measurement)
+    assert wrong.replaced.all() and not wrong.stopped.any() and float(wrong.residual.max()) < 1e-6
+    with torch.no_grad():  # what it says is what is used
+        at = given.at(x, t)
+        torch.testing.assert_close(given(x, t), at.score + at.pull(given.method.solve(at, measurement).u))
+
+
 def test_few_iterations_are_an_approximation():
     measurement, oracle = measured("linear")
     check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=3))
