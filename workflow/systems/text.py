@@ -115,8 +115,8 @@ class Text(GuidedSystem[TextStudy]):
             }
         )
         # many small updates: captions take longer to learn than glyphs
-        config.training.update({"steps": 2400, "batch_size": 32, "eval_every": 1200})
-        config.training.ema = (0.998,)
+        config.training.update({"steps": 1100, "batch_size": 32, "eval_every": 1100})
+        config.training.ema = (0.996,)
         # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
         config.likelihood.update({"limit": 100, "steps": 48, "draws": 1, "probes": 1})
