@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import UserError, require_count, require_positive
 from sde_lib.operators import SVD, Operator
 
 
@@ -40,6 +40,8 @@ class Blur(Operator):
     @classmethod
     def gaussian(cls, std: float, *, size: int, axes: int = 2) -> Blur:
         """A Gaussian kernel of `size` entries, odd, and standard deviation `std` along each axis, of sum 1."""
+        require_positive(std, "std")
+        require_count(size, "size")
         line = torch.exp(-0.5 * ((torch.arange(size, dtype=torch.float64) - size // 2) / std).square())
         kernel = line
         for _ in range(axes - 1):

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from numerics import UserError
-from sde_lib.operators import SVD, Operator
+from sde_lib.operators import SVD, Operator, require_tensor
 
 
 @dataclass(frozen=True, eq=False)
@@ -34,7 +34,7 @@ class Masks(Operator):
     masks: Tensor
 
     def __post_init__(self) -> None:
-        seen = self.masks.bool()
+        seen = require_tensor(self.masks, "masks").bool()
         if (
             seen.ndim < 2
             or bool((seen.to(self.masks.dtype) != self.masks).any())

@@ -47,6 +47,17 @@ class SVD:
     lift: Callable[[Tensor], Tensor]
 
 
+def require_tensor(value: object, name: str) -> Tensor:
+    """The value, refused where it is no tensor.
+
+    Raises:
+        UserError: with the value, by `name`.
+    """
+    if not isinstance(value, Tensor):
+        raise UserError(f"got {name}={value!r}; expected a tensor")
+    return value
+
+
 class Operator(ABC):
     """A linear map A from data `(B, *)` to measurements `(B, ...)`."""
 
@@ -158,7 +169,7 @@ class Mask(Operator):
     mask: Tensor
 
     def __post_init__(self) -> None:
-        seen = self.mask.bool()
+        seen = require_tensor(self.mask, "mask").bool()
         if bool((seen.to(self.mask.dtype) != self.mask).any()) or not bool(seen.any()):
             raise UserError(
                 "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from numerics import UserError, conjugate_gradients
-from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Measurement
+from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
 
 
 def random(*shape, seed=0):
@@ -161,6 +161,9 @@ def wrong(operator):
         (lambda: Measurement(Mask(torch.ones(4, 4)), random(1, 3, 4, 4), 0.1), "every channel"),
         (lambda: Mask(torch.zeros(4)), "at least one 1"),
         (lambda: Mask(torch.full((4,), 0.5)), "zeros and ones"),
+        (lambda: Mask("seen"), "mask='seen'"),
+        (lambda: Masks([[1, 0]]), "masks="),
+        (lambda: Blur.gaussian(0.0, size=5), "std"),
         (lambda: Linear(random(3)), "matrix"),
         (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),
         (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
@@ -176,6 +179,7 @@ def wrong(operator):
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), -0.1), "std"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), torch.ones(4)), "std"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), float("nan")), "std"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), "low"), "std='low'"),
         (lambda: Measurement("mask", random(1, 3), 0.1), "operator"),
         (lambda: Measurement(Linear(random(3, 6)), random(2, 3), 0.1).check(random(3, 6)), "take"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), 0.1).check(random(3, 7)), "that shape"),

@@ -354,6 +354,8 @@ def test_methods_refuse_what_they_cannot_take(measurement, method, says):
     [
         (constant, LINEAR, MomentMatching(), (2, 6), "autograd"),
         (SCORE, Measurement(of_numpy, Y, 0.1), DPS(), (2, 6), "autograd"),
+        (SCORE, Measurement(lambda x: torch.from_numpy(x.numpy()), Y, 0.1), DPS(), (2, 6), "leaves torch"),
+        (SCORE, Measurement(lambda x: x[:, :3].round(), Y, 0.1), DPS(), (2, 6), "derivative is 0"),
         (SCORE, Measurement(lambda x: x[:, :2], Y, 0.1), DPS(), (2, 6), "same shape"),
         (SCORE, LINEAR, MomentMatching(), (2, 5), "that shape"),
         (SCORE, Measurement(LINEAR.operator, random(3, 3), 0.1), PiGDM(), (2, 6), "take"),
@@ -372,6 +374,7 @@ def test_calls_refuse_what_does_not_fit(score, measurement, method, shape, says)
         lambda: PiGDM(data_std=-1),
         lambda: PublishedDPS(zeta=0, times=(1.0, 0.1)),
         lambda: PublishedDPS(times=(0.1, 1.0)),
+        lambda: PublishedDPS(times="vp"),
     ],
 )
 def test_options_out_of_range_are_refused(make):
