@@ -164,8 +164,8 @@ def _noise(std: float | Tensor, y: Tensor) -> float | Tensor:
     if not fits:
         got = tuple(std.shape) if isinstance(std, Tensor) and std.ndim else repr(std)
         raise UserError(
-            f"got std={got} for measurements of shape {tuple(y.shape[1:])}; expected a finite number >= 0, or one for each entry "
-            "of a measurement"
+            f"got std={got} for measurements of shape {tuple(y.shape[1:])}; expected a finite number >= 0, or one for each "
+            "entry of a measurement"
         )
     return float(value) if value.ndim == 0 else value.to(y.device)
 

@@ -15,12 +15,11 @@ from typing import TYPE_CHECKING, Any, ClassVar, Generic, TypeVar
 from ml_collections import ConfigDict
 
 import sde_lib
-import training
 from numerics import Catalogue, UserError, argument_help
 from samplers import SAMPLERS
 from workflow.defaults import base_config
 from workflow.guidance_scales import GuidanceStudy
-from workflow.sections import fields_section, section, set_value
+from workflow.sections import fields_section, section
 from workflow.system import Config, System
 
 if TYPE_CHECKING:
@@ -56,8 +55,6 @@ class GuidedSystem(System, Generic[S]):
         config.sde = section(sde_lib.SDES, "vp")
         config.model.class_conditional = True
         config.training.label_dropout = self.hidden
-        # a label decides where noise is large; there the plain loss is next to nothing, and so is what is learned of labels
-        set_value(config.training.objective, "weighting", "edm", training.OBJECTIVES)
         # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
         config.sampling.sampler = section(SAMPLERS, "ddim", steps=20)
         # bits/dim of each image given its label
