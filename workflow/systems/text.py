@@ -24,7 +24,6 @@ from torch import Tensor, nn
 
 import data
 import models
-import training
 from data import Dataset, Split
 from data.glyphs import attributes, glyphs
 from data.transforms import Transform
@@ -116,10 +115,9 @@ class Text(GuidedSystem[TextStudy]):
             }
         )
         # many small updates: captions take longer to learn than glyphs
-        config.training.update({"steps": 1100, "batch_size": 32, "eval_every": 1100})
-        config.training.ema = (0.996,)
-        # more of the high noise, at which captions say something, and a loss of order one there: the plain one is nearly 0
-        set_value(config.training.objective, "weighting", "edm", training.OBJECTIVES)
+        config.training.update({"steps": 2400, "batch_size": 32, "eval_every": 1200})
+        config.training.ema = (0.998,)
+        # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
         config.likelihood.update({"limit": 100, "steps": 48, "draws": 1, "probes": 1})
         # a mixture of Gaussians in 256 dimensions would take minutes
