@@ -12,7 +12,7 @@ from guidance.approximation import Approximation, Denoised
 from guidance.classifier import Classifier, ClassifierGuidance, classifier_guidance
 from guidance.classifier_free import ClassifierFree, Conditional, classifier_free
 from guidance.dps import DPS, PublishedDPS
-from guidance.moment_matching import MomentMatching
+from guidance.moment_matching import Matched, MomentMatching
 from guidance.pigdm import PiGDM
 from guidance.posterior import Posterior, posterior
 from guidance.tmpd import TMPD
@@ -33,6 +33,7 @@ __all__ = [
     "LinearMap",
     "Mask",
     "Masks",
+    "Matched",
     "Measurement",
     "MomentMatching",
     "Operator",

@@ -42,6 +42,7 @@ class Denoised:
 
     Attributes:
         x_0: D, `(B, *)`.
+        score: `value`.
 
     Raises:
         UserError: for a score that autograd cannot follow; from `pull`, for one that it follows to parameters only.
@@ -50,16 +51,16 @@ class Denoised:
     def __init__(self, sde: SDE, x: Tensor, t: Tensor, value: Tensor, differentiable: bool) -> None:
         if not check_score(value, x).requires_grad:
             raise UserError(_NOT_FOLLOWED)
-        self.sde, self.x, self.t, self.differentiable = sde, x, t, differentiable
+        self.sde, self.x, self.t, self.score, self.differentiable = sde, x, t, value, differentiable
         alpha, variance = expand_as(sde.alpha(t), x), expand_as(sde.sigma(t).square(), x)
         followed = (x + variance * value) / alpha
         self.x_0 = followed if differentiable else followed.detach()
-        self._value, self._alpha, self._spread = value, alpha, variance / alpha
+        self._alpha, self._spread = alpha, variance / alpha
 
     def pull(self, u: Tensor) -> Tensor:
         """J^T u, `(B, *)`: one vector-Jacobian product, of the score alone; that of x itself hides whether there is one."""
         (product,) = torch.autograd.grad(
-            self._value,
+            self.score,
             self.x,
             self._spread * u,
             retain_graph=True,
@@ -105,6 +106,13 @@ class Approximation(ABC):
                 f"got a noise of std=0 for {name}, which divides by it; expected std > 0: without noise use MomentMatching(), "
                 "PiGDM() or the sampler DDNM"
             )
+
+    def look(self, at: Denoised, measurement: Measurement) -> None:  # noqa: B027 (most methods have seen enough in `check`)
+        """Refuses, at the first call, what cannot be known before there is an x.
+
+        Raises:
+            UserError: for an operator that the method cannot use.
+        """
 
     @abstractmethod
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:

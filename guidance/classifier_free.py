@@ -29,6 +29,7 @@ unless said otherwise above.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 import torch
@@ -74,7 +75,7 @@ class ClassifierFree:
         require_range(scale, "scale", -math.inf)
         require_range(rescale, "rescale", 0, 1)
         if interval is not None:
-            ends = tuple(interval)
+            ends = tuple(interval) if isinstance(interval, Sequence) else ()
             if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
                 raise UserError(
                     f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); "
@@ -186,6 +187,11 @@ def classifier_free(
     """
     if labels is None:
         raise UserError("got labels=None; expected classes: without one there is nothing to guide to, use model itself")
+    if not callable(getattr(model, "condition", None)):
+        raise UserError(
+            f"got {type(model).__name__}, which has no condition(labels); expected a model with classes such as ScoreModel: "
+            "ClassifierFree(sde, conditional, unconditional, scale) takes two scores"
+        )
     return ClassifierFree(
         model.sde, model.condition(labels), model.condition(None), scale, interval=interval, rescale=rescale
     )

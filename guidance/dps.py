@@ -54,6 +54,17 @@ class DPS(Approximation):
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         return self.strength * of_residual(at, measurement)
 
+    def look(self, at: Denoised, measurement: Measurement) -> None:
+        """Refuses an operator whose derivative is 0 wherever it is: nothing would be guided."""
+        if measurement.linear:
+            return
+        still = not bool(of_residual(at, measurement).any())
+        if still and bool(measurement.residual(at.x_0.detach()).any()):
+            raise UserError(
+                "got an operator whose derivative is 0 at all samples, as that of round or > is; expected one that changes "
+                "smoothly with x: leave the rounding out, and count it to the noise"
+            )
+
 
 def of_residual(at: Denoised, measurement: Measurement) -> Tensor:
     """The gradient of log p(y | x_0) by x_0 at D, `(B, *)`: A^T (y - A D) / n^2, by autograd where there is no adjoint."""
@@ -88,7 +99,10 @@ class PublishedDPS(Approximation):
 
     def __post_init__(self) -> None:
         require_positive(self.zeta, "zeta")
-        times = torch.as_tensor(self.times, dtype=torch.float64)
+        try:
+            times = torch.as_tensor(self.times, dtype=torch.float64)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"got times={self.times!r}; expected (N+1,) that fall: the grid of the sampler") from error
         if times.ndim != 1 or len(times) < 2 or not bool((times.diff() < 0).all()):
             raise UserError(
                 f"got times of shape {tuple(times.shape)}; expected (N+1,) that fall: the grid of the sampler"

@@ -13,7 +13,8 @@ direction leads to a solution. So a sample for which C is negative along A^T (y 
 
     C' = r^2 I,    r^2 = d^2 kappa^2 / (d^2 + kappa^2)
 
-of `PiGDM` instead, and one that meets a negative variance later stops there. No exact score is such, and nothing changes there.
+of `PiGDM` instead; one that meets a negative variance later stops there. No exact score is such, and nothing changes there.
+Neither has to do with iterations that are too few, which leave a residual: `Matched` says which of the three was the case.
 """
 
 from __future__ import annotations
@@ -27,6 +28,23 @@ from torch import Tensor
 from guidance.approximation import Approximation, Denoised
 from numerics import conjugate_gradients, expand_as, inner, require_count, require_positive
 from sde_lib import Measurement
+
+
+@dataclass(frozen=True, kw_only=True)
+class Matched:
+    """What became of each sample's system.
+
+    Attributes:
+        u: `(B, *)`, A^T w.
+        replaced: `(B,)`, true where the score's derivative is no covariance, and PiGDM's width stands for it.
+        stopped: `(B,)`, true where a negative variance was met after the first direction: w is that of the directions before.
+        residual: `(B,)`, |y - A D - (n^2 + A C' A^T) w| / |y - A D|: what the iterations have left; 0 where they sufficed.
+    """
+
+    u: Tensor
+    replaced: Tensor
+    stopped: Tensor
+    residual: Tensor
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -55,6 +73,10 @@ class MomentMatching(Approximation):
     covaries: ClassVar[bool] = True
 
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
+        return self.solve(at, measurement).u
+
+    def solve(self, at: Denoised, measurement: Measurement) -> Matched:
+        """u and how it was come by, at what `Posterior.at` says of some x_t: costs what a direction costs."""
         r = measurement.residual(at.x_0)
         kappa2 = (-at.sde.log_snr(at.t)).exp()
         r2 = self.data_std**2 * kappa2 / (self.data_std**2 + kappa2)
@@ -74,4 +96,5 @@ class MomentMatching(Approximation):
             up = measurement.adjoint(w)
             return inner(w, measurement.variance(w) * w) - rounding * inner(up, up)
 
-        return measurement.adjoint(conjugate_gradients(apply, r, self.iterations, least=least))
+        w, residual, indefinite = conjugate_gradients(apply, r, self.iterations, least=least)
+        return Matched(u=measurement.adjoint(w), replaced=none, stopped=indefinite, residual=residual)

@@ -51,7 +51,7 @@ class PiGDM(Approximation):
                 return measurement.variance(w) * w + measurement.operator(r2 * measurement.adjoint(w))
 
             r = measurement.residual(at.x_0)
-            return measurement.adjoint(conjugate_gradients(apply, r, self.iterations))
+            return measurement.adjoint(conjugate_gradients(apply, r, self.iterations).x)
         s, n = svd.values, svd.noise
         off = svd.left(measurement.y) - s * svd.right(at.x_0)
         return svd.lift(s * off / (r2.unsqueeze(1) * s.square() + n.square())).to(at.x.dtype)

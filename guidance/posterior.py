@@ -24,6 +24,7 @@ class Posterior:
 
     def __init__(self, sde: SDE, score: Score, measurement: Measurement, method: Approximation) -> None:
         self.sde, self.score, self.measurement, self.method = sde, score, measurement, method
+        self._looked = [False]  # shared with those that take() makes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at `x` `(B, *)` and `t` `()` or `(B,)`, `(B, *)`; differentiable where x asks for it.
@@ -33,15 +34,30 @@ class Posterior:
         Raises:
             UserError: for a batch that the measurement is not of, or a score that autograd cannot follow.
         """
-        self.measurement.check(x)
         differentiable = torch.is_grad_enabled() and x.requires_grad
+        with ordinary_mode(x.device), torch.enable_grad():
+            at = self.at(x, t, differentiable=differentiable)
+            if not self._looked[0]:
+                self.method.look(at, self.measurement)
+                self._looked[0] = True
+            total = at.score + at.pull(self.method.direction(at, self.measurement))
+        return total if differentiable else total.detach()
+
+    def at(self, x: Tensor, t: Tensor, *, differentiable: bool = False) -> Denoised:
+        """What a method is told at `x` `(B, *)` and `t` `()` or `(B,)`, by one evaluation of the score: so
+        `MomentMatching().solve(given.at(x, t), measurement)` says how its systems were solved.
+
+        Args:
+            differentiable: shall autograd follow what is made of it, from x?
+
+        Raises:
+            UserError: for a batch that the measurement is not of, or a score that autograd cannot follow.
+        """
+        self.measurement.check(x)
         with ordinary_mode(x.device), torch.enable_grad():
             followed = x if differentiable else ordinary(x.detach()).requires_grad_()
             t = batch_time(ordinary(t) if isinstance(t, Tensor) else t, followed)
-            value = self.score(followed, t)
-            at = Denoised(self.sde, followed, t, value, differentiable)
-            total = value + at.pull(self.method.direction(at, self.measurement))
-        return total if differentiable else total.detach()
+            return Denoised(self.sde, followed, t, self.score(followed, t), differentiable)
 
     def in_dtype(self, dtype: torch.dtype) -> Posterior:
         """The same, whose score is given x in `dtype`; the measurement is compared in the state's own.
@@ -58,7 +74,9 @@ class Posterior:
 
     def take(self, index: Tensor) -> Posterior:
         """The score of the samples at `index` `(b,)`."""
-        return Posterior(self.sde, take(self.score, index), self.measurement.take(index), self.method)
+        made = Posterior(self.sde, take(self.score, index), self.measurement.take(index), self.method)
+        made._looked = self._looked
+        return made
 
 
 def posterior(

@@ -112,8 +112,9 @@ class CaptionEncoder(nn.Module):
         Raises:
             UserError: no captions, unknown words, or too many of them.
         """
-        if not captions:
-            raise UserError('got no captions; expected some, such as ("",) for the empty one')
+        if not captions or isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
+            got = f"captions={captions!r}" if captions else "no captions"
+            raise UserError(f'got {got}; expected a sequence of texts, such as ("",) for the empty one')
         self.table, self.num_classes = self._rows(captions).to(self.table.device), len(captions)
 
     def forward(self, class_label: Tensor | None, batch: int) -> Context:

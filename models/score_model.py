@@ -264,7 +264,9 @@ class ConditionedScore:
             self.labels = None if labels is None else torch.as_tensor(labels)
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"got labels={labels!r}; expected integers of shape () or (B,)") from error
-        if self.labels is not None and (self.labels.ndim > 1 or self.labels.is_floating_point()):
+        if self.labels is not None and (
+            self.labels.ndim > 1 or self.labels.is_floating_point() or self.labels.dtype == torch.bool
+        ):
             raise UserError(
                 f"got labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
                 f"expected integers of shape () or (B,)"

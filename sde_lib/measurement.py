@@ -118,9 +118,17 @@ class Measurement:
         """y - A x_0, `(B, ...)`.
 
         Raises:
-            UserError: where A x_0 has not the shape of y.
+            UserError: where A x_0 has not the shape of y, or the operator cannot take an x_0 that autograd follows.
         """
-        seen = self.operator(x_0)
+        try:
+            seen = self.operator(x_0)
+        except RuntimeError as error:
+            if not x_0.requires_grad or "requires grad" not in str(error):
+                raise
+            raise UserError(
+                "got an operator that autograd cannot follow, which leaves torch; expected operations of torch on x, or, where "
+                "it is linear, LinearMap(forward, transpose)"
+            ) from error
         if seen.shape[1:] != self.y.shape[1:]:
             raise UserError(
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "
@@ -196,16 +204,16 @@ class Measurement:
 
 def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] | None) -> float | Tensor:
     """The noise as a number, or a tensor on the device of `y`, checked; 1 in entries that no sample observes."""
-    value = torch.as_tensor(std, dtype=y.dtype)
     try:
-        fits = value.expand(y.shape[1:]).shape == y.shape[1:]
-    except RuntimeError:
+        value = torch.as_tensor(std, dtype=y.dtype)
+        fits = value.expand(y.shape[1:]).shape == y.shape[1:] and bool((value.isfinite() & (value >= 0)).all())
+    except (RuntimeError, TypeError, ValueError):
         fits = False
-    if not fits or not bool((value.isfinite() & (value >= 0)).all()):
+    if not fits:
+        got = tuple(std.shape) if isinstance(std, Tensor) and std.ndim else repr(std)
         raise UserError(
-            f"got std={std if value.ndim == 0 else tuple(value.shape)} for measurements of shape {tuple(y.shape[1:])}; "
-            f"expected "
-            "a finite number >= 0, or one for each entry of a measurement"
+            f"got std={got} for measurements of shape {tuple(y.shape[1:])}; expected a finite number >= 0, or one for each "
+            "entry of a measurement"
         )
     if value.ndim == 0:
         return float(value)

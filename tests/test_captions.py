@@ -171,6 +171,9 @@ class TestCaptionedNetwork:
             net.reading(["bold bold italic serif 3"])
         with pytest.raises(UserError, match="no captions"):
             net.reading([])
+        for no_captions in ("bold 3", [3]):
+            with pytest.raises(UserError, match="sequence of texts"):
+                net.reading(no_captions)
 
     def test_a_model_reads_captions_and_keeps_what_it_is(self):
         model = ScoreModel(network(), VPSDE(), data_std=0.4)

@@ -12,8 +12,9 @@ import pytest
 import torch
 from test_experiments import called, refused
 
-from numerics import UserError
-from sde_lib import VPSDE, Mask, Measurement
+from numerics import UserError, expand_as
+from samplers import DPMSolver
+from sde_lib import VPSDE, Grey, Mask, Measurement
 from sde_lib.analytic import Gaussian
 from workflow import command_line, inverse_problems, load_run, main, systems
 from workflow.configuration import config_for
@@ -150,6 +151,65 @@ def test_a_split_with_fewer_images_says_how_many_there_are(tmp_path, monkeypatch
         row["told"] != row["own_told"]
         and f"{row['own_told']:.3f} of the model's own" in (tmp_path / "report.md").read_text()
     )
+
+
+def colours(side=4):
+    """The law of smooth colour pictures whose channels go together, `(3, side, side)`."""
+    place = torch.cartesian_prod(torch.arange(side), torch.arange(side)).double()
+    smooth = torch.exp(-torch.cdist(place, place).square() / 8)
+    channels = torch.tensor([[0.30, 0.20, 0.05], [0.20, 0.25, 0.10], [0.05, 0.10, 0.20]], dtype=torch.float64)
+    cov = torch.kron(channels, smooth) + 0.01 * torch.eye(3 * side**2, dtype=torch.float64)
+    return Gaussian(torch.zeros(3, side, side, dtype=torch.float64), cov)
+
+
+class ExactPosteriors:
+    """The score of each sample's own posterior of a centred Gaussian, by the conditional Gaussian."""
+
+    def __init__(self, sde, law, y, A, std):
+        C = law.cov
+        gain = C @ A.T @ torch.linalg.inv(A @ C @ A.T + std**2 * torch.eye(len(A), dtype=torch.float64))
+        self.sde, self.means = sde, y.flatten(1).double() @ gain.T
+        self.values, self.vectors = torch.linalg.eigh(C - gain @ A @ C)
+
+    def __call__(self, x, t):
+        alpha, sigma = (expand_as(v, x.flatten(1)) for v in (self.sde.alpha(t), self.sde.sigma(t)))
+        off = (x.flatten(1).double() - alpha * self.means) @ self.vectors
+        return -((off / (alpha**2 * self.values + sigma**2)) @ self.vectors.T).reshape(x.shape).to(x.dtype)
+
+
+def coloured(method, images, samples=4, steps=50, std=0.1):
+    """Grey pictures of known colours, coloured: samples `(S, B, 3, 4, 4)` and truths."""
+    sde, law, operator = VPSDE(), colours(), Grey()
+    truth = law.sample(images, generator=torch.Generator().manual_seed(0)).float()
+    seen = Measurement(operator, operator(truth) + std * draws(images, 1, 4, 4, seed=1).float(), std)
+    A = operator(torch.eye(48).reshape(48, 3, 4, 4)).flatten(1).T.double()
+
+    def exact(sde, score, some, steps, data_std):
+        return DPMSolver(order=2, stochastic=True, steps=steps), ExactPosteriors(sde, law, some.y, A, std)
+
+    options = {"samples": samples, "steps": steps, "seed": 2, "data_std": 0.5, "ways": {**METHODS, "exact": exact}}
+    return restore(sde, law.score(sde), seen, method, truth.shape, **options).samples, truth
+
+
+def covered(samples, truth):
+    """The mean coverage and its standard error."""
+    each = coverage(samples, truth)
+    return float(each.mean()), float(each.std()) / len(each) ** 0.5
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("method", ["exact", *METHODS])
+def test_colours_of_grey_pictures_are_covered_as_often_as_they_should_be(method):
+    """By what is a posterior of colours; what takes y for true, or only pulls to it, is too sure (docs/guidance.md)."""
+    samples, truth = coloured(method, 600)
+    found, error = covered(samples, truth)
+    if method in ("DPS", "Replacement", "RePaint", "DDNM"):
+        assert 0.5 < found < 0.6 - 3 * error
+        return
+    assert abs(found - 0.6) < 3 * error
+    middle = samples.mean(dim=0)
+    narrow, _ = covered(middle + 0.9 * (samples - middle), truth)
+    assert narrow < 0.6 - 3 * error  # a tenth too narrow would be seen
 
 
 def test_unknown_methods_are_refused():

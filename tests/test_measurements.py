@@ -124,14 +124,26 @@ def test_conjugate_gradients_solve_each_system_alone():
     b = random(3, 6, seed=5) * torch.tensor([[1.0], [1e-6], [1e6]], dtype=torch.float64)
     b[1] = 0  # nothing to do
     apply = lambda M: lambda x: (M @ x.unsqueeze(2)).squeeze(2)
-    found = conjugate_gradients(apply(M), b, 12)
+    found, residual, indefinite = conjugate_gradients(apply(M), b, 12)
+    assert float(residual.max()) < 1e-8 and residual[1] == 0 and not indefinite.any()
     torch.testing.assert_close(found, torch.linalg.solve(M, b), atol=1e-12, rtol=1e-6)
-    alone = conjugate_gradients(apply(M[2:]), b[2:], 12)
+    alone = conjugate_gradients(apply(M[2:]), b[2:], 12).x
     torch.testing.assert_close(alone, found[2:], rtol=1e-12, atol=0)
     # singular but consistent, as without noise
     v = random(1, 6)
     singular = lambda x: v * (x * v).sum(dim=1, keepdim=True)
-    torch.testing.assert_close(singular(conjugate_gradients(singular, 2 * v, 5)), 2 * v)
+    torch.testing.assert_close(singular(conjugate_gradients(singular, 2 * v, 5).x), 2 * v)
+
+
+def test_conjugate_gradients_tell_too_few_iterations_from_no_such_matrix():
+    """Two systems of four eigenvalues, one of them below 0 in the second."""
+    M = torch.stack([torch.tensor([1.0, 2.0, 3.0, 4.0]), torch.tensor([1.0, 2.0, -3.0, 4.0])]).double()
+    b = torch.ones(2, 4, dtype=torch.float64)
+    for n in (1, 2, 4):
+        x, residual, indefinite = conjugate_gradients(lambda p: M * p, b, n)
+        torch.testing.assert_close(residual, (b - M * x).norm(dim=1) / b.norm(dim=1), atol=1e-12, rtol=1e-9)
+        assert indefinite.tolist() == [False, n >= 2]
+        assert (residual > 1e-9).tolist() == [n < 4, True]
 
 
 def wrong(operator):
@@ -219,6 +231,9 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         (lambda: Measurement(Mask(torch.ones(4, 4)), random(1, 3, 4, 4), 0.1), "every channel"),
         (lambda: Mask(torch.zeros(4)), "at least one 1"),
         (lambda: Mask(torch.full((4,), 0.5)), "zeros and ones"),
+        (lambda: Mask("seen"), "mask='seen'"),
+        (lambda: Masks([[1, 0]]), "masks="),
+        (lambda: Blur.gaussian(0.0, size=5), "std"),
         (lambda: Linear(random(3)), "matrix"),
         (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),
         (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
@@ -234,6 +249,7 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), -0.1), "std"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), torch.ones(4)), "std"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), float("nan")), "std"),
+        (lambda: Measurement(Linear(random(3, 6)), random(1, 3), "low"), "std='low'"),
         (lambda: Measurement("mask", random(1, 3), 0.1), "operator"),
         (lambda: Measurement(Linear(random(3, 6)), random(2, 3), 0.1).check(random(3, 6)), "take"),
         (lambda: Measurement(Linear(random(3, 6)), random(1, 3), 0.1).check(random(3, 7)), "that shape"),

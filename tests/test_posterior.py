@@ -124,6 +124,25 @@ def test_where_the_derivative_is_no_covariance_the_width_is_pseudoinverse_guidan
     assert float((found - off(x, t)).abs().max()) > 0  # there is guidance
 
 
+def test_a_replaced_covariance_and_too_few_iterations_are_two_facts():
+    """A score that is right, at one iteration and at enough; and one that is 1 % too large, at T."""
+    measurement, oracle = measured("linear")
+    sde, score = SDES["vp"], oracle.score(SDES["vp"])
+    x, t = states(sde, oracle)
+    few, enough = (
+        MomentMatching(iterations=n).solve(posterior(sde, score, measurement).at(x, t), measurement) for n in (1, 5)
+    )
+    for found in (few, enough):
+        assert not found.replaced.any() and not found.stopped.any()
+    assert float(few.residual.min()) > 1e-3 and float(enough.residual.max()) < 1e-6
+    given = posterior(sde, lambda x, t: 1.01 * score(x, t), measurement, method=MomentMatching(iterations=5))
+    wrong = given.method.solve(given.at(x, torch.full_like(t, sde.T)), measurement)
+    assert wrong.replaced.all() and not wrong.stopped.any() and float(wrong.residual.max()) < 1e-6
+    with torch.no_grad():  # what it says is what is used
+        at = given.at(x, t)
+        torch.testing.assert_close(given(x, t), at.score + at.pull(given.method.solve(at, measurement).u))
+
+
 def test_few_iterations_are_an_approximation():
     measurement, oracle = measured("linear")
     check_exact(SDES["vp"], measurement, oracle, MomentMatching(iterations=3))
@@ -347,6 +366,8 @@ def test_methods_refuse_what_they_cannot_take(measurement, method, says):
     [
         (constant, LINEAR, MomentMatching(), (2, 6), "autograd"),
         (SCORE, Measurement(of_numpy, Y, 0.1), DPS(), (2, 6), "autograd"),
+        (SCORE, Measurement(lambda x: torch.from_numpy(x.numpy()), Y, 0.1), DPS(), (2, 6), "leaves torch"),
+        (SCORE, Measurement(lambda x: x[:, :3].round(), Y, 0.1), DPS(), (2, 6), "derivative is 0"),
         (SCORE, Measurement(lambda x: x[:, :2], Y, 0.1), DPS(), (2, 6), "same shape"),
         (SCORE, LINEAR, MomentMatching(), (2, 5), "that shape"),
         (SCORE, Measurement(LINEAR.operator, random(3, 3), 0.1), PiGDM(), (2, 6), "take"),
@@ -443,6 +464,7 @@ def test_the_referee_takes_functions_in_single_precision_and_a_mask_of_one_sampl
         lambda: PiGDM(data_std=-1),
         lambda: PublishedDPS(zeta=0, times=(1.0, 0.1)),
         lambda: PublishedDPS(times=(0.1, 1.0)),
+        lambda: PublishedDPS(times="vp"),
     ],
 )
 def test_options_out_of_range_are_refused(make):

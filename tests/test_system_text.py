@@ -112,9 +112,9 @@ def test_a_sweep_over_exact_scores(tmp_path):
         return classifier_free(run.model, asked, scale)
 
     none, own, far = sweep(run, judge, guided, labels, (0.0, 1.0, 3.0), each=60, real=real, name="exact")
-    assert own.x.shape == (2, 60, 2) and own.nfe == 101
+    assert own.by_caption.shape == (2, 60, 2) and own.nfe == 101
     for k in range(2):
-        mean = own.x[k].double().mean(0)
+        mean = own.by_caption[k].double().mean(0)
         assert float((mean - run.model.means[labels[k]]).abs().max()) < 4 * 0.5 / math.sqrt(60)
     assert abs(own.variety.value - 1) < 0.25  # their law is the data's; at every scale they are as wide here
     assert far.accuracy[ALL].value > 0.95 > none.accuracy["class"].value

@@ -11,7 +11,6 @@ which is 1 for samples as different from each other as real pictures of one capt
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +21,7 @@ from torch import Tensor
 
 from evaluation import AttributeClassifier, Estimate, share
 from numerics import UserError
-from sde_lib import Score
-from workflow.pictures import draw_samples
+from workflow.guidance_scales import Guided, ScalePoint, at_scales, draw_by_scale
 from workflow.trained_run import TrainedRun
 
 ALL = "all of them"
@@ -50,42 +48,36 @@ class Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class CaptionPoint:
+class CaptionPoint(ScalePoint):
     """Samples of captions at one scale.
 
     Attributes:
-        scale: of the guidance.
         accuracy: by attribute, and of all of them.
         variety: of a caption's samples, that of real pictures being 1.
-        nfe: calls of the guided score for a batch.
-        seconds: of drawing.
-        x: `(captions, each, *)`, the samples in model units.
+        each: samples of a caption.
     """
 
-    scale: float
     accuracy: dict[str, Estimate]
     variety: Estimate
-    nfe: int
-    seconds: float
-    x: Tensor
+    each: int
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+    @property
+    def by_caption(self) -> Tensor:
+        """The samples in model units, `(captions, each, *)`."""
+        return self.x.reshape(-1, self.each, *self.x.shape[1:])
+
+    def measured(self) -> dict[str, Any]:
         return {
-            "scale": self.scale,
             "accuracy": {name: e.to_dict() for name, e in self.accuracy.items()},
             "variety": self.variety.to_dict(),
-            "captions": self.x.shape[0],
-            "samples": self.x.shape[0] * self.x.shape[1],
-            "nfe": self.nfe,
-            "seconds": self.seconds,
+            "captions": len(self.x) // self.each,
         }
 
 
 def sweep(
     run: TrainedRun,
     judge: Judge,
-    guided: Callable[[Tensor, float], Score],
+    guided: Guided,
     labels: Tensor,
     scales: Sequence[float],
     *,
@@ -96,7 +88,6 @@ def sweep(
     """The points of some captions.
 
     Args:
-        guided: labels `(n,)` and a scale -> the guided score.
         labels: the captions' classes, `(K,)`.
         each: samples of each, at least 2.
         real: real pictures of them, `(K, R, *)` in data units, R at least 2.
@@ -104,20 +95,14 @@ def sweep(
     """
     asked = labels.repeat_interleave(each)
     points = []
-    for scale in scales:
-        begun = time.perf_counter()
-        score, sampler = guided(asked.to(run.device), scale), next(iter(run.setup.samplers.values()))
-        x, nfe = draw_samples(run.setup, score, sampler, len(asked), name=f"{name}, scale {scale:g}")
-        seconds = time.perf_counter() - begun
-        made = run.transform.to_data(x)
+    for drawn in at_scales(run, guided, asked, scales, name=name):
+        made = run.transform.to_data(drawn.x)
         points.append(
             CaptionPoint(
-                scale=float(scale),
+                drawn=drawn,
                 accuracy=judge.accuracy(made, asked),
                 variety=variety(made.reshape(-1, each, *made.shape[1:]), real),
-                nfe=nfe,
-                seconds=seconds,
-                x=x.reshape(-1, each, *x.shape[1:]),
+                each=each,
             )
         )
     return points
@@ -153,27 +138,14 @@ def save_sweep(
     FigureCanvasAgg(figure)
     *panels, last = figure.subplots(1, len(sweeps) + 1)
     for panel, (kind, points) in zip(panels, sweeps.items(), strict=True):
-        scales = [p.scale for p in points]
         for i, name in enumerate(points[0].accuracy):
-            found = [p.accuracy[name] for p in points]
-            panel.errorbar(
-                scales,
-                [e.value for e in found],
-                yerr=[e.stderr for e in found],
-                marker="o",
-                capsize=2,
-                color=f"C{i}",
-                label=name,
-            )
+            draw_by_scale(panel, points, [p.accuracy[name] for p in points], capsize=2, color=f"C{i}", label=name)
             panel.axhline(floor[kind][name].value, color=f"C{i}", linestyle="--", linewidth=0.8)
         panel.set_title(kind, fontsize=10)
         panel.set_ylabel("share of samples that show it (dashed: of real glyphs)", fontsize=8)
         panel.set_ylim(0, 1.02)
     for kind, points in sweeps.items():
-        found = [p.variety for p in points]
-        last.errorbar(
-            [p.scale for p in points], [e.value for e in found], yerr=[e.stderr for e in found], marker="o", label=kind
-        )
+        draw_by_scale(last, points, [p.variety for p in points], label=kind)
     last.axhline(1, color="0.6", linewidth=0.8)
     last.set_title("variety of a caption's samples (real glyphs: 1)", fontsize=10)
     for panel in (*panels, last):

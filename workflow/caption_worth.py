@@ -17,9 +17,10 @@ from typing import Any
 import torch
 
 from evaluation import Estimate
-from likelihood import Hutchinson, bits_per_dim, fast
+from likelihood import Hutchinson, bits_per_dim
 from numerics import SampleStreams
 from workflow import progress
+from workflow.class_likelihood import labelled_method
 from workflow.splits import checked_split
 from workflow.trained_run import TrainedRun
 
@@ -55,11 +56,9 @@ def caption_worth(run: TrainedRun, split: str, *, n: int, steps: int) -> Worth:
     Args:
         steps: of the flow, on a grid placed by a pilot run on training data with their captions.
     """
-    model, data, train = run.model, checked_split(run.dataset, split), run.dataset.split("train")
-    assert data.labels is not None and train.labels is not None  # the model has captions
+    model, data, method = run.model, checked_split(run.dataset, split), labelled_method(run, steps)
+    assert data.labels is not None  # the model has captions
     n = min(n, len(data))
-    pilot = run.transform.centres(run.pilot()).to(torch.float32)
-    method = fast(run.sde, model.condition(train.labels[: len(pilot)]), pilot, steps=steps, data_std=run.flow.data_std)
     found: dict[str, list[torch.Tensor]] = {"given": [], "without": []}
     with progress.bar(total=n, name=f"with captions and without, {split}", unit=run.setup.noun) as bar:
         for first in range(0, n, _BATCH):

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from data import Split
-from likelihood import Hutchinson, bits_per_dim, fast
+from likelihood import Hutchinson, Method, bits_per_dim, fast
 from numerics import SampleStreams
 from workflow import progress
 from workflow.chunks import Chunks
@@ -60,6 +60,14 @@ def class_shares(split: Split, classes: int) -> Tensor:
     return counts / counts.sum()
 
 
+def labelled_method(run: TrainedRun, steps: int) -> Method:
+    """A flow of that many steps, on a grid placed by a pilot run on training data with their labels."""
+    labels = run.dataset.split("train").labels
+    assert labels is not None  # the model has labels
+    pilot = run.transform.centres(run.pilot()).to(torch.float32)
+    return fast(run.sde, run.model.condition(labels[: len(pilot)]), pilot, steps=steps, data_std=run.flow.data_std)
+
+
 def bits_by_class(run: TrainedRun, *, n: int, steps: int, split: str = "test") -> ByClass:
     """The bits/dim of the first `n` samples of a split under each class, in chunks that are kept.
 
@@ -85,9 +93,7 @@ def bits_by_class(run: TrainedRun, *, n: int, steps: int, split: str = "test") -
     }
     chunks = Chunks(run.folder.path / "by_class", split, stated, n, _CHUNK)
     if not chunks.complete:
-        pilot = run.transform.centres(run.pilot()).to(torch.float32)
-        own = model.condition(train.labels[: len(pilot)])
-        method = fast(run.sde, own, pilot, steps=steps, data_std=run.flow.data_std)
+        method = labelled_method(run, steps)
         with progress.bar(total=n, initial=chunks.done, name="likelihood under each class", unit=run.setup.noun) as bar:
             for k, first, last in chunks.todo(alone=True):
                 x, ids, found, nfe = data.x[first:last].to(run.device), data.ids[first:last], [], 0

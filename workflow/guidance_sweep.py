@@ -8,8 +8,6 @@ the last.
 
 from __future__ import annotations
 
-import math
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,8 +18,7 @@ from torch import Tensor
 
 from data import Dataset
 from evaluation import Estimate, Features, default_features, evaluate_samples, nearest, share
-from sde_lib import Score
-from workflow.pictures import draw_samples
+from workflow.guidance_scales import Guided, ScalePoint, at_scales, draw_by_scale, finite
 from workflow.trained_run import TrainedRun
 
 MEASURES = ("FD", "precision", "recall", "coverage")
@@ -74,54 +71,33 @@ def judge_of(dataset: Dataset) -> Judge:
 
 
 @dataclass(frozen=True, kw_only=True)
-class SweepPoint:
-    """One scale.
+class SweepPoint(ScalePoint):
+    """One scale, whose sample i is asked to be of class i mod K.
 
     Attributes:
-        scale: of the guidance.
         accuracy: the share of samples that the judge puts into the class that was asked for.
         by_class: the same of each class.
         measures: FD, precision, recall and coverage.
-        nfe: calls of the guided score for a batch.
-        seconds: of drawing, for all samples.
-        x: `(n, *)`, the samples in model units, sample i of class i mod K.
     """
 
-    scale: float
     accuracy: Estimate
     by_class: tuple[Estimate, ...]
     measures: dict[str, Estimate]
-    nfe: int
-    seconds: float
-    x: Tensor
 
-    def to_dict(self) -> dict[str, Any]:
-        """Plain types, for JSON."""
+    def measured(self) -> dict[str, Any]:
         return {
-            "scale": self.scale,
             "class_accuracy": self.accuracy.to_dict(),
             "by_class": [e.to_dict() for e in self.by_class],
             **{name: e.to_dict() for name, e in self.measures.items()},
-            "samples": len(self.x),
-            "nfe": self.nfe,
-            "seconds": self.seconds,
         }
 
 
 def sweep(
-    run: TrainedRun,
-    judge: Judge,
-    guided: Callable[[Tensor, float], Score],
-    scales: Sequence[float],
-    *,
-    classes: int,
-    n: int,
-    name: str,
+    run: TrainedRun, judge: Judge, guided: Guided, scales: Sequence[float], *, classes: int, n: int, name: str
 ) -> list[SweepPoint]:
     """The points of one kind of guidance.
 
     Args:
-        guided: labels `(n,)` and a scale -> the guided score.
         scales: in order.
         classes: K; sample i is asked to be of class i mod K.
         n: samples at each scale.
@@ -129,25 +105,16 @@ def sweep(
     """
     labels = torch.arange(n) % classes
     points = []
-    for scale in scales:
-        begun = time.perf_counter()
-        score = guided(labels.to(run.device), scale)
-        x, nfe = draw_samples(
-            run.setup, score, next(iter(run.setup.samplers.values())), n, name=f"{name}, scale {scale:g}"
-        )
-        seconds = time.perf_counter() - begun
-        made = run.transform.to_data(x)
+    for drawn in at_scales(run, guided, labels, scales, name=name):
+        made = run.transform.to_data(drawn.x)
         right = judge.classes(made) == labels
         report = evaluate_samples(made, run.dataset, features=judge.features, measures=MEASURES)
         points.append(
             SweepPoint(
-                scale=float(scale),
+                drawn=drawn,
                 accuracy=share(right),
                 by_class=tuple(share(right[labels == k]) for k in range(classes)),
                 measures={key: report[key].score for key in MEASURES},
-                nfe=nfe,
-                seconds=seconds,
-                x=x,
             )
         )
     return points
@@ -176,7 +143,7 @@ def save_trade_off(file: Path, sweeps: dict[str, list[SweepPoint]], floor: dict[
             [e.value for e in accuracy],
             [e.value for e in fd],
             xerr=[e.stderr for e in accuracy],
-            yerr=[_finite(e.stderr) for e in fd],
+            yerr=[finite(e.stderr) for e in fd],
             marker="o",
             capsize=2,
             color=color,
@@ -186,16 +153,7 @@ def save_trade_off(file: Path, sweeps: dict[str, list[SweepPoint]], floor: dict[
             left.annotate(f"{point.scale:g}", (a.value, d.value), textcoords="offset points", xytext=(5, 5), fontsize=8)
         for key, style in (("precision", "--"), ("recall", "-."), ("coverage", "-")):
             values = [p.measures[key] for p in points]
-            right.errorbar(
-                [p.scale for p in points],
-                [e.value for e in values],
-                yerr=[_finite(e.stderr) for e in values],
-                linestyle=style,
-                marker="o",
-                markersize=3,
-                color=color,
-                label=f"{key}, {kind}",
-            )
+            draw_by_scale(right, points, values, linestyle=style, markersize=3, color=color, label=f"{key}, {kind}")
     left.axhline(floor["FD"].value, color="0.6", linewidth=1)
     left.axvline(floor["class_accuracy"].value, color="0.6", linewidth=1)
     left.set_xlabel("class accuracy by an independent classifier (grey: held-out data)")
@@ -208,7 +166,3 @@ def save_trade_off(file: Path, sweeps: dict[str, list[SweepPoint]], floor: dict[
         panel.legend(fontsize=7)
     file.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(file, dpi=100)
-
-
-def _finite(value: float) -> float:
-    return value if math.isfinite(value) else 0.0

@@ -12,9 +12,8 @@ every test image is scored under every class, which costs so many bits of it and
 
 from __future__ import annotations
 
-import time
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -22,23 +21,21 @@ import torch
 from ml_collections import ConfigDict
 from torch import Tensor, nn
 
-import sde_lib
 from data import Dataset
 from data.transforms import Transform
 from evaluation import Calibration, calibration, save_grid
-from guidance import classifier_free, classifier_guidance
+from guidance import classifier_guidance
 from models import NoiseClassifier
-from numerics import Catalogue, UserError, argument_help, batch_time, require_count, require_range
-from samplers import SAMPLERS
-from sde_lib import SDE, Score
+from numerics import UserError, batch_time, require_count
+from sde_lib import SDE
 from training import LogNormal, TrainingOptions, train_noise_classifier
 from workflow import presets, progress
 from workflow.class_likelihood import bits_by_class, bits_of_classes
-from workflow.defaults import base_config
+from workflow.guidance_scales import GuidanceStudy, Guided
 from workflow.guidance_sweep import Judge, SweepPoint, floors, judge_of, save_trade_off, sweep
+from workflow.guided_system import GuidedSystem, shown
 from workflow.report import table
-from workflow.sections import fields_section, section
-from workflow.system import Config, System
+from workflow.system import Config
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -49,41 +46,28 @@ KINDS = ("classifier-free", "classifier")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Study:
+class Study(GuidanceStudy):
     """What is measured beside samples without a class and bits/dim.
 
     Args:
-        scales: of both kinds of guidance, rising.
         samples: at each scale; None for about as many as there are test data, up to 2,000.
-        interval: log-SNR (low, high) in which classifier-free guidance guides; None for everywhere.
-        rescale: how much of the denoised mean's excess standard deviation classifier-free guidance takes back, in [0, 1].
         classifier_steps: updates of the classifier of noisy data.
         classifier_width: of its first blocks.
-        images: test data that are classified by likelihood; 0 for none.
-        flow_steps: of the flow, for it.
     """
 
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0, 8.0)
     samples: int | None = None
-    interval: tuple[float, float] | None = None
-    rescale: float = 0.0
     classifier_steps: int = 400
     classifier_width: int = 32
     images: int = 100
     flow_steps: int = 24
 
     def __post_init__(self) -> None:
-        if (
-            not self.scales
-            or not all(isinstance(s, int | float) for s in self.scales)
-            or list(self.scales) != sorted(set(self.scales))
-        ):
-            raise UserError(f"got scales={self.scales!r}; expected different numbers, rising, such as (0.0, 1.0, 3.0)")
+        super().__post_init__()
         if self.samples is not None:
             require_count(self.samples, "samples", 10)
-        require_range(self.rescale, "rescale", 0, 1)
-        for name, least in (("classifier_steps", 1), ("classifier_width", 8), ("images", 0), ("flow_steps", 2)):
-            require_count(getattr(self, name), name, least)
+        require_count(self.classifier_steps, "classifier_steps")
+        require_count(self.classifier_width, "classifier_width", 8)
 
     def count(self, setup: Setup) -> int:
         """Samples at each scale: a whole number of times the classes."""
@@ -92,10 +76,7 @@ class Study:
         return -(-wanted // classes) * classes
 
 
-_STUDY: Catalogue[Study] = Catalogue("study", {"study": Study})
-
-
-class Classes(System):
+class Classes(GuidedSystem[Study]):
     """A class-conditional score, and what classes are good for."""
 
     name = "classes"
@@ -103,20 +84,14 @@ class Classes(System):
         "A class-conditional score (Ho and Salimans 2022, arXiv:2207.12598; Dhariwal and Nichol 2021, arXiv:2105.05233): "
         "classifier-free and classifier guidance, what they gain and cost, bits by class, classification by likelihood."
     )
-    help = {f"classes.{name}": text for name, text in argument_help(Study).items()}
+    kind, heading, hidden, unlabelled = Study, "Classes", 0.1, "without a class"
 
     def get_config(self) -> ConfigDict:
         """The digits' settings, with classes, on VP."""
-        config = base_config("classes")
-        config.sde = section(sde_lib.SDES, "vp")
-        config.model.class_conditional = True
+        config = self.guided_config()
         # fewer than an unconditional run, so that the rest has time
         config.training.steps = 1200
-        # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
-        config.sampling.sampler = section(SAMPLERS, "ddim", steps=40)
-        # bits/dim of each image given its class
-        config.likelihood.label = "own"
-        config.classes = fields_section(Study)
+        config.sampling.sampler.steps = 40
         return config
 
     @property
@@ -132,33 +107,21 @@ class Classes(System):
             )
         return super().model(config, sde, dataset, transform, data_std)
 
-    def study(self, config: Config) -> Study:
-        """What is measured."""
-        made: Study = _STUDY.create("study", **config["classes"])
-        return made
-
     def check(self, config: Config) -> None:
         """A study, and a model that can be guided."""
-        self.study(config)
         if not config["model"]["class_conditional"]:
             raise UserError("got config.model.class_conditional=False for the system classes; expected True: use vp")
-        if not config["training"]["label_dropout"] > 0:
-            raise UserError(
-                "got config.training.label_dropout=0 for the system classes; expected a number > 0, such as 0.1: guidance "
-                "needs the score without a class too"
-            )
+        super().check(config)
 
-    def rehearsal(self, setup: Setup) -> Setup:
+    def few(self, study: Study, setup: Setup) -> Mapping[str, Any]:
         """Two scales, few samples and images, and a classifier that has learned nothing."""
-        study = self.study(setup.config)
-        few: dict[str, Any] = {
+        return {
             "scales": tuple(study.scales[-2:]),
             "samples": 20,
             "classifier_steps": min(4, study.classifier_steps),
             "images": min(4, study.images),
             "flow_steps": min(4, study.flow_steps),
         }
-        return replace(setup, config={**setup.config, "classes": {**setup.config["classes"], **few}})
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of the network on one image; a trace costs two more, an update of the small classifier about one."""
@@ -168,17 +131,14 @@ class Classes(System):
         fixed = 20_000  # the judge, the measures and the pilot run, whatever is drawn
         return float(fixed + drawn + scored + study.classifier_steps * setup.options.batch_size)
 
-    def finish(self, run: TrainedRun, folder: RunFolder) -> None:
+    def measure(self, run: TrainedRun, folder: RunFolder, study: Study) -> tuple[dict[str, Any], list[str]]:
         """Trains the classifier of noisy data, sweeps both kinds of guidance, and classifies by likelihood."""
-        begun, setup = time.perf_counter(), run.setup
-        study, classes = self.study(setup.config), int(run.model.num_classes or 1)
+        setup, classes = run.setup, int(run.model.num_classes or 1)
         names = [str(name) for name in setup.dataset.classes] or [str(k) for k in range(classes)]
         judge = judge_of(setup.dataset)
         classifier = _trained(run, study, folder.path / "classifier.safetensors")
-        guided: dict[str, Callable[[Tensor, float], Score]] = {
-            KINDS[0]: lambda labels, scale: classifier_free(
-                run.model, labels, scale, interval=study.interval, rescale=study.rescale
-            ),
+        guided: dict[str, Guided] = {
+            KINDS[0]: study.classifier_free(run),
             KINDS[1]: lambda labels, scale: classifier_guidance(
                 run.sde, run.model.condition(None), classifier, labels, scale
             ),
@@ -204,12 +164,8 @@ class Classes(System):
                 for name, (n, mean, error) in zip(names, costs, strict=True)
             },
             "classification": {name: c.to_dict() for name, c in found.items()},
-            "seconds": time.perf_counter() - begun,
         }
-        folder.update_results({"classes": results})
-        lines = _lines(sweeps, floor, judge, names, costs, found, study, pictures)
-        folder.add_section("Classes", lines)
-        print("\n" + "\n".join(line for line in lines if not line.startswith("![")))
+        return results, _lines(sweeps, floor, judge, names, costs, found, study, pictures)
 
 
 def _trained(run: TrainedRun, study: Study, file: Path) -> NoiseClassifier:
@@ -325,9 +281,7 @@ def _lines(
         "![trade-off](samples/trade_off.png)",
         "",
     ]
-    for caption, file in pictures:
-        lines += [f"{caption}:", "", f"![{caption}]({file})", ""]
-    lines += ["Bits/dim by class:", ""]
+    lines += [*shown(pictures), "Bits/dim by class:", ""]
     lines += table(
         ("class", "test data", "bits/dim"),
         [[name, str(n), f"{mean:.3f} ± {error:.3f}"] for name, (n, mean, error) in zip(names, costs, strict=True)],

@@ -13,9 +13,8 @@ is worth.
 from __future__ import annotations
 
 import math
-import time
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,21 +24,19 @@ from torch import Tensor, nn
 
 import data
 import models
-import sde_lib
 from data import Dataset, Split
 from data.glyphs import attributes, glyphs
 from data.transforms import Transform
 from evaluation import Estimate, save_captioned, save_grid, train_attribute_classifier
-from guidance import classifier_free
-from numerics import Catalogue, UserError, argument_help, require_count, require_range
-from samplers import SAMPLERS
-from sde_lib import SDE, Score
+from numerics import UserError, require_count
+from sde_lib import SDE
 from workflow.caption_sweep import ALL, CaptionPoint, Judge, save_sweep, sweep
 from workflow.caption_worth import Worth, caption_worth
-from workflow.defaults import base_config
+from workflow.guidance_scales import GuidanceStudy
+from workflow.guided_system import GuidedSystem, shown
 from workflow.report import table
-from workflow.sections import fields_section, section, set_value
-from workflow.system import Config, System
+from workflow.sections import set_value
+from workflow.system import Config
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -53,45 +50,33 @@ _REAL = 2
 
 
 @dataclass(frozen=True, kw_only=True)
-class TextStudy:
+class TextStudy(GuidanceStudy):
     """What is measured beside samples without a caption and bits/dim.
 
     Args:
-        scales: of the guidance, rising.
         captions: of each kind, trained on and held out; None for as many as are held out.
         each: samples of each caption at each scale.
         shown: the scale of the contact sheets of samples by caption, one of `scales`.
-        interval: log-SNR (low, high) in which guidance guides; None for everywhere.
-        rescale: how much of the denoised mean's excess standard deviation is taken back, in [0, 1].
         judge_steps: updates of the classifier of the attributes.
         images: pictures of each kind whose captions' worth is measured; 0 for none.
-        flow_steps: of the flow, for it.
     """
 
     scales: tuple[float, ...] = (0.0, 1.0, 2.0, 4.0)
     captions: int | None = None
     each: int = 4
     shown: float = 2.0
-    interval: tuple[float, float] | None = None
-    rescale: float = 0.0
     judge_steps: int = 800
     images: int = 40
     flow_steps: int = 32
 
     def __post_init__(self) -> None:
-        if (
-            not self.scales
-            or not all(isinstance(s, int | float) for s in self.scales)
-            or list(self.scales) != sorted(set(self.scales))
-        ):
-            raise UserError(f"got scales={self.scales!r}; expected different numbers, rising, such as (0.0, 1.0, 3.0)")
+        super().__post_init__()
         if self.shown not in self.scales:
             raise UserError(f"got shown={self.shown!r}; expected one of scales={self.scales!r}")
         if self.captions is not None:
             require_count(self.captions, "captions", 2)
-        require_range(self.rescale, "rescale", 0, 1)
-        for name, least in (("each", 2), ("judge_steps", 1), ("images", 0), ("flow_steps", 2)):
-            require_count(getattr(self, name), name, least)
+        require_count(self.each, "each", 2)
+        require_count(self.judge_steps, "judge_steps")
 
     def classes(self, split: Split, wanted: int) -> Tensor:
         """That many of the split's classes, evenly spaced; all where there are not so many."""
@@ -107,10 +92,7 @@ class TextStudy:
         return min(self.captions or len(held_out), len(torch.unique(held_out)))
 
 
-_STUDY: Catalogue[TextStudy] = Catalogue("study", {"text": TextStudy})
-
-
-class Text(System):
+class Text(GuidedSystem[TextStudy]):
     """A score that reads captions, judged on combinations of words that it was never trained on."""
 
     name = "text"
@@ -118,33 +100,28 @@ class Text(System):
         "A score that reads captions (Nichol et al. 2022, arXiv:2112.10741): glyphs by caption, combinations of words never "
         "trained on, guidance, and what a caption is worth in bits."
     )
-    help = {f"text.{name}": text for name, text in argument_help(TextStudy).items()}
+    kind, heading, hidden, unlabelled = TextStudy, "Captions", 0.2, "of the empty caption"
 
     def get_config(self) -> ConfigDict:
         """Glyphs on VP, with captions."""
-        config = base_config(self.name)
-        config.sde = section(sde_lib.SDES, "vp")
+        config = self.guided_config()
         set_value(config.data, "name", "glyphs", data.DATASETS)
         set_value(config.model, "name", "captioned_unet", models.NETWORKS)
         config.model.update(
             {
-                "class_conditional": True,
                 "channels": 16,
                 # few channels at the size where they are dear
                 "multipliers": (1, 2, 4),
             }
         )
         # many small updates: captions take longer to learn than glyphs
-        config.training.update({"steps": 2400, "batch_size": 32, "label_dropout": 0.2, "eval_every": 1200})
+        config.training.update({"steps": 2400, "batch_size": 32, "eval_every": 1200})
         config.training.ema = (0.998,)
         # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
-        # guidance is drawn without noise of its own, so that a scale's effect is seen on one noise
-        config.sampling.sampler = section(SAMPLERS, "ddim", steps=20)
-        config.likelihood.update({"label": "own", "limit": 100, "steps": 48, "draws": 1, "probes": 1})
+        config.likelihood.update({"limit": 100, "steps": 48, "draws": 1, "probes": 1})
         # a mixture of Gaussians in 256 dimensions would take minutes
         config.baselines = False
-        config.text = fields_section(TextStudy)
         return config
 
     def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
@@ -158,31 +135,15 @@ class Text(System):
         made.reading([dataset.classes[0]])  # refused here, if the network reads no captions
         return made
 
-    def study(self, config: Config) -> TextStudy:
-        """What is measured."""
-        made: TextStudy = _STUDY.create("text", **config["text"])
-        return made
-
-    def check(self, config: Config) -> None:
-        """A study, and a model that can be guided."""
-        self.study(config)
-        if not config["training"]["label_dropout"] > 0:
-            raise UserError(
-                "got config.training.label_dropout=0 for the system text; expected a number > 0, such as 0.2: guidance "
-                "needs the score of the empty caption too"
-            )
-
-    def rehearsal(self, setup: Setup) -> Setup:
+    def few(self, study: TextStudy, setup: Setup) -> Mapping[str, Any]:
         """Few captions, samples and pictures, and a judge that has learned little."""
-        study = self.study(setup.config)
-        few: dict[str, Any] = {
+        return {
             "captions": min(6, study.count(setup)),
             "each": 2,
             "judge_steps": min(10, study.judge_steps),
             "images": min(4, study.images),
             "flow_steps": min(4, study.flow_steps),
         }
-        return replace(setup, config={**setup.config, "text": {**setup.config["text"], **few}})
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of the network on one picture; a trace costs two more, an update of the judge about ten."""
@@ -193,14 +154,13 @@ class Text(System):
         fixed = 2_000  # the judge's glyphs and the pictures, whatever is drawn
         return float(fixed + drawn + scored + study.judge_steps * 10)
 
-    def finish(self, run: TrainedRun, folder: RunFolder) -> None:
+    def measure(self, run: TrainedRun, folder: RunFolder, study: TextStudy) -> tuple[dict[str, Any], list[str]]:
         """Trains the judge, sweeps the guidance on both kinds of captions, and measures what captions are worth."""
-        begun, study = time.perf_counter(), self.study(run.setup.config)
         judge = judge_of(run, study.judge_steps)
         sweeps: dict[str, list[CaptionPoint]] = {}
         floor: dict[str, dict[str, Estimate]] = {}
         pictures = folder.path / "samples"
-        shown = []
+        sheets = []
         for kind, name in KINDS.items():
             split = run.dataset.split(name)
             assert split.labels is not None
@@ -208,9 +168,9 @@ class Text(System):
             labels = study.classes(split, study.count(run.setup))
             real = _real(split, labels)
             sweeps[kind] = sweep(
-                run, judge, _guided(run, study), labels, study.scales, each=study.each, real=real, name=kind
+                run, judge, study.classifier_free(run), labels, study.scales, each=study.each, real=real, name=kind
             )
-            shown += _sheets(run, study, pictures, kind, sweeps[kind], labels, real)
+            sheets += _sheets(run, study, pictures, kind, sweeps[kind], labels, real)
         save_sweep(pictures / "attributes.png", sweeps, floor)
         worth = {}
         if study.images:
@@ -222,12 +182,8 @@ class Text(System):
             "guidance": {kind: [p.to_dict() for p in points] for kind, points in sweeps.items()},
             "worth": {kind: found.to_dict() for kind, found in worth.items()},
             "entropy_of_captions": math.log2(trained),
-            "seconds": time.perf_counter() - begun,
         }
-        folder.update_results({"text": results})
-        lines = _lines(sweeps, floor, worth, trained, shown)
-        folder.add_section("Captions", lines)
-        print("\n" + "\n".join(line for line in lines if not line.startswith("![")))
+        return results, _lines(sweeps, floor, worth, trained, sheets)
 
 
 def judge_of(run: TrainedRun, steps: int) -> Judge:
@@ -237,13 +193,6 @@ def judge_of(run: TrainedRun, steps: int) -> Judge:
     assert own.labels is not None
     classifier = train_attribute_classifier(own.x, attributes(own.labels), steps=steps, seed=run.setup.options.seed)
     return Judge(classifier=classifier, attributes=attributes)
-
-
-def _guided(run: TrainedRun, study: TextStudy) -> Any:
-    def guided(labels: Tensor, scale: float) -> Score:
-        return classifier_free(run.model, labels, scale, interval=study.interval, rescale=study.rescale)
-
-    return guided
 
 
 def _real(split: Split, labels: Tensor) -> Tensor:
@@ -265,11 +214,11 @@ def _sheets(
     """Contact sheets: samples by caption beside real glyphs, and one noise a column at all scales."""
     which = KINDS[kind]
     at = next(p for p in points if p.scale == study.shown)
-    unit = run.transform.to_unit(at.x.flatten(0, 1)).reshape(at.x.shape)
+    unit = run.transform.to_unit(at.x).reshape(at.by_caption.shape)
     pictures = torch.cat([unit, real / 255], dim=1)
     save_captioned(folder / f"captions_{which}.png", pictures, [run.dataset.classes[int(k)] for k in labels], columns=5)
     columns = min(24, len(labels))
-    rows = torch.cat([p.x[:columns, 0] for p in points])
+    rows = torch.cat([p.by_caption[:columns, 0] for p in points])
     save_grid(folder / f"scales_{which}.png", run.transform.to_unit(rows), columns, scale=2)
     scales = ", ".join(f"{p.scale:g}" for p in points)
     first = ", ".join(run.dataset.classes[int(k)] for k in labels[:columns])
@@ -284,7 +233,7 @@ def _lines(
     floor: Mapping[str, Mapping[str, Estimate]],
     worth: Mapping[str, Worth],
     trained: int,
-    shown: Sequence[tuple[str, str]],
+    sheets: Sequence[tuple[str, str]],
 ) -> list[str]:
     """The section of report.md."""
     some = next(iter(sweeps.values()))[0]
@@ -296,7 +245,7 @@ def _lines(
             rows.append([kind, f"{p.scale:g}", *found, str(p.variety), str(p.nfe)])
         rows.append([f"{kind}: real glyphs", "", *(str(floor[kind][name]) for name in (*names, ALL)), "1", ""])
     lines = [
-        f"{some.x.shape[1]} samples of each of {some.x.shape[0]} captions of each kind, from the same noise at each scale. "
+        f"{some.each} samples of each of {len(some.by_caption)} captions of each kind, from the same noise at each scale. "
         "Shares of samples that show what the caption says, by a classifier trained on real glyphs only, whose answers to real "
         "glyphs stand beside. Variety is the variance among a caption's samples, in units of real glyphs'. A call of a guided "
         "score is up to two evaluations of the network.",
@@ -305,8 +254,7 @@ def _lines(
         "![attributes by scale](samples/attributes.png)",
         "",
     ]
-    for caption, file in shown:
-        lines += [f"{caption}:", "", f"![{caption}]({file})", ""]
+    lines += shown(sheets)
     if worth:
         lines += [
             f"What a caption is worth, from the same noise and probes. {trained} captions that are equally frequent have "
