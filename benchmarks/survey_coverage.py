@@ -34,7 +34,7 @@ import torch
 from data.transforms import Rescale
 from likelihood import Hutchinson, Uniform, bits_per_dim, fast, survey
 from likelihood.survey import conduct, order_of, plan_survey
-from likelihood.survey_design import Table
+from likelihood.survey_population import Table
 from numerics import SampleStreams
 from sde_lib import VPSDE
 from sde_lib.analytic import GaussianMixture
