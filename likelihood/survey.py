@@ -38,11 +38,11 @@ def order_of(size: int, seed: int) -> Tensor:
     return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=1 << 29)).squeeze(1).argsort()
 
 
-def plan_survey(population: Population, *, precision: float, seed: int = 0, spent: int = 0) -> Design:
+def plan_survey(population: Population, *, precision: float, seed: int = 0, before: int = 0) -> Design:
     """The design, from a pilot of random images (`likelihood.survey_budget`); of a small set, that all of it is scored.
 
     Args:
-        spent: passes that were taken before.
+        before: passes that were taken before, such as for the choice of steps.
 
     Raises:
         UserError: for a precision that even all images would not reach, or a pilot of which fewer than half have a value.
@@ -64,11 +64,9 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
         off = second.bits - first.bits[torch.isin(index, again)]
         noise, repeated = float((off[off.isfinite()].square().mean() / 2).sqrt()), second.passes
     cost = first.passes / len(index)
-    spent += compared + repeated
+    spent = before + compared + repeated  # the values of a set that is scored at once are the whole's
     if budget.at_once:
-        made = Design.of_all(
-            size=N, precision=precision, noise=noise, cost=cost, spent=spent
-        )  # the rest is the whole's
+        made = Design.of_all(size=N, precision=precision, noise=noise, cost=cost, spent=spent, before=before)
     else:
         whole = cost * (2 if correction.half else 1)
         levels = budget.candidates(whole, population.candidates)
@@ -81,6 +79,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, spen
             noise=noise,
             cost=cost,
             spent=spent + first.passes + len(levels) * len(index),
+            before=before,
             correction=correction,
             levels=levels,
             looked=levels[len(levels) // 2] if levels else population.candidates // 2,

@@ -58,6 +58,7 @@ class Design:
         suspect: q, the share of the pilot's images whose predictors are far from the others'.
         spent: passes of the pilot.
         correction: for the steps that values have too few.
+        before: passes that were taken before there was a pilot, such as for the choice of steps; a part of `spent`.
         at_once: are all images scored without asking a pilot, because a survey could not take less?
     """
 
@@ -74,10 +75,11 @@ class Design:
     spent: int
     suspect: float = 0.0
     correction: Correction = Correction()
+    before: int = 0
     at_once: bool = False
 
     @classmethod
-    def of_all(cls, *, size: int, precision: float, noise: float, cost: float, spent: int) -> Design:
+    def of_all(cls, *, size: int, precision: float, noise: float, cost: float, spent: int, before: int) -> Design:
         """Every image scored, at once."""
         return cls(
             size=size,
@@ -91,6 +93,7 @@ class Design:
             cost=cost,
             images=size,
             spent=spent,
+            before=before,
             at_once=True,
         )
 
@@ -103,14 +106,19 @@ class Design:
     def passes(self) -> float:
         """Of the survey, without the pilot."""
         if self.everything:
-            return self.cost * self.size
+            return self.whole
         levels = len(self.which) or 1  # without a level there is one all the same, to see which images are suspect
         return self.cost * (self.images + self.suspect * self.size) + levels * self.size
 
     @property
-    def all_passes(self) -> float:
-        """Of scoring all images."""
+    def whole(self) -> float:
+        """Passes of all images' values."""
         return self.cost * self.size
+
+    @property
+    def all_passes(self) -> float:
+        """Of scoring all images, with what was taken before."""
+        return self.before + self.whole
 
     @property
     def reached_by_all(self) -> float:
@@ -164,6 +172,7 @@ def design(
     noise: float,
     cost: float,
     spent: int,
+    before: int,
     correction: Correction,
     levels: Sequence[int],
     looked: int,
@@ -178,6 +187,7 @@ def design(
         noise: tau of a value, bits/dim.
         cost: passes of an exact value.
         spent: passes of the pilot.
+        before: of these those that were taken before it.
         correction: whose error is a part of p.
     """
     n, index = len(y), torch.arange(len(y))
@@ -213,10 +223,11 @@ def design(
             suspect=q,
             images=images,
             spent=spent,
+            before=before,
             correction=correction,
         )
         # as many may turn out to be suspect as there may be
-        pays = made.passes < (1 - MOST_SUSPECT) * made.all_passes
+        pays = made.passes < (1 - MOST_SUSPECT) * made.whole
         return made if pays else replace(made, images=size, which=())
 
     best = attempt((), False)
