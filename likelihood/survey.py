@@ -217,9 +217,15 @@ def survey(
     """
     require_count(batch_size, "batch_size")
     require_count(draws, "draws")
+    require_count(seed, "seed", 0)
+    if data_std is not None:
+        require_positive(data_std, "data_std")
     images = transform.grey_values(images)
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
     dequantizer.check(images, transform)
+    centres = transform.centres(images)
+    if not bool(centres.isfinite().all()):
+        raise UserError("got data that are not finite; expected finite numbers: look at them")
     population = ImageSet(
         sde,
         score,
@@ -229,7 +235,7 @@ def survey(
         dequantizer=dequantizer,
         divergence=divergence,
         draws=draws,
-        data_std=float(transform.centres(images).std()) if data_std is None else data_std,
+        data_std=float(centres.std(correction=0)) if data_std is None else data_std,
         seed=seed,
         batch_size=batch_size,
     )

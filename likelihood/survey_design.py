@@ -232,7 +232,8 @@ def design(
 
     best = attempt((), False)
     with_free = attempt((), True)
-    best = with_free if with_free.passes < best.passes else best
+    # of two that take alike the one that knows more is nearer
+    best = with_free if (with_free.passes, -with_free.r2) < (best.passes, -best.r2) else best
     for use_free in (True, False) if free.shape[1] else (False,):
         current = attempt((), use_free)
         used: tuple[int, ...] = ()

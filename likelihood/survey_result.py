@@ -87,7 +87,7 @@ class Survey:
                 "no value was made twice, so that the error as this set's mean is unknown: take two draws of the noise"
             )
         if not d.everything and not d.which and not d.free:
-            lines.append("predictions say nothing of these images: the mean is the sample's own")
+            lines.append("no predictions would make it cheaper: the mean is the sample's own")
         if d.correction.stderr > d.precision / 2:
             lines.append(
                 f"asked for ± {d.precision:g}: twice the steps change images by too different amounts: take more steps"

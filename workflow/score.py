@@ -268,7 +268,17 @@ def to_arrays(result: BitsPerDim) -> dict[str, Any]:
 
 
 def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
-    """The result that `to_arrays` took apart."""
+    """The result that `to_arrays` took apart.
+
+    Raises:
+        UserError: for arrays of something else.
+    """
+    missing = sorted({"estimates", "solver_error", "status", "counts"} - set(part))
+    if missing:
+        raise UserError(
+            f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this command "
+            "has written: delete the folder's parts, and run it again"
+        )
     kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
     values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
     # parts of version 0.1 have one error for both, which the companions' had replaced where there were any
