@@ -7,7 +7,7 @@ d = bits_2N - bits_N/2,
     m = X^T b + mean of d,     stderr^2 + var(d) / k
 
 Whether half the steps will do is a matter of var(d), for which *other* random images stand: those of the trial, with
-e = bits_N - bits_N/2, say whether sqrt(var(e) / k) is at most a quarter of the precision p. The images that correct the mean
+e = bits_N - bits_N/2, say whether sqrt(var(e) / k) is at most a third of the precision p. The images that correct the mean
 know nothing of that choice, so that given it they are a random sample of the set, and mean of d is without bias. (Were one
 sample asked both, then half the steps would be taken the more often the fewer far images it happens to have, and d is skewed.)
 """
@@ -24,8 +24,8 @@ from likelihood.survey_population import Differences, Halving
 TRIAL, DIFFERENCES, LEAST_DIFFERENCES = 8, 16, 4
 """Images that say whether half the steps will do, images that correct the mean, and the fewest of either that say anything."""
 
-PART = 4
-"""The precision over the largest error that half the steps' correction may have."""
+PART = 3
+"""The precision over the largest error that half the steps' correction may have: it asks for 12 % more images, which take half."""
 
 
 def half_will_do(found: Halving, precision: float) -> bool:

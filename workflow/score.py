@@ -276,8 +276,8 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     missing = sorted({"estimates", "solver_error", "status", "counts"} - set(part))
     if missing:
         raise UserError(
-            f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this command "
-            "has written: delete the folder's parts, and run it again"
+            f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this "
+            "command has written: delete the folder's parts, and run it again"
         )
     kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
     values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
