@@ -25,7 +25,7 @@ TRIAL, DIFFERENCES, LEAST_DIFFERENCES = 8, 16, 4
 """Images that say whether half the steps will do, images that correct the mean, and the fewest of either that say anything."""
 
 PART = 3
-"""The precision over the largest error that half the steps' correction may have: it asks for 12 % more images, which take half."""
+"""The precision over the largest error that half the steps' correction may have: for 12 % more images, which take half each."""
 
 
 def half_will_do(found: Halving, precision: float) -> bool:
