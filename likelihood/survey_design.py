@@ -104,7 +104,7 @@ class Design:
 
     @property
     def passes(self) -> float:
-        """Of the survey, without the pilot."""
+        """Of the survey, of which the pilot's values are a part; what else it took is `spent`."""
         if self.everything:
             return self.whole
         levels = len(self.which) or 1  # without a level there is one all the same, to see which images are suspect
@@ -151,7 +151,7 @@ class Design:
             f"{f' and some {self.suspect * self.size:,.0f} suspect ones' if self.suspect else ''}{steps}, "
             f"{used} for predictions (R2 {self.r2:.3f}): "
             f"{self.passes:,.0f} network passes, ± {self.precision:g} bits/dim; all images: {self.all_passes:,.0f} passes, "
-            f"± {self.reached_by_all:.2g}; what this rests on took {self.spent:,}"
+            f"± {self.reached_by_all:.2g}; {self.spent:,} are spent, on the pilot and before it"
         )
 
 

@@ -467,7 +467,9 @@ class TestCost:
         )
         return found, some.passes, whole.passes, everyone
 
-    @pytest.mark.parametrize("precision", [0.03, 0.1, 0.5])
+    @pytest.mark.parametrize(
+        "precision", [0.1, pytest.param(0.03, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow)]
+    )
     @pytest.mark.parametrize("N", [1, 2, 5, 20, 100, 297, 1000])
     def test_no_set_takes_a_tenth_more_than_the_whole(self, N, precision):
         try:
