@@ -63,6 +63,8 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
         second = population.values(again, 1, correction.half)
         off = second.bits - first.bits[torch.isin(index, again)]
         noise, repeated = float((off[off.isfinite()].square().mean() / 2).sqrt()), second.passes
+        if noise != noise:
+            raise UserError(f"got none of {k} images' values twice; expected most of them: look at the score")
     cost = first.passes / len(index)
     spent = before + compared + repeated  # the values of a set that is scored at once are the whole's
     if budget.at_once:

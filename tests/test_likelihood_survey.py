@@ -18,7 +18,7 @@ from likelihood.roughness import roughness
 from likelihood.step_correction import PART, Correction
 from likelihood.steps import fast_on
 from likelihood.survey import _correction, conduct, plan_survey
-from likelihood.survey_budget import SHARE
+from likelihood.survey_budget import AT_ONCE, SHARE, Budget
 from likelihood.survey_design import sample_size
 from likelihood.survey_population import Differences, Table
 from likelihood.suspects import suspects
@@ -439,6 +439,21 @@ def test_images_at_which_the_network_fails_are_named():
     (line,) = [line for line in result.notes if "failed" in line]
     furthest = float((result.exact[result.exact.isfinite()] - result.estimate.mean).abs().max())
     assert line.endswith(f"would move by {len(some) / 400 * furthest:.2g}")
+
+
+def test_images_that_have_no_value_twice_are_refused():
+    table, _ = population(100)
+    table._bits[1] = math.nan
+    with pytest.raises(UserError, match="got none of 9 images' values twice"):
+        plan_survey(table, precision=0.1)
+
+
+def test_of_more_than_are_scored_at_once_some_are_always_repeated():
+    for N in range(AT_ONCE + 1, 3000):
+        budget = Budget(size=N)
+        tried, corrected = budget.tries_half, budget.corrects_all_steps
+        assert budget.repeats(tried=tried, corrected=corrected, half=False) >= 2, N
+        assert budget.repeats(tried=tried, corrected=True, half=True) >= 2
 
 
 class TestCost:
