@@ -35,6 +35,11 @@ __all__ = [
 ]
 
 
+def shown_channels(images: Tensor) -> Tensor:
+    """Of images `(n, C, H, W)` what a picture can show: the first three channels, or the first alone where there are fewer."""
+    return images[:, : 3 if images.shape[1] >= 3 else 1]
+
+
 def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> Tensor:
     """One picture (C, H', W') of images (N, C, H, W) in [0, 1], row by row.
 

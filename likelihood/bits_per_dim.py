@@ -14,8 +14,10 @@ for uniform u; `likelihood.dequantization` has the general case. For data in [-1
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -206,6 +208,12 @@ class BitsPerDim:
             "nbe": self.nbe,
             "companion_nfe": self.companion_nfe,
         }
+
+    def first(self, n: int) -> BitsPerDim:
+        """The result of the first `n` images."""
+        values: dict[str, Any] = {f.name: getattr(self, f.name) for f in dataclasses.fields(self)}
+        cut: dict[str, Any] = {name: v[:n] if isinstance(v, Tensor) else v for name, v in values.items()}
+        return BitsPerDim(**cut)
 
     @classmethod
     def concatenate(cls, parts: list[BitsPerDim]) -> BitsPerDim:

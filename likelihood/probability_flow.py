@@ -83,7 +83,7 @@ def log_likelihood(
     if method.refinement is None:
         return found
     again = method
-    for _ in range(method.refinement.times):
+    for doubling in range(1, method.refinement.times + 1):
         found = _stated(found, method.refinement, x[0].numel())
         too_large = method.refinement.ratio * found.state_error > method.refinement.above
         coarse = (found.converged & too_large).nonzero().squeeze(1)
@@ -98,22 +98,26 @@ def log_likelihood(
             down=False,
             divergence=divergence,
             prior=prior,
-            generator=_apart(generator, coarse),
+            generator=_apart(generator, coarse, doubling, method.refinement.times),
             create_graph=create_graph,
         )
         found = _replaced(found, coarse, finer)
     return _stated(found, method.refinement, x[0].numel())
 
 
-_APART = 1 << 24  # draws between a stream's own and those of samples that are solved again
+_APART = 1 << 26  # draws between a stream's own and those of samples that are solved again, once, twice, ...
 
 
-def _apart(generator: Generator, index: Tensor) -> Generator:
-    """Streams for the samples at `index` whose draws nothing else uses."""
+def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -> Generator:
+    """Streams for the samples at `index` whose draws nothing else uses.
+
+    Where an image is scored for several draws of its noise, the streams stand at another draw each time, by as many as a
+    solution of the plain steps takes; one of 2^k times the steps takes at most 2^k times as many, and so much room there is.
+    """
     if not isinstance(generator, SampleStreams):
         return generator
     streams = generator.take(index)
-    streams.draw += _APART
+    streams.draw = doubling * _APART + (streams.draw << doublings)
     return streams
 
 

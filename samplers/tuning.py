@@ -57,8 +57,8 @@ METHODS: tuple[dict[str, Any], ...] = (
 GRIDS = ("logistic", "log_snr", "karras", "cosine", "quadratic", "uniform")
 """Of these the best plain method is chosen, with and without final denoising."""
 
-_FIT, _JUDGE = 0, 1
-_BETWEEN = 1 << 40  # of the two kinds of noise, in the samples' ids
+_FIT, _JUDGE = 1, 2  # 0 is the noise that samples are drawn from and samplers are compared on
+_BETWEEN = 1 << 40  # of the kinds of noise, in the samples' ids
 
 
 @dataclass(frozen=True, kw_only=True)

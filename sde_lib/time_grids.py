@@ -43,7 +43,7 @@ class TimeGrid(ABC):
         Raises:
             UserError: for steps < 1, ends outside the SDE's [t_min, T], or times that do not decrease.
         """
-        start = sde.t_start if self.t_start is None else float(self.t_start)
+        start = self._start(sde) if self.t_start is None else float(self.t_start)
         end = sde.resolved(sde.t_end if self.t_end is None else float(self.t_end))
         low = min(sde.t_min, sde.t_end)
         if not low <= end < start <= sde.T:
@@ -52,6 +52,9 @@ class TimeGrid(ABC):
                 f"expected t_end < t_start, both within [{low:.6g}, {sde.T:.6g}], the SDE's [t_min, T]"
             )
         return self.between(sde, start, end, steps)
+
+    def _start(self, sde: SDE) -> float:
+        return sde.t_start
 
     def between(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         """The times `(N+1,)`, float64, strictly decreasing from exactly `start` to exactly `end`.
@@ -231,7 +234,7 @@ class DDPMIndices(TimeGrid):
     Args:
         spacing: "leading", "trailing" or "linspace".
         train_steps: number of steps of the chain, 2 or more.
-        t_start, t_end: as in `TimeGrid`.
+        t_start, t_end: as in `TimeGrid`, but t_start is T itself unless given.
     """
 
     spacing: str = "leading"
@@ -264,6 +267,9 @@ class DDPMIndices(TimeGrid):
         kept = (n - k.double() * (n / steps)).round().long() - 1
         # rounding must leave an index for every step that is still to come
         return torch.cat([torch.maximum(kept, steps - k), torch.tensor([0])])
+
+    def _start(self, sde: SDE) -> float:
+        return sde.T  # the chain's last row, however little signal it has: a later start would move every row
 
     def place(self, sde: SDE, start: float, end: float, steps: int) -> Tensor:
         return end + self.indices(steps).double() * ((start - end) / (self.train_steps - 1))

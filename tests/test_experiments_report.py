@@ -451,3 +451,14 @@ def test_a_dry_run_prices_evaluations_by_the_speed_of_training():
 
     assert own(True) == pytest.approx(5 - 1 + 100)  # 3 x 64 x 10 evaluations a second
     assert own(False) == pytest.approx(500)
+
+
+def test_baselines_in_bits_stand_beside_bits_alone():
+    """A bound in nats an image is of another density than the baselines' bits/dim."""
+    told = SimpleNamespace(name="ddgm")
+    for unit, rows in (("bits/dim", 2), ("nats", 1)):
+        results = {
+            "bits_per_dim": {"mean": 70.0, "stderr": 0.1, "kind": "bound", "unit": unit},
+            "baselines": {"one Gaussian": 2.958},
+        }
+        assert len(report._densities(told, results)) == rows

@@ -203,6 +203,33 @@ class TestRefinement:
         assert k > 0 and f"{k} points solved again with more steps" in str(found) and found.asdict()["refined"] == k
         assert bool((found.evaluations >= 26).all()) and bool((found.evaluations[found.refined > 0] > 26).all())
 
+    def test_no_number_serves_two_solutions(self, monkeypatch):
+        """Several draws of the noise, each solved again twice: every probe has numbers of its own."""
+        score, x, used = law().score(self.sde), samples(3, 2), []
+        words = SampleStreams.words
+
+        def noted(self, shape, *, device=None):
+            ids = range(shape[0]) if self.ids is None else self.ids.tolist()
+            used.extend((i, self.draw) for i in ids)
+            return words(self, shape, device=device)
+
+        monkeypatch.setattr(SampleStreams, "words", noted)
+        method = self.method(above=1e-12, times=2)
+        divergence = Hutchinson(probes=2)
+        found = bits_per_dim(
+            self.sde,
+            score,
+            x,
+            Standardize(),
+            method=method,
+            draws=3,
+            divergence=divergence,
+            companions=0,
+            generator=SampleStreams(0),
+        )
+        assert int(found.refined.min()) == 2 and len(used) >= 3 * 3 * (13 + 25 + 49)
+        assert len(set(used)) == len(used)
+
     def test_it_wants_fixed_steps(self):
         with pytest.raises(
             UserError, match="got a refinement with Dopri5 on NoneType; expected a solver of fixed steps"

@@ -1,5 +1,6 @@
 """DDPM's additions, improved DDPM, DDIM and EDM: each against its paper's lines and an oracle, and each slip of public code."""
 
+import copy
 import json
 import math
 from dataclasses import replace
@@ -12,6 +13,7 @@ from test_experiments import refused, script
 
 import data
 from evaluation import Estimate
+from evaluation.pictures import shown_channels
 from experiments import ddim, ddpm, edm, iddpm
 from likelihood import GaussianChain
 from numerics import SampleStreams, UserError
@@ -21,9 +23,12 @@ from sde_lib import VESDE, TableVPSDE, linear_betas, with_terminal_snr
 from sde_lib.analytic import Gaussian, GaussianMixture
 from training import DSM, EDMWeighting, Hybrid, LogNormal, LossHistory
 from workflow import command_line, process_pictures, resolve, systems
+from workflow.beside import train_beside
 from workflow.configuration import config_for
+from workflow.process_pictures import compare_means
 from workflow.sampler_table import Cell, SamplerTable
 from workflow.systems.edm import ABLATION
+from workflow.systems.latent import _difference
 
 SCRIPTS = {"ddpm": ddpm, "iddpm": iddpm, "ddim": ddim, "edm": edm}
 LAW = Gaussian(torch.tensor([0.3, -0.6]), torch.tensor([0.49, 0.2]))
@@ -411,6 +416,7 @@ def test_a_table_of_samplers_shows_what_it_holds(tmp_path):
         ("iddpm", "--config.few_steps.evaluations=(10, 2000)", ("2000", "at most 1000")),
         ("iddpm", "--config.few_steps.beside=vp", ("beside='vp'", "ddpm")),
         ("ddim", "--config.sweep.eta=(0.0, 1.5)", ("1.5", "[0, 1]")),
+        ("ddim", "--config.sde.steps=500", ("train_steps=1000", "grid.train_steps=500")),
         ("ddim", "--config.sweep.all=5000", ("5000", "at most 1000")),
         ("ddim", "--config.encoding.evaluations=(1000,)", ("1000", "at most 999")),
         ("edm", "--config.sweep.churn=(-1.0,)", ("churn=-1.0", ">= 0")),
@@ -484,3 +490,39 @@ def test_every_sampler_of_iddpm_clips_images_and_keeps_what_was_chosen():
     )
     points = resolve(config_for("iddpm", changes={"data": "swiss_roll"}))
     assert all(s.corrections == () for s in points.samplers.values())
+
+
+@pytest.mark.parametrize("rows", [2, 4, 10, 20])
+def test_reverse_means_of_a_chain_of_few_rows(rows):
+    """Steps from a row to an earlier one, each once; with the exact score in the network's place nothing differs."""
+    sde = TableVPSDE(betas=tuple(torch.linspace(0.05, 0.5, rows).tolist()))
+    law = GaussianMixture(torch.tensor([[-1.0, 0.0], [1.0, 0.5]]), torch.tensor([0.3, 0.2]), torch.tensor([0.4, 0.6]))
+    run = SimpleNamespace(
+        sde=sde, score=law.score(sde), device="cpu", setup=SimpleNamespace(options=SimpleNamespace(seed=0))
+    )
+    found = compare_means(run, law, rows=rows, points=20)
+    steps = [(round(one["t"] * rows / sde.T), round(one["s"] * rows / sde.T)) for one in found]
+    assert len(set(steps)) == len(steps) and all(1 <= s < t <= rows for t, s in steps)
+    assert max(one["rms"] for one in found) < 1e-3
+
+
+def test_training_beside_a_run_without_averages_keeps_the_last_weights():
+    setup = resolve(
+        config_for("ddpm", changes={"data": "moons", "training.ema": (), "training.steps": 2, "model.width": 8})
+    )
+    made = train_beside(setup, copy.deepcopy(setup.model), DSM(), steps=2)
+    assert not made.training and not all(
+        torch.equal(a, b) for a, b in zip(made.parameters(), setup.model.parameters(), strict=True)
+    )
+
+
+def test_a_direction_that_all_share_is_none():
+    z = torch.randn(5, 3, generator=torch.Generator().manual_seed(0))
+    for has in (torch.ones(5, dtype=torch.bool), torch.zeros(5, dtype=torch.bool)):
+        assert torch.equal(_difference(z, has), torch.zeros(3))
+    assert torch.allclose(_difference(z, z[:, 0] > 0), z[z[:, 0] > 0].mean(0) - z[z[:, 0] <= 0].mean(0))
+
+
+@pytest.mark.parametrize(("channels", "shown"), [(1, 1), (2, 1), (3, 3), (4, 3)])
+def test_pictures_show_one_channel_or_three(channels, shown):
+    assert shown_channels(torch.zeros(2, channels, 4, 4)).shape == (2, shown, 4, 4)

@@ -93,6 +93,31 @@ def test_quiet_leaves_results_alone_and_nothing_else(run, tmp_path):
 # -- values left open -----------------------------------------------------------------------------------------------------
 
 
+@pytest.mark.parametrize("name", TOOLS)
+def test_no_tool_takes_a_negative_number_of_anything(name, run, monkeypatch):
+    """Nor a batch of no samples; a seed is any integer, and a class the network's matter."""
+    seen = []
+    parse = command_line.Parser.parse_args
+
+    def keep(self, *more):
+        seen.append(self)
+        return parse(self, *more)
+
+    monkeypatch.setattr(command_line.Parser, "parse_args", keep)
+    called(tool(name), "--no_such_option", check=False)
+    needed = [f"--{a.dest}={run}" for a in seen[-1]._actions if a.required and a.option_strings]
+    whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest not in ("seed", "label")]
+    for option, value in [(option, -5) for option in whole] + [("batch_size", 0)] * ("batch_size" in whole):
+        refused(called(tool(name), *needed, f"--{option}={value}", check=False), 2, str(value))
+
+
+def _reads_integers(action: argparse.Action) -> bool:
+    try:
+        return action.type is not None and isinstance(action.type("64"), int)
+    except (TypeError, ValueError):
+        return False
+
+
 @pytest.mark.parametrize("text", ["none", "None", "NONE"])
 def test_none_leaves_a_value_open_wherever_none_is_its_default(text):
     for flag, name in (("clip", "clip"), ("max_seconds", "max_seconds")):

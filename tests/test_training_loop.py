@@ -5,6 +5,7 @@ import math
 import os
 import signal
 import time
+import warnings
 
 import pytest
 import torch
@@ -428,8 +429,10 @@ def test_the_processor_time_budget_stops_saves_and_anneals(tmp_path):
     found = CheckpointFolder(tmp_path / "checkpoints").read()
     assert found.step == result.steps and found.content["cpu_seconds"] == pytest.approx(result.cpu_seconds, abs=0.1)
     assert found.content["learning_rate"] <= 0.01 * o.learning_rate
-    again = train(tiny_model(), points(), None, o, folder=tmp_path, resume=True)
-    assert again.steps <= result.steps + 1 and again.cpu_seconds >= result.cpu_seconds
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # the rate is the one that the budget gives, so there is no jump to warn of
+        again = train(tiny_model(), points(), None, o, folder=tmp_path, resume=True)
+    assert again.steps == result.steps and again.cpu_seconds >= result.cpu_seconds
 
 
 class Poisoned(DSM):

@@ -105,6 +105,14 @@ class TestFallback:
         before, lost, fitted = (float(pairs.errors(s, sde, score, 8).mean()) for s in (first, stayed, moved))
         assert lost == pytest.approx(before, rel=1e-5) and fitted < before / 2
 
+    def test_it_is_fitted_and_judged_on_noise_that_no_tool_draws_from(self):
+        sde = VPSDE()
+        score = Gaussian(MEANS, VARIANCES).score(sde)
+        fit, judge = teach(sde, score, (8, 6), seed=0)
+        drawn = sde.prior_sample((8, 6), generator=SampleStreams(0), dtype=torch.float32)
+        for one, other in ((fit.noise, drawn), (judge.noise, drawn), (fit.noise, judge.noise)):
+            assert float((one[:, None] - other).abs().amax(dim=-1).min()) > 0.01
+
     def test_plain_methods_all_take_so_many_evaluations(self):
         found = [samplers.create(**options) for options in plain_methods(4)]
         assert len(set(map(repr, found))) == len(found) and {s.evaluations for s in found} == {4}

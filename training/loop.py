@@ -188,8 +188,9 @@ class _Run:
         first, before, began = state.step, state.seconds, time.perf_counter()
         spent, clock = state.cpu_seconds, time.process_time()
         state.model.train()
-        with Prefetch(batches, first, last) as ahead:
-            while state.step < last:
+        end = first if self.triggers.spent(before, spent) else last
+        with Prefetch(batches, first, end) as ahead:
+            while state.step < end:
                 self.updater.update(ahead.next())
                 state.seconds = before + time.perf_counter() - began
                 state.cpu_seconds = spent + time.process_time() - clock

@@ -61,7 +61,7 @@ def _warn_of_a_jump(state: TrainState, was: float | None) -> None:
     options, step = state.options, state.step
     if was is None or step == 0:
         return
-    now = options.rate(step - 1)
+    now = options.rate(step - 1, state.cpu_seconds)
     if not math.isclose(was, now, rel_tol=_JUMP) and step < options.steps:
         warnings.warn(
             f"got a schedule whose learning rate at step {step} is {now:.3g}, where the run's own was {was:.3g}; expected the "

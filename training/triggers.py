@@ -63,9 +63,16 @@ class Triggers:
             late=late,
         )
 
-    def _stop(self, step: int, seconds: float, cpu_seconds: float, signal_number: int) -> tuple[int, bool]:
+    def spent(self, seconds: float, cpu_seconds: float) -> bool:
+        """Whether an earlier session has used up the time, so that no update is left to this one."""
+        return bool(self.group.maximum(float(self._late(seconds, cpu_seconds))))
+
+    def _late(self, seconds: float, cpu_seconds: float) -> bool:
         limits = ((self.options.max_seconds, seconds), (self.options.cpu_seconds, cpu_seconds))
-        late = any(limit is not None and spent >= limit for limit, spent in limits)
+        return any(limit is not None and spent >= limit for limit, spent in limits)
+
+    def _stop(self, step: int, seconds: float, cpu_seconds: float, signal_number: int) -> tuple[int, bool]:
+        late = self._late(seconds, cpu_seconds)
         if self.group.world > 1:
             if step % _POLL_EVERY:
                 return 0, False

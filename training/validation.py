@@ -7,6 +7,7 @@ bits/dim for grey values, in nats per dimension for points.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 
 import torch
@@ -14,7 +15,7 @@ from torch import Tensor
 
 from data import Split
 from data.transforms import Transform
-from likelihood.bounds import elbo
+from likelihood.bounds import Bins, elbo
 from numerics import SampleStreams, uniform
 from training.callbacks import Callback
 from training.objectives import Objective
@@ -36,7 +37,8 @@ class Validation(Callback):
         draws: evaluations of the network for each, besides four for the last step of the bound.
         batch_size: of these evaluations.
         seed: of dequantisation, times and noise.
-        dequantize: whether the loss is that of dequantised grey values, as in training.
+        dequantize: whether bound and loss are those of dequantised grey values, as in training; if not, the bound is of the
+            grey values themselves, each by its own `likelihood.bounds.Bins`.
     """
 
     def __init__(
@@ -65,32 +67,39 @@ class Validation(Callback):
                 part = self.split.take(slice(first, first + self.batch_size))
                 streams = SampleStreams(self.seed, part.ids)
                 stored = part.x.to(device)
-                x = stored.to(torch.float32)
-                if self.transform is not None:
-                    if self.transform.levels is not None:
-                        x = x + uniform(x.shape, streams, device=device, dtype=torch.float32)
-                    x = self.transform(x)
+                x, grey = self._clean(stored, streams)
                 bound = elbo(
                     asked.sde,
                     asked.condition(None if asked.num_classes is None else part.labels),
                     x,
+                    decoder=None if grey is None else Bins(transform=grey),
+                    data=None if grey is None else stored,
                     draws=self.draws,
                     data_std=asked.data_std,  # the same value with less noise
                     generator=streams,
                 )
                 nats.append(bound.nats.cpu())
                 if self.objective is not None:
-                    x_0 = x if self.dequantize or self.transform is None else self.transform.centres(stored).to(x.dtype)
                     labels = None if asked.num_classes is None or part.labels is None else part.labels.to(device)
-                    losses += [self._loss(model, x_0, labels, first, i) for i in range(_LOSS_DRAWS)]
+                    losses += [self._loss(model, x, labels, first, i) for i in range(_LOSS_DRAWS)]
         per_dim = torch.cat(nats) / self.split.x[0].numel()
         name = "nats_per_dim_bound"
         if self.transform is not None and self.transform.levels is not None:
-            per_dim, name = (per_dim - self.transform.log_det) / torch.log(torch.tensor(2.0)), "bits_per_dim_bound"
+            log_det = self.transform.log_det if self.dequantize else 0.0  # of a density; a grey value has a probability
+            per_dim, name = (per_dim - log_det) / math.log(2), "bits_per_dim_bound"
         value = float(per_dim.mean())
         stderr = float(per_dim.std()) / len(per_dim) ** 0.5 if len(per_dim) > 1 else float("nan")
         loss = {"loss": float(torch.cat(losses).mean())} if losses else {}
         return {"metric": value, name: value, f"{name}_stderr": stderr, **loss}
+
+    def _clean(self, stored: Tensor, streams: SampleStreams) -> tuple[Tensor, Transform | None]:
+        """x_0 in model units, dequantised as in training; and the transform of grey values where these stay as they are."""
+        x, transform = stored.to(torch.float32), self.transform
+        if transform is None or transform.levels is None:
+            return (x if transform is None else transform(x)), None
+        if not self.dequantize:
+            return transform.centres(stored).to(x.dtype), transform
+        return transform(x + uniform(x.shape, streams, device=x.device, dtype=x.dtype)), None
 
     def _loss(self, model: torch.nn.Module, x_0: Tensor, labels: Tensor | None, first: int, i: int) -> Tensor:
         """The weighted losses `(B,)` of a part that begins at `first`, with the `i`-th draws."""

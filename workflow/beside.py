@@ -66,5 +66,6 @@ def train_beside(
         resume=folder is not None,
         callbacks=callbacks,
     )
-    found.load_averages(model)
+    if found.averages:  # with ema=() the last weights stay, as in the run itself
+        found.load_averages(model)
     return model.eval().requires_grad_(False)

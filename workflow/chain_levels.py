@@ -11,7 +11,7 @@ from likelihood import GaussianChain
 from numerics import SampleStreams
 from samplers import DDPMIndices
 from workflow.bound_levels import levels_of, save_levels
-from workflow.chain_bound import READINGS, clean
+from workflow.chain_bound import clean, own_reading
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -29,14 +29,14 @@ def chain_of(run: TrainedRun, *, rows: int, evaluations: int, variance: str) -> 
 def report_levels(
     run: TrainedRun, folder: RunFolder, variances: Mapping[str, str], *, rows: int, draws: int, images: int
 ) -> None:
-    """Measures and draws the terms of the bound, of grey values where there are any.
+    """Measures and draws the terms of the bound, of what the network was trained on.
 
     Args:
         variances: the chain's, by the name to show.
         rows: N of the run's table.
         draws: of image and noise for each level; images: of the split from which they are drawn.
     """
-    reading = READINGS[0] if run.transform.levels is not None else READINGS[1]
+    reading = own_reading(run.setup)
     data = run.dataset.split(run.setup.protocol.split)
     few = data.x[:images].to(run.device)
     seed = run.setup.options.seed

@@ -69,12 +69,15 @@ class Chunks:
     def todo(self, alone: bool = False) -> Iterator[tuple[int, int, int]]:
         """(k, first, last) of this process's chunks that are still to be done; of all chunks, where it is `alone`.
 
+        Who is alone begins with the last, so that it meets a process that is at work on them, and does not follow it.
+
         Raises:
             Interrupted: after a chunk during which SIGINT or SIGTERM came; what is done stays.
         """
         rank, world = (0, 1) if alone else (int(os.environ.get("RANK", "0")), int(os.environ.get("WORLD_SIZE", "1")))
+        mine = range(rank, len(self.spans), world)
         with self.interruption:
-            for k in range(rank, len(self.spans), world):
+            for k in reversed(mine) if alone else mine:
                 if not self.file(k).exists():
                     yield (k, *self.spans[k])
                     self.poll()

@@ -89,7 +89,6 @@ def rehearse(setup: Setup, folder: RunFolder, *, keep: bool, init_from: Path | N
             with clock.timed("baselines", "baselines"):
                 place.update_results({"baselines": bits_per_dim_of_baselines(small.dataset, small.options.seed)})
         with clock.timed("report", "report"):
-            place.update_results({"seconds": time.perf_counter() - started})
             report.write(place, small, keep=False)
         with clock.timed("finish", f"what is {small.name}'s own"), contextlib.redirect_stdout(io.StringIO()):
             small.system.finish(run, place)

@@ -48,7 +48,7 @@ def run(setup: Setup, folder: RunFolder, asked: Request) -> None:
             look(setup, folder, started)
 
 
-def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True) -> None:
+def look(setup: Setup, folder: RunFolder, started: float) -> None:
     """Samples and scores what was trained, and reports it; `started` is when the session began."""
     before = folder.results().get("weights")
     trained = load_run(folder.path, setup=setup)  # the averaged weights, as any tool will read them
@@ -57,11 +57,11 @@ def look(setup: Setup, folder: RunFolder, started: float, *, shown: bool = True)
     setup.system.score(trained)
     if setup.baselines and setup.dataset.levels is not None:
         folder.update_results({"baselines": bits_per_dim_of_baselines(setup.dataset, setup.options.seed)})
-    folder.update_results({"seconds": time.perf_counter() - started})
     report.write(folder, setup, keep=before == trained.fingerprint)
-    if shown:
-        report.show(folder, setup)
+    report.show(folder, setup)
     setup.system.finish(trained, folder)
+    folder.update_results({"seconds": time.perf_counter() - started, "cpu_seconds": time.process_time()})
+    report.end(folder)
 
 
 def _after_training(folder: RunFolder) -> AbstractContextManager[None]:

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.pictures import save_grid, save_histogram, save_lines, save_scatter
+from evaluation.pictures import save_grid, save_histogram, save_lines, save_scatter, shown_channels
 from numerics import SampleStreams, take
 from samplers import Sampler, StepInfo
 from samplers.callbacks import all_of
@@ -142,7 +142,7 @@ def save_samples(file: Path, x: Tensor, setup: Setup) -> None:
     file.parent.mkdir(parents=True, exist_ok=True)
     shape, values, reference = tuple(x.shape[1:]), setup.transform.inverse(x), setup.dataset.split("test").x
     if len(shape) == 3:
-        images = x[:, : 3 if shape[0] >= 3 else 1]
+        images = shown_channels(x)
         save_grid(
             file, setup.transform.to_unit(images), scale=max(1, round(32 / shape[-1]))
         )  # small images are hard to see

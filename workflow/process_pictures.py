@@ -197,9 +197,8 @@ def compare_means(run: TrainedRun, law: GaussianMixture, *, rows: int, points: i
     """
     sde, exact, found = run.sde, in_parts(law.score(run.sde)), []
     streams = SampleStreams(run.setup.options.seed, range(points))
-    for fraction in _TIMES:
-        t = round(fraction * rows) / rows * sde.T
-        s = max(sde.t_min, round(fraction * rows / 2) / rows * sde.T)
+    for row in dict.fromkeys(max(2, round(fraction * rows)) for fraction in _TIMES):
+        t, s = (sde.T * r / rows for r in (row, max(1, row // 2)))
         x = law.marginal_sample(sde, points, t, generator=streams)
         with torch.no_grad():
             learned = reverse_mean(sde, run.score, x.to(run.device, torch.float32), t, s).double().cpu()

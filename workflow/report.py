@@ -40,9 +40,14 @@ def show(folder: RunFolder, setup: Setup) -> None:
     print(f"  {results['bits_per_dim']['text']}")
     for s in results["sampling"]["all"].values():
         print(f"  {folder.path / s['picture']}: {s['samples']:,} samples, {s['nfe']} evaluations, {s['seconds']:.1f} s")
+
+
+def end(folder: RunFolder) -> None:
+    """Adds how long the session took, system's own part and all, and says so."""
+    results = folder.results()
+    folder.add_section("This run", _protocol(results))
     print(
-        f"  {results['seconds']:.0f} s in all, {results['training']['seconds']:.0f} s of them training; "
-        f"{folder.path / REPORT}"
+        f"\n{results['seconds']:.0f} s in all, {results['training']['seconds']:.0f} s of them training; {folder.path / REPORT}"
     )
 
 
@@ -68,7 +73,9 @@ def _heading(setup: Setup, results: dict[str, Any]) -> str:
 
 def _densities(setup: Setup, results: dict[str, Any]) -> list[tuple[str, str]]:
     scored = results["bits_per_dim"]
-    baselines = sorted(results.get("baselines", {}).items(), key=lambda item: item[1])
+    # theirs are bits/dim of grey values: beside nats of a density they would be another thing's numbers
+    given = results.get("baselines", {}) if scored.get("unit", "bits/dim") == "bits/dim" else {}
+    baselines = sorted(given.items(), key=lambda item: item[1])
     kind = ", a bound" if scored.get("kind") == "bound" else ""
     said = "none" if scored.get("kind") == "none" else f"{number(scored['mean'])} ± {number(scored['stderr'])}"
     return [
@@ -143,7 +150,7 @@ def _protocol(results: dict[str, Any]) -> list[str]:
         ("seed", str(results["seed"])),
         ("versions", f"python {environment['python']}, torch {environment['torch']}, toolkit {environment['toolkit']}"),
         ("device", f"{environment['device']}, {environment['threads']} threads"),
-        ("minutes", f"{results['seconds'] / 60:.1f} in all in the last session"),
+        *_minutes(results),
         ("weights", f"{results['weights']}, averaged"),
     ]
     rows += [("data", note) for note in results.get("data", {}).get("notes", [])]
@@ -151,3 +158,11 @@ def _protocol(results: dict[str, Any]) -> list[str]:
         step = "" if origin["step"] is None else f", step {origin['step']:,}"
         rows.append(("began with", f"`{origin['path']}`{step}"))
     return table(("", ""), rows)
+
+
+def _minutes(results: dict[str, Any]) -> list[tuple[str, str]]:
+    if "seconds" not in results:  # the system's own part is under way
+        return []
+    cpu = results.get("cpu_seconds")
+    of_processor = "" if cpu is None else f"; {cpu / 60:.1f} of processor time"
+    return [("minutes", f"{results['seconds'] / 60:.1f} in all in the last session{of_processor}")]

@@ -133,7 +133,7 @@ def configuration(row: Row, seed: int, terms: Terms) -> Config:
         "likelihood.limit": terms.images,
         # one draw of the noise, and steps that need no search: the error of a hundred images is larger than theirs
         "likelihood.draws": 1,
-        "likelihood.steps": 64,
+        "likelihood.steps": 128,
     }
     return config_for(row.system, changes={**common, **row.changes})
 

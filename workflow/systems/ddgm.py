@@ -27,7 +27,7 @@ from torch import Tensor
 
 from data import Dataset, Split
 from data.transforms import Transform
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from models.ddgm import DDGM, Decoder, GreyGaussian, OwnSteps, SharedSteps, UnitGaussian
 from numerics import Catalogue, SampleStreams, UserError, normal, require_choice, require_count, require_range
 from sde_lib import TableVPSDE
@@ -334,7 +334,7 @@ def _pictures(run: TrainedRun, folder: RunFolder) -> list[str]:
     drawn = model.sample(
         tuple(x.shape), generator=SampleStreams(setup.options.seed, torch.arange(len(x))), device=setup.device
     )
-    rows = torch.cat([zs[0], *zs[1:], drawn])[:, :3]
+    rows = shown_channels(torch.cat([zs[0], *zs[1:], drawn]))
     file, kept = folder.path / "samples" / "hierarchy.png", float(model.get_buffer("abar")[-1]) ** 0.5
     names = ("images", *(f"z_{i}" for i in range(1, model.steps + 1)), "samples")
     save_grid(file, setup.transform.to_unit(rows).cpu(), len(x), scale=max(1, round(24 / x.shape[-1])), rows=names)

@@ -46,7 +46,7 @@ class DDIMSystem(DDPM):
     help: ClassVar[Mapping[str, str]] = {
         "sweep.eta": "values of eta",
         "sweep.evaluations": "numbers of evaluations",
-        "sweep.all": "a further number of evaluations, for the smallest and the largest eta alone",
+        "sweep.all": "a further number of evaluations, for eta 0 and 1 alone",
         "sweep.samples": "samples for each Fréchet distance",
         "encoding.evaluations": "evaluations each way of a round trip",
         "encoding.images": "images that make the round trip",
@@ -67,12 +67,20 @@ class DDIMSystem(DDPM):
         )
         # the round trip: evaluations each way, images; and pairs of latents between which there are so many steps
         config.encoding = ConfigDict({"evaluations": (10, 20, 50, 100, 200), "images": 64, "pairs": 6, "between": 9})
-        config.likelihood.steps = 32
+        # the flow of such a chain is hard to integrate: many steps on few images, where few steps would state a large error
+        config.likelihood.update({"steps": 256, "limit": 100, "draws": 1, "probes": 1})
         return config
 
     def check(self, config: Config) -> None:
         """The sweep's and the encoding's numbers, against the chain."""
         steps, sweep, encoding = self.chain(config).steps, config["sweep"], config["encoding"]
+        for name in ("sampler", "second"):
+            grid = (config["sampling"][name] or {}).get("grid") or {}
+            if grid.get("name") == "ddpm" and grid["train_steps"] != steps:
+                raise UserError(
+                    f"got train_steps={grid['train_steps']} for a chain of config.sde.steps={steps}; expected the same: "
+                    f"--config.sampling.{name}.grid.train_steps={steps}"
+                )
         for eta in sweep["eta"]:
             require_range(eta, "config.sweep.eta", 0, 1)
         require_count(sweep["samples"], "config.sweep.samples", 10)
@@ -183,20 +191,21 @@ class DDIMSystem(DDPM):
             for k in (1, 2)
         ]
         latents = torch.stack([slerp(z[0], z[1], i / (between - 1)) for i in range(between)], dim=1).flatten(0, 1)
-        walk = self.walk(run.setup.config, min(50, self.chain(run.setup.config).steps), 0.0)
+        evaluations = min(50, self.chain(run.setup.config).steps)
+        walk = self.walk(run.setup.config, evaluations, 0.0)
         with torch.no_grad():
             x = walk(run.sde, run.score, latents.shape, x_T=latents).x.cpu()
         picture = folder.path / "interpolation.png"
         if len(run.dataset.event_shape) == 3:
-            from evaluation import save_grid
+            from evaluation.pictures import save_grid, shown_channels
 
-            channels = 3 if x.shape[1] >= 3 else 1
-            save_grid(picture, run.transform.to_unit(x[:, :channels]), between, scale=max(1, round(40 / x.shape[-1])))
+            unit = shown_channels(run.transform.to_unit(x))
+            save_grid(picture, unit, between, scale=max(1, round(40 / x.shape[-1])))
         else:
             save_samples(picture, x, run.setup)
         folder.add_section(
             "Between two latents",
-            [f"{pairs} pairs of latents, {between} places on the great circle between them, 50 evaluations, no noise:", "",
+            [f"{pairs} pairs of latents, {between} places on the great circle, {evaluations} evaluations, no noise:", "",
              f"![interpolation]({picture.name})"],
         )  # fmt: skip
 

@@ -32,7 +32,7 @@ import samplers
 import training
 from data import Split
 from evaluation import compare_samplers, straightness
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from numerics import Catalogue, SampleStreams, UserError, require_count
 from samplers import DDIM, Sampler
 from sde_lib import SDE, StraightSDE
@@ -91,6 +91,8 @@ class FlowMatching(System):
         )
         config.sampling.sampler = section(samplers.SAMPLERS, "ddim", steps=50)
         config.sampling.second = section(samplers.SAMPLERS, "ancestral", steps=250)
+        # a second probe would take half as long again, and the images' own spread is ten times what it saves
+        config.likelihood.probes = 1
         # reflow: pairs of noise and sample, evaluations for each, steps of training on them, images scored after it;
         # compared: evaluations and samples for each of all samplers, and whether those that choose their own steps take part
         config.reflow = ConfigDict({"pairs": 2000, "evaluations": 40, "steps": 400, "scored": 50})
@@ -113,6 +115,11 @@ class FlowMatching(System):
 
     def check(self, config: Config) -> None:
         """The numbers of reflow and of the comparison."""
+        if config["model"]["class_conditional"] and config["reflow"]["steps"]:
+            raise UserError(
+                "got config.model.class_conditional=True with a round of reflow, whose pairs have no classes; expected one of "
+                "them: --config.reflow.steps=0"
+            )
         for group, name, least in (
             ("reflow", "pairs", 2),
             ("reflow", "evaluations", 2),
@@ -186,7 +193,7 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
     bar.close()
     picture = folder.path / "samples" / "all_samplers.png"
     if len(run.dataset.event_shape) == 3:
-        images = torch.cat([run.transform.to_unit(row.samples[:, :3]) for row in kept])
+        images = shown_channels(torch.cat([run.transform.to_unit(row.samples) for row in kept]))
         names = [f"{row.name}, {row.nfe:.0f}" for row in kept]
         save_grid(picture, images, own["samples"], scale=max(1, round(24 / shape[-1])), rows=names)
     notes = [f"- {name}: {why}" for name, why in refused.items()]
@@ -225,9 +232,18 @@ def _reflow(run: TrainedRun, folder: RunFolder) -> None:
     )
     after = replace(run, setup=replace(run.setup, model=model), fingerprint=fingerprint(model))
     results: dict[str, Any] = {"pairs": own["pairs"], "steps": own["steps"]}
-    protocol = replace(run.setup.protocol, limit=min(own["scored"], len(run.dataset.split(run.setup.protocol.split))))
+    before = score_split(run, run.setup.protocol, alone=True)  # the run's own parts, read again
+    assert before is not None
+    n = min(own["scored"], len(before.result.status))
+    # in the steps that the first flow has: a pilot would cost as much as these images, and the companions state the error
+    chosen = (before.entry(folder.path)["chosen"] or {}).get("steps", run.setup.protocol.steps)
+    once_more = score_split(after, replace(run.setup.protocol, limit=n, steps=chosen), alone=True)
+    assert once_more is not None
     rows = []
-    for name, which in (("flow", run), ("after reflow", after)):
+    for name, which, scored in (
+        ("flow", run, replace(before, result=before.result.first(n))),
+        ("after reflow", after, once_more),
+    ):
         straight = straightness(
             which.sde,
             which.score,
@@ -236,14 +252,12 @@ def _reflow(run: TrainedRun, folder: RunFolder) -> None:
             generator=SampleStreams(run.setup.options.seed),
             device=run.device,
         )
-        scored = score_split(which, protocol, alone=True)
-        assert scored is not None
         results[name] = {
             "straightness": straight.to_dict(),
             "bits_per_dim": {**scored.entry(folder.path), "text": str(scored.result)},
         }
         rows.append((name, str(straight), f"{scored.result.mean:.3f} ± {scored.result.stderr:.3f}"))
-    lines = table(("", "straightness S (0: straight)", f"bits/dim of {protocol.limit} {run.setup.noun}s"), rows)
+    lines = table(("", "straightness S (0: straight)", f"bits/dim of {n} {run.setup.noun}s"), rows)
     lines += _few_steps(run, after, folder, results)
     results["seconds"] = time.perf_counter() - begun
     folder.update_results({"reflow": results})
@@ -297,7 +311,7 @@ def _few_steps(run: TrainedRun, after: TrainedRun, folder: RunFolder, results: d
     lines = table(head, rows)
     if len(run.dataset.event_shape) == 3:
         picture = folder.path / "samples" / "reflow.png"
-        both = run.transform.to_unit(torch.cat(images)[:, :3].cpu())
+        both = shown_channels(run.transform.to_unit(torch.cat(images).cpu()))
         save_grid(picture, both, n, scale=max(1, round(24 / shape[-1])), rows=names)
         lines += [
             "Euler's method from the same noise, before reflow and after it:",

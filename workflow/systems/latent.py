@@ -27,7 +27,7 @@ from torch import Tensor
 import samplers
 from data import Dataset, Split
 from data.transforms import Transform
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from likelihood import elbo
 from models import MLP, VAE, MixturePrior, Preconditioned, ScoreModel, ScorePrior, StandardPrior
 from models.ddgm import GreyGaussian
@@ -346,7 +346,7 @@ def _priors(run: TrainedRun, folder: RunFolder) -> None:
     picture = folder.path / "samples" / "priors.png"
     save_grid(
         picture,
-        setup.transform.to_unit(torch.cat(images))[:, :3],
+        shown_channels(setup.transform.to_unit(torch.cat(images))),
         n,
         scale=max(1, round(24 / images[0].shape[-1])),
         rows=[name for name, *_ in rows],
@@ -389,7 +389,7 @@ def _autoencoder(run: TrainedRun, folder: RunFolder) -> None:
         images = [model.decode(code * spread + centre, shape)[0].cpu() for code in (z, plain)]
         held = setup.transform.centres(_data(setup).x[:n].to(setup.device)).to(torch.float32)
         again = model.decode(model.encode(held)[0], shape)[0].cpu()
-    rows = torch.cat([held.cpu(), again, *images])[:, :3]
+    rows = shown_channels(torch.cat([held.cpu(), again, *images]))
     picture = folder.path / "samples" / "autoencoder.png"
     names = ("held out", "reconstructed", "score of codes", "one Gaussian")
     save_grid(picture, setup.transform.to_unit(rows), n, scale=max(1, round(24 / shape[-1])), rows=names)
@@ -417,8 +417,8 @@ def _attributes(run: TrainedRun, folder: RunFolder) -> None:
         z = model.encode(x)[0]
         ink = x.flatten(1).mean(dim=1)
         directions = {"ink": _difference(z, ink > ink.median())}
-        if train.labels is not None:
-            for label in torch.unique(train.labels).tolist()[:4]:
+        if train.labels is not None and len(known := torch.unique(train.labels)) > 1:
+            for label in known.tolist()[:4]:
                 name = setup.dataset.classes[label] if setup.dataset.classes else str(label)
                 directions[f"class {name}"] = _difference(z, train.labels.to(z.device) == label)
         held = setup.transform.centres(_data(setup).x[:1].to(setup.device)).to(torch.float32)
@@ -433,7 +433,7 @@ def _attributes(run: TrainedRun, folder: RunFolder) -> None:
         picture = folder.path / "samples" / "attributes.png"
         save_grid(
             picture,
-            setup.transform.to_unit(torch.cat(moved).cpu())[:, :3],
+            shown_channels(setup.transform.to_unit(torch.cat(moved).cpu())),
             len(steps),
             scale=max(1, round(32 / shape[-1])),
             rows=list(directions),
@@ -453,7 +453,9 @@ def _attributes(run: TrainedRun, folder: RunFolder) -> None:
 
 
 def _difference(z: Tensor, has: Tensor) -> Tensor:
-    """The mean latent of those that have an attribute minus that of the others, `(d,)`."""
+    """The mean latent of those that have an attribute minus that of the others, `(d,)`; 0 where all are alike in it."""
+    if bool(has.all()) or not bool(has.any()):
+        return torch.zeros_like(z[0])
     return z[has].mean(dim=0) - z[~has].mean(dim=0)
 
 

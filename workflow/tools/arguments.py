@@ -151,6 +151,39 @@ def add_fields(made: Parser, kind: type, *, leave: tuple[str, ...] = ()) -> None
             made.add_argument(f"--{p.name}", default=p.default, type=_reader(hints[p.name]), help=texts.get(p.name, ""))
 
 
+def integer(least: int) -> Callable[[str], int]:
+    """What reads an integer of at least `least`."""
+
+    def read(text: str) -> int:
+        try:
+            value = int(text)
+        except ValueError:
+            value = least - 1
+        if value < least:
+            raise argparse.ArgumentTypeError(f"got {text!r}; expected an integer >= {least}")
+        return value
+
+    return read
+
+
+def integers(least: int) -> Callable[[str], tuple[int, ...]]:
+    """What reads different integers of at least `least`, separated by commas."""
+    one = integer(least)
+
+    def read(text: str) -> tuple[int, ...]:
+        try:
+            values = tuple(map(one, text.split(",")))
+        except argparse.ArgumentTypeError:
+            values = ()
+        if not values or len(set(values)) < len(values):
+            raise argparse.ArgumentTypeError(
+                f"got {text!r}; expected different integers >= {least} separated by commas, such as {least + 3},{least + 8}"
+            )
+        return values
+
+    return read
+
+
 def whole_or_none(text: str) -> int | None:
     """Reads an integer, or none in any case."""
     return None if text.lower() == "none" else int(text)
@@ -174,4 +207,13 @@ def _reader(hint: Any) -> Callable[[str], Any]:
 
         read.__name__ = kinds[0].__name__
         return read
+    if hint is bool:
+        return _flag
     return hint if hint in (int, float, str) else literal
+
+
+def _flag(text: str) -> bool:
+    values = {"true": True, "1": True, "false": False, "0": False}
+    if text.lower() not in values:
+        raise argparse.ArgumentTypeError(f"got {text!r}; expected True or False")
+    return values[text.lower()]

@@ -31,7 +31,7 @@ from likelihood import (
     fast,
 )
 from likelihood.bounds import Bins, Decoder, DiscretizedGaussian
-from numerics import SampleStreams, UserError
+from numerics import SampleStreams, require_positive
 from workflow import progress
 from workflow.splits import checked_split
 from workflow.tools import arguments as shared
@@ -194,22 +194,22 @@ def main(arguments: list[str]) -> int:
     """Scores in all three ways and prints the table."""
     parser = shared.parser("State bits/dim of a finished run in the three ways that papers do, in one table.")
     parser.add_argument("--split", default="test", help="split of the run's data set")
-    parser.add_argument("--limit", default=64, type=int, help="number of images to score; 0: all")
-    parser.add_argument("--K", default=8, type=int, help="number of draws of the dequantisation noise")
-    parser.add_argument("--steps", default=64, type=int, help="number of steps of the flow's solver")
-    parser.add_argument("--draws", default=128, type=int, help="number of draws of the continuous bounds")
-    parser.add_argument("--levels", default=1000, type=int, help="number of levels of the chain, each evaluated once")
-    parser.add_argument("--probes", default=4, type=int, help="number of trace estimates for each draw; 0: exact trace")
+    parser.add_argument("--limit", default=64, type=shared.integer(0), help="number of images to score; 0: all")
+    parser.add_argument("--K", default=8, type=shared.integer(1), help="number of draws of the dequantisation noise")
+    parser.add_argument("--steps", default=64, type=shared.integer(1), help="number of steps of the flow's solver")
+    parser.add_argument("--draws", default=128, type=shared.integer(1), help="number of draws of the continuous bounds")
+    parser.add_argument(
+        "--levels", default=1000, type=shared.integer(2), help="number of levels of the chain, each evaluated once"
+    )
+    parser.add_argument(
+        "--probes", default=4, type=shared.integer(0), help="number of trace estimates for each draw; 0: exact trace"
+    )
     parser.add_argument("--truncation", default=0.25, type=float, help="sigma/alpha on grid points at t_min, in bins")
-    parser.add_argument("--batch_size", default=32, type=int, help="number of images scored together")
+    parser.add_argument("--batch_size", default=32, type=shared.integer(1), help="number of images scored together")
     parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
     shared.add_label(parser)
     options = shared.parsed(parser, arguments)
-    for name in ("K", "steps", "draws", "truncation", "batch_size"):
-        if getattr(options, name) <= 0:
-            raise UserError(f"got --{name}={getattr(options, name)}; expected a number > 0")
-    if options.levels < 2:
-        raise UserError(f"got --levels={options.levels}; expected an integer >= 2")
+    require_positive(options.truncation, "--truncation")
     run = load_run(options.run, options.device)
     run = run if options.label is None else run.given(options.label)
     if run.transform.levels is None:

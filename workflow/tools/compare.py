@@ -16,7 +16,6 @@ import samplers
 from evaluation import evaluate_samples
 from evaluation.report import AVAILABLE, default_features
 from evaluation.sampler_comparison import ByBudget, compare_samplers, dataset_quality
-from numerics import UserError
 from samplers import Sampler
 from workflow import progress
 from workflow.tools import arguments as shared
@@ -32,17 +31,16 @@ def main(arguments: list[str]) -> int:
         default="pc,ddim,dpm_solver",
         help="names, separated by commas: " + ", ".join((NAME, *samplers.available())),
     )
-    parser.add_argument("--nfe", default="10,20,50,100", help="budgets of evaluations, separated by commas")
-    parser.add_argument("--n", default=1000, type=int, help="number of samples drawn by each sampler")
+    parser.add_argument(
+        "--nfe", default="10,20,50,100", type=shared.integers(1), help="budgets of evaluations, separated by commas"
+    )
+    parser.add_argument("--n", default=1000, type=shared.integer(1), help="number of samples drawn by each sampler")
     parser.add_argument("--measures", default="FD,SW", help="measures, separated by commas: " + ", ".join(AVAILABLE))
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise that all samplers start from")
-    parser.add_argument("--batch_size", default=500, type=int, help="number of samples drawn together")
+    parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser)
     args = shared.parsed(parser, arguments)
-    try:
-        budgets = tuple(int(v) for v in args.nfe.split(","))
-    except ValueError as error:
-        raise UserError(f"got --nfe={args.nfe!r}; expected integers separated by commas, such as 10,20") from error
+    budgets = args.nfe
     names = args.samplers.split(",")
     plain = {name: samplers.create(name) for name in names if name != NAME}  # a wrong name before the run is read
     run = load_run(args.run, args.device)

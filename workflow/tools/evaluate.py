@@ -27,7 +27,7 @@ from evaluation import (
     load_inception,
     nearest,
 )
-from evaluation.pictures import save_grid
+from evaluation.pictures import save_grid, shown_channels
 from evaluation.report import LEAST
 from numerics import UserError
 from workflow import progress
@@ -45,9 +45,11 @@ def main(arguments: list[str]) -> int:
     """Draws, measures, and prints the measures beside those of held-out data."""
     parser = shared.parser("Measure a finished run's samples.")
     shared.add_sampler(parser)
-    parser.add_argument("--n", default=2000, type=int, help=f"number of samples, at least {LEAST}; take thousands")
+    parser.add_argument(
+        "--n", default=2000, type=shared.integer(LEAST), help=f"number of samples, at least {LEAST}; take thousands"
+    )
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=500, type=int, help="number of samples drawn together")
+    parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
     parser.add_argument("--split", default="test", help="split of held-out data to compare with")
     parser.add_argument(
@@ -58,10 +60,6 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--inception", default=None, type=Path, help="TorchScript file for --features inception")
     args = shared.parsed(parser, arguments)
-    if args.n < LEAST or args.batch_size < 1:
-        raise UserError(
-            f"got --n={args.n}, --batch_size={args.batch_size}; expected integers, --n >= {LEAST} and --batch_size >= 1"
-        )
     choose = shared.sampler_of(args)
     run = load_run(args.run, args.device)
     checked_split(run.dataset, args.split)
@@ -140,7 +138,7 @@ def _save_pairs(file: Path, made: Tensor, run: TrainedRun) -> None:
     columns = min(16, len(made))
     whole = len(made) // columns * columns
     pairs = torch.stack([made[:whole], train[index[:whole]]]).reshape(2, -1, columns, *made.shape[1:]).transpose(0, 1)
-    shown = pairs.flatten(0, 2)[:, : 3 if made.shape[1] >= 3 else 1]
+    shown = shown_channels(pairs.flatten(0, 2))
     unit = shown.float() / ((run.dataset.levels or 256) - 1)
     save_grid(file, unit, columns, scale=max(1, round(32 / made.shape[-1])))
 

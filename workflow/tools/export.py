@@ -33,4 +33,6 @@ def main(arguments: list[str]) -> int:
 
 def _untimed(value: Any) -> Any:
     """Results without their seconds, which are those of a machine and not of a model."""
-    return {k: _untimed(v) for k, v in value.items() if k != "seconds"} if isinstance(value, dict) else value
+    if not isinstance(value, dict):
+        return value
+    return {k: _untimed(v) for k, v in value.items() if k not in ("seconds", "cpu_seconds")}

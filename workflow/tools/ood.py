@@ -77,9 +77,9 @@ def main(arguments: list[str]) -> int:
     """Scores, and prints how well bits/dim tell the data apart."""
     parser = shared.parser("Score a run's test split and other data in bits/dim, and draw the histograms.")
     parser.add_argument("--other", default="noise", help="a data set of the same shape and levels, noise or flipped")
-    parser.add_argument("--limit", default=0, type=int, help="number of images of each; 0: all")
-    parser.add_argument("--steps", default=64, type=int, help="number of steps of the flow's solver")
-    parser.add_argument("--batch_size", default=64, type=int, help="number of images scored together")
+    parser.add_argument("--limit", default=0, type=shared.integer(0), help="number of images of each; 0: all")
+    parser.add_argument("--steps", default=64, type=shared.integer(1), help="number of steps of the flow's solver")
+    parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of images scored together")
     parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
     shared.add_label(parser)
     options = shared.parsed(parser, arguments)

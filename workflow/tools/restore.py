@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from numerics import require_count, require_positive
+from numerics import require_positive
 from workflow.inverse_problems import FEW, METHODS, PROBLEMS, check_names, report_inverse
 from workflow.run_folder import RunFolder
 from workflow.tools import arguments as shared
@@ -34,27 +34,20 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--problems", default=None, help="names with commas between: " + ", ".join(PROBLEMS))
     parser.add_argument("--methods", default=None, help="names with commas between: " + ", ".join(METHODS))
     parser.add_argument(
-        "--images", default=None, type=int, help="test images, at least 2, and as many of the model's own"
+        "--images", default=None, type=shared.integer(2), help="test images, at least 2, and as many of the model's own"
     )
-    parser.add_argument("--samples", default=None, type=int, help="posterior samples of each, at least 2")
-    parser.add_argument("--steps", default=50, type=int, help="steps of the samplers")
+    parser.add_argument("--samples", default=None, type=shared.integer(2), help="posterior samples of each, at least 2")
+    parser.add_argument("--steps", default=50, type=shared.integer(1), help="steps of the samplers")
     parser.add_argument("--std", default=0.1, type=float, help="standard deviation of the noise, in model units")
     parser.add_argument(
         "--sr3_steps",
         default=0,
-        type=int,
+        type=shared.integer(0),
         help="updates of a network that is trained for super-resolution and shown the measurement; 0 for none",
     )
     parser.add_argument("--workdir", default=None, type=Path, help="folder for what is written; None: the run's")
     args = shared.parsed(parser, arguments)
     chosen = {k: v if getattr(args, k) is None else getattr(args, k) for k, v in PRESETS[args.preset].items()}
-    for name, value, least in (
-        ("images", chosen["images"], 2),
-        ("samples", chosen["samples"], 2),
-        ("steps", args.steps, 1),
-        ("sr3_steps", args.sr3_steps, 0),
-    ):
-        require_count(value, f"--{name}", least)
     require_positive(args.std, "--std")
     problems, methods = (tuple(name.strip() for name in chosen[key].split(",")) for key in ("problems", "methods"))
     check_names(methods, problems, "--")

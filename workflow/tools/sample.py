@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from evaluation.pictures import save_gif
-from numerics import SampleStreams, UserError, require_count
+from numerics import SampleStreams, UserError
 from samplers import Sampler
 from samplers.callbacks import Trajectory
 from workflow import eight_bit, progress
@@ -33,9 +33,9 @@ def main(arguments: list[str]) -> int:
     """Draws, and says where the picture and the values are."""
     parser = shared.parser("Draw samples from a finished run.")
     shared.add_sampler(parser)
-    parser.add_argument("--n", default=64, type=int, help="number of samples")
+    parser.add_argument("--n", default=64, type=shared.integer(1), help="number of samples")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=256, type=int, help="number of samples drawn together")
+    parser.add_argument("--batch_size", default=256, type=shared.integer(1), help="number of samples drawn together")
     parser.add_argument("--out", default=None, type=Path, help="file for the picture; None: beside the parts")
     parser.add_argument(
         "--gif", default=None, type=Path, help="file for an animation of the first 16 images from noise to data"
@@ -59,8 +59,6 @@ def main(arguments: list[str]) -> int:
         help="png: also write each sample as an 8-bit PNG, in a folder beside the parts, and all of them in one npz",
     )
     args = shared.parsed(parser, arguments)
-    for name in ("n", "batch_size"):
-        require_count(getattr(args, name), f"--{name}")
     choose = shared.sampler_of(args)
     run = load_run(args.run, args.device)
     if args.save == "png":

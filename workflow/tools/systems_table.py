@@ -35,12 +35,12 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--systems", default="all", help="all, or names separated by commas: " + ", ".join(r.system for r in ROWS)
     )
-    parser.add_argument("--seeds", default="0,1,2", help="seeds separated by commas")
+    parser.add_argument("--seeds", default="0,1,2", type=shared.integers(0), help="seeds separated by commas")
     parser.add_argument(
         "--seconds", default=Terms.cpu_seconds, type=float, help="processor seconds of training for each cell"
     )
-    parser.add_argument("--images", default=Terms.images, type=int, help="test images for bits/dim")
-    parser.add_argument("--samples", default=Terms.samples, type=int, help="samples to measure")
+    parser.add_argument("--images", default=Terms.images, type=shared.integer(2), help="test images for bits/dim")
+    parser.add_argument("--samples", default=Terms.samples, type=shared.integer(10), help="samples to measure")
     parser.add_argument("--parameters", default=None, type=shared.whole_or_none, help="of every network; None: its own")
     parser.add_argument("--workdir", default=Path("runs/systems_table"), type=Path, help="folder of the cells")
     parser.add_argument(
@@ -50,22 +50,12 @@ def main(arguments: list[str]) -> int:
     shared.add_quiet(parser)
     args = shared.parsed(parser, arguments)
     terms = Terms(cpu_seconds=args.seconds, images=args.images, samples=args.samples, parameters=args.parameters)
-    asked = tuple(cells(chosen(args.systems), _seeds(args.seeds), terms, args.workdir))
+    asked = tuple(cells(chosen(args.systems), args.seeds, terms, args.workdir))
     failed = [] if args.read_only else _make(asked, args.page)
     _write(asked, args.page)
     if args.page is None:
         print("\n".join(_lines(asked)))
     return 1 if failed else 0
-
-
-def _seeds(text: str) -> tuple[int, ...]:
-    try:
-        seeds = tuple(int(s) for s in text.split(","))
-    except ValueError as error:
-        raise UserError(f"got --seeds={text!r}; expected integers separated by commas, such as 0,1,2") from error
-    if len(set(seeds)) < len(seeds) or min(seeds) < 0:
-        raise UserError(f"got --seeds={text!r}; expected different integers >= 0")
-    return seeds
 
 
 def _make(asked: tuple[Cell, ...], page: Path | None) -> list[Cell]:

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 from typing import Any
 
-from numerics import UserError
 from samplers.tuning import teach, tune
 from workflow import progress
 from workflow.tools import arguments as shared
@@ -22,27 +21,28 @@ from workflow.tuned import keep
 def main(arguments: list[str]) -> int:
     """Tunes, and says how far tuned and plain samples end from the flow."""
     parser = shared.parser("Tune samplers of few evaluations to a finished run.")
-    parser.add_argument("--nfe", default="6", help="evaluations of the network a sample, several separated by commas")
-    parser.add_argument("--n", default=128, type=int, help="number of samples to fit to, and of others to judge by")
-    parser.add_argument("--rounds", default=15, type=int, help="steps of the fit, at most")
+    parser.add_argument(
+        "--nfe",
+        default="6",
+        type=shared.integers(2),
+        help="evaluations of the network a sample, several separated by commas",
+    )
+    parser.add_argument(
+        "--n", default=128, type=shared.integer(2), help="number of samples to fit to, and of others to judge by"
+    )
+    parser.add_argument("--rounds", default=15, type=shared.integer(0), help="steps of the fit, at most")
     parser.add_argument("--tolerance", default=1e-4, type=float, help="of the tight solution of the flow")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
-    parser.add_argument("--batch_size", default=64, type=int, help="number of samples at once")
+    parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of samples at once")
     shared.add_label(parser, "class to tune for, for a class-conditional run; None: any")
     args = shared.parsed(parser, arguments)
-    try:
-        budgets = [int(v) for v in args.nfe.split(",")]
-    except ValueError as error:
-        raise UserError(f"got --nfe={args.nfe!r}; expected integers separated by commas, such as 5,6") from error
-    if min(budgets) < 2:
-        raise UserError(f"got --nfe={args.nfe}; expected 2 evaluations or more")
     run = load_run(args.run, args.device)
     run = run if args.label is None else run.given(args.label)
     shape = (args.n, *run.dataset.event_shape)
     progress.say(f"solving the flow of {2 * args.n} samples")
     given = {"data_std": run.flow.data_std, "batch_size": args.batch_size}
     pairs = teach(run.sde, run.score, shape, tolerance=args.tolerance, seed=args.seed, device=run.device, **given)
-    for budget in budgets:
+    for budget in args.nfe:
         with progress.bar(total=args.rounds, name=f"tuning {budget} evaluations", unit="round") as bar:
 
             def show(_: int, loss: float, bar: Any = bar) -> None:
@@ -61,5 +61,5 @@ def main(arguments: list[str]) -> int:
             )
         keep(run, found)
         print(found)
-    print(f"draw with: sample.py --run {args.run} --sampler tuned --steps {budgets[0]}")
+    print(f"draw with: sample.py --run {args.run} --sampler tuned --steps {args.nfe[0]}")
     return 0
