@@ -5,10 +5,11 @@
     python benchmarks/survey_coverage.py --fresh 400 --steps 32 --precision 0.02            # of a mixture with an exact score
     python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.03
 
-Stored: the values of random test images with half the steps that are chosen, a second draw of noise and probes for some, what
-more steps change for some, and all predictions. Surveys with new samples, pilots and designs are then drawn from them, and
-their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has `--size` images: the stored ones, each as
-often as it takes. `--outliers` makes a share of them far ones, which their predictors tell.
+Stored: the values of random test images with half the steps that are chosen (or all of them, where they say `half=False`), a
+second draw of noise and probes for some, what more steps change for some, and all predictions. Surveys with new samples, pilots
+and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
+`--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors
+tell.
 
 Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
 truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.
@@ -34,7 +35,7 @@ import torch
 from data.transforms import Rescale
 from likelihood import Hutchinson, Uniform, bits_per_dim, fast, survey
 from likelihood.survey import conduct, order_of, plan_survey
-from likelihood.survey_design import Table
+from likelihood.survey_population import Table
 from numerics import SampleStreams
 from sde_lib import VPSDE
 from sde_lib.analytic import GaussianMixture
@@ -64,6 +65,7 @@ def score(folder, n, file, seed=0):
         paid=images.paid(index, range(images.candidates)).numpy(),
         bits=bits.numpy(),
         differences=differences.half.numpy(),
+        half=True,
         passes=values.passes / len(index),
     )
 
@@ -121,6 +123,8 @@ def stored_set(file, size, outliers):
     lost = lost[torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))]
     at = torch.arange(size) % bits.shape[1]
     free, paid, bits = free[at], paid[at], bits[:, at]
+    if "half" in stored and not stored["half"]:  # values of all the steps: those of half of them are what is lost below
+        bits = bits - lost
     if outliers:
         far = torch.rand(size, generator=torch.Generator().manual_seed(1)) < outliers
         more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)

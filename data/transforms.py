@@ -130,6 +130,10 @@ class Rescale(Transform):
 
     def grey_values(self, images: Tensor, name: str = "images") -> Tensor:
         """The integers k of images (B, *) of floats k, k / (levels - 1), or 2k / (levels - 1) - 1."""
+        if not isinstance(images, Tensor):
+            raise DataError(
+                f"got {name} of class {type(images).__name__}; expected a tensor (B, *): torch.as_tensor(...)"
+            )
         if images.dtype == torch.uint16:
             return images.to(torch.int32)  # torch has no arithmetic for uint16
         if not images.is_floating_point() or images.ndim == 0 or images.numel() == 0:

@@ -40,8 +40,10 @@ class RegressionEstimate:
 
     Attributes:
         mean: of the set.
-        stderr: of the mean of *this* set: what scoring all of it, again and again, would change.
-        images_stderr: what other images of the same kind would change.
+        stderr: of the mean of *this* set: what scoring all of it, again and again, would change; NaN where the
+            noise is unknown.
+        images_stderr: what other images of the same kind would change; NaN likewise.
+        total: both errors, of the mean over all images that there might have been.
         r2: of predictions for images that the fit has left out, 0 where they say nothing; NaN where the sample is the set.
         predictions: `(N,)`.
         residual: the standard deviation of a value around its prediction, the fit having left it out.
@@ -50,14 +52,10 @@ class RegressionEstimate:
     mean: float
     stderr: float
     images_stderr: float
+    total: float
     r2: float
     predictions: Tensor
     residual: float
-
-    @property
-    def total(self) -> float:
-        """Both errors: of the mean over all images that there might have been."""
-        return math.hypot(self.stderr, self.images_stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -109,7 +107,7 @@ def regression_estimate(
         x: predictors `(N, P)`, float64, without the one; P may be 0, and then the mean is the plain one.
         index: whose values these are; images whose value failed are left out, and stand in with their prediction.
         certain: `(N,)`, the images that were to be scored in any case; none unless given.
-        noise_variance: tau^2 of a value.
+        noise_variance: tau^2 of a value; NaN where it is not known, and then all images have to have values.
 
     Raises:
         UserError: for fewer values than a fit of P predictors needs, P + 3.
@@ -152,10 +150,14 @@ def regression_estimate(
     spread = (
         M * (spread_rest + (mean_rest - mean) ** 2) + float((known - mean).square().sum())
     ) / N  # of a value over the set
+    stderr = math.sqrt((M / N) ** 2 * variance + c * tau / N**2)
+    alone = spread / (N - 1) if N > 1 else math.nan  # of the mean of N values, their noise included
+    images_stderr = math.nan if tau != tau or N == 1 else math.sqrt(max(alone - tau / N, 0.0))
     return RegressionEstimate(
         mean=mean,
-        stderr=math.sqrt((M / N) ** 2 * variance + c * tau / N**2),
-        images_stderr=math.sqrt(max(spread * N / (N - 1) - tau, 0.0) / N) if N > 1 else math.nan,
+        stderr=stderr,
+        images_stderr=images_stderr,
+        total=math.sqrt(alone) if tau != tau else math.hypot(stderr, images_stderr),
         r2=r2,
         predictions=predictions,
         residual=residual,

@@ -7,6 +7,7 @@ logarithm is interpolated by the monotone cubic of Fritsch and Carlson (1980), s
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
@@ -65,6 +66,17 @@ class KernelSDE(SDE):
         return float(self.sigma(self.T)) if self.terminal_std is None else self.terminal_std
 
 
+_FEW = 8
+
+
+def _named(values: tuple[float, ...]) -> str:
+    """A few numbers as they are; of more their number, the first, the last, and what tells them from others."""
+    if len(values) <= _FEW:
+        return repr(values)
+    digest = hashlib.sha256(repr(values).encode()).hexdigest()[:16]
+    return f"<{len(values)} from {values[0]!r} to {values[-1]!r}, sha256 {digest}>"
+
+
 @dataclass(frozen=True, kw_only=True)
 class TableVPSDE(SDE):
     """The VP SDE through a chain of DDPM betas.
@@ -93,6 +105,9 @@ class TableVPSDE(SDE):
         B = torch.cat([torch.zeros(1, dtype=torch.float64), -torch.log1p(-betas).cumsum(0)])
         times = torch.linspace(0, self.T, len(B), dtype=torch.float64)
         object.__setattr__(self, "integral", MonotoneCubic(times, B))
+
+    def __repr__(self) -> str:
+        return f"TableVPSDE(betas={_named(self.betas)}, T={self.T}, t_min={self.t_min}, t_end={self.t_end})"
 
     def alpha(self, t: Time) -> Tensor:
         return torch.exp(-self.integral(as_time(t)) / 2)
@@ -141,6 +156,9 @@ class TableVESDE(SDE):
         object.__setattr__(self, "sigmas", tuple(sigmas.tolist()))
         times = torch.linspace(0, self.T, len(sigmas), dtype=torch.float64)
         object.__setattr__(self, "log_sigma", MonotoneCubic(times, sigmas.log()))
+
+    def __repr__(self) -> str:
+        return f"TableVESDE(sigmas={_named(self.sigmas)}, T={self.T}, t_min={self.t_min}, t_end={self.t_end})"
 
     def alpha(self, t: Time) -> Tensor:
         return torch.ones_like(as_time(t))

@@ -10,13 +10,17 @@ import pytest
 import torch
 
 from data.transforms import Rescale, Standardize
-from likelihood import Exact, Method, bits_per_dim, survey
+from likelihood import Exact, Hutchinson, Method, Uniform, accurate, bits_per_dim, survey
+from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
 from likelihood.roughness import roughness
+from likelihood.step_correction import PART, Correction
 from likelihood.steps import fast_on
-from likelihood.survey import conduct, plan_survey
-from likelihood.survey_design import Correction, Differences, Table, sample_size
+from likelihood.survey import _correction, conduct, plan_survey
+from likelihood.survey_budget import AT_ONCE, SHARE, Budget
+from likelihood.survey_design import sample_size
+from likelihood.survey_population import Differences, Table
 from likelihood.suspects import suspects
 from numerics import Adams, SampleStreams, UserError
 from sde_lib import VPSDE, WhitenedFlow
@@ -202,6 +206,21 @@ class TestRoughness:
         assert found.r2 > 0.9
 
 
+class DifferencesOnly(Table):
+    """Images of which only what they lose is known; it keeps who was asked for what."""
+
+    def __init__(self, d):
+        super().__init__(d.unsqueeze(1), d.unsqueeze(1), d.unsqueeze(0), differences=d)
+
+    def halving(self, index):
+        self.trial = index
+        return super().halving(index)
+
+    def differences(self, index):
+        self.correcting = index
+        return super().differences(index)
+
+
 class TestCorrection:
     """Values have too few steps; what is lost is seen on other images."""
 
@@ -213,14 +232,14 @@ class TestCorrection:
     def test_the_mean_is_corrected_and_its_error_stated(self):
         z = []
         for seed in range(80):
-            table, truth = self.changed(0.008)
+            table, truth = self.changed(0.006)
             made = plan_survey(table, precision=0.012, seed=seed)
             result = conduct(table, made, seed=seed)
             assert made.correction.half and made.correction.images == 16
             assert result.mean == pytest.approx(result.estimate.mean + made.correction.mean)
             assert result.estimate_stderr == pytest.approx(math.hypot(result.estimate.stderr, made.correction.stderr))
             z.append((result.mean - truth) / result.estimate_stderr)
-        assert made.correction.stderr == pytest.approx(0.008 / 4, rel=0.5) and "with half the steps and +0.0" in str(
+        assert made.correction.stderr == pytest.approx(0.006 / 4, rel=0.5) and "with half the steps and +0.0" in str(
             made
         )
         assert abs(float(torch.tensor(z).square().mean().sqrt()) - 1) < 3 / math.sqrt(160)
@@ -239,18 +258,49 @@ class TestCorrection:
         assert abs(result.mean - truth) < 3 * result.estimate_stderr
 
     def test_a_small_set_has_all_the_steps_and_none(self):
-        table, _ = self.changed(0.001, 64)
+        table, _ = self.changed(0.001, 200)
         made = plan_survey(table, precision=0.02)
-        assert not made.correction.half and made.correction.mean == 0 and made.correction.images == 16
-        assert conduct(table, made).mean == pytest.approx(float((table._bits[0] + table._differences).mean()))
+        assert made.correction == Correction()  # half the steps would do, but there is no room to ask
+        table, _ = self.changed(0.001, 64)
+        everyone = conduct(table, plan_survey(table, precision=0.02))
+        assert everyone.mean == pytest.approx(float((table._bits[0] + table._differences).mean()))
+
+    def test_a_middling_set_corrects_only_half_the_steps(self):
+        """240 to 1,022 images: where all the steps are taken, no room is left to see what more of them would change."""
+        for N, known in ((300, False), (1000, False), (1030, True)):
+            made = plan_survey(self.changed(0.2, N)[0], precision=0.03)
+            assert not made.correction.half and (made.correction.images > 0) == known, N
+            assert plan_survey(self.changed(0.001, N)[0], precision=0.03).correction.half
 
     def test_failed_images_are_left_out_of_it(self):
-        table, _ = self.changed(0.004)
-        table._differences[::2] = math.nan
-        assert 2 < plan_survey(table, precision=0.012).correction.images < 14
+        d, lost = 0.1 + 0.004 * numbers(16), torch.arange(16) % 2 == 0
+        d[lost] = math.nan
+        made = Correction.of(Differences(half=d, whole=d / 2, passes=1), True)
+        assert made.images == 8 and made.mean == pytest.approx(float(d[~lost].mean()))
+        assert made.stderr == pytest.approx(float(d[~lost].std()) / math.sqrt(8))
         none = torch.full((16,), math.nan, dtype=torch.float64)
-        made = Correction.of(Differences(half=none, whole=none, passes=1), 0.012, 3000)
-        assert made.images == 0 and made.mean == 0 and math.isnan(made.left)
+        assert Correction.of(Differences(half=none, whole=none, passes=1), True) is None
+
+    def test_the_choice_knows_nothing_of_the_images_that_correct(self):
+        """Skewed losses, of which half the steps are taken in some of 1,000 surveys: the corrections' mean is theirs, within
+        three standard errors, where one sample that is asked both is twenty of them too low."""
+        N, g = 3000, torch.Generator().manual_seed(0)
+        d = torch.where(torch.rand(N, generator=g) < 0.08, 0.4, 0.0).double() + 0.002 * numbers(N)
+        off, both = [], []
+        for _ in range(1000):
+            order = torch.randperm(N, generator=g)
+            asked = DifferencesOnly(d)
+            found, _ = _correction(asked, order, 0.1)
+            assert found.images == 16 and not set(asked.trial.tolist()) & set(asked.correcting.tolist())
+            if found.half:
+                off.append(found.mean - float(d.mean()))
+            one = d[order[:16]]
+            if float(one.std()) / 4 <= 0.1 / PART:
+                both.append(float(one.mean() - d.mean()))
+        assert 200 < len(off) < 800 and len(both) > 100
+        off, both = torch.tensor(off), torch.tensor(both)
+        assert abs(float(off.mean())) < 3 * float(off.std()) / math.sqrt(len(off))
+        assert float(both.mean()) < -20 * float(both.std()) / math.sqrt(len(both))
 
     def test_of_a_gaussian(self):
         """Twelve steps, of a flow whitened by too large a scale, with a correction from 48, against the truth."""
@@ -326,9 +376,10 @@ class TestSurvey:
         found = conduct(made, plan_survey(made, precision=0.2, seed=1), seed=1)
         assert len(found.scored) == N and found.design.everything and math.isnan(found.design.r2)
         assert found.mean == pytest.approx(float(found.exact.mean()), abs=1e-12)
-        data = found.estimate.images_stderr
-        assert math.isnan(data) if N == 1 else data > 0
-        assert "all" in str(found.design) and f"{N} images" in str(found)
+        assert math.isnan(found.estimate_stderr) and "± unknown bits/dim" in str(found) and "two draws" in str(found)
+        assert math.isnan(found.stderr) if N == 1 else found.stderr == pytest.approx(float(found.exact.std()) / N**0.5)
+        assert f"all {N} images" in str(found.design) and "a survey cannot take less" in str(found.design)
+        assert found.passes == 100 * N == found.design.all_passes
 
     def test_a_precision_that_no_sample_has_is_refused(self):
         with pytest.raises(UserError, match=r"precision=0.0001 for 3,000 images; expected 0.000\d+ or more"):
@@ -345,7 +396,7 @@ class TestSurvey:
         assert f"{k} of {len(result.scored):,} scored images failed ({int(result.failed[0])}" in str(result)
         assert "the mean would move by" in str(result) and math.isfinite(result.mean)
         table._bits[:] = math.nan
-        with pytest.raises(UserError, match="got 0 values from a pilot of 128"):
+        with pytest.raises(UserError, match="got 0 values of 128 images"):
             plan_survey(table, precision=0.1)
 
 
@@ -388,6 +439,106 @@ def test_images_at_which_the_network_fails_are_named():
     (line,) = [line for line in result.notes if "failed" in line]
     furthest = float((result.exact[result.exact.isfinite()] - result.estimate.mean).abs().max())
     assert line.endswith(f"would move by {len(some) / 400 * furthest:.2g}")
+
+
+def test_images_that_have_no_value_twice_are_refused():
+    table, _ = population(100)
+    table._bits[1] = math.nan
+    with pytest.raises(UserError, match="got none of 9 images' values twice"):
+        plan_survey(table, precision=0.1)
+
+
+def test_of_more_than_are_scored_at_once_some_are_always_repeated():
+    for N in range(AT_ONCE + 1, 3000):
+        budget = Budget(size=N)
+        tried, corrected = budget.tries_half, budget.corrects_all_steps
+        assert budget.repeats(tried=tried, corrected=corrected, half=False) >= 2, N
+        assert budget.repeats(tried=tried, corrected=True, half=True) >= 2
+
+
+class TestCost:
+    """What a survey takes, counted at the score itself: a forward pass 1, one with a product 3."""
+
+    TRANSFORM = Rescale(levels=17)
+    IMAGES = TRANSFORM.to_images(
+        LAW.sample(1000, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4).clamp(-1, 1)
+    )
+
+    def counting(self):
+        def counted(x, t):
+            counted.passes += len(x) * (3 if x.requires_grad else 1)
+            return score(x, t)
+
+        counted.passes = 0
+        return counted
+
+    def asked(self, N, precision, *, method=METHOD, seed=0, **options):
+        """A survey, what it took, and what scoring the set whole takes."""
+        images, given = self.IMAGES[:N], {"method": method, "divergence": Hutchinson(probes=1), **options}
+        some, whole = self.counting(), self.counting()
+        found = survey(SDE, some, images, self.TRANSFORM, precision=precision, seed=seed, batch_size=1000, **given)
+        everyone = bits_per_dim(
+            SDE, whole, images, self.TRANSFORM, companions=0, generator=SampleStreams(seed), **given
+        )
+        return found, some.passes, whole.passes, everyone
+
+    @pytest.mark.parametrize(
+        "precision", [0.1, pytest.param(0.03, marks=pytest.mark.slow), pytest.param(0.5, marks=pytest.mark.slow)]
+    )
+    @pytest.mark.parametrize("N", [1, 2, 5, 20, 100, 297, 1000])
+    def test_no_set_takes_a_tenth_more_than_the_whole(self, N, precision):
+        try:
+            found, taken, whole, everyone = self.asked(N, precision)
+        except UserError as error:  # more than all the images have
+            assert "expected" in str(error) and precision < 0.1 and 2 <= N <= 100
+            return
+        assert found.passes == taken <= (1 + SHARE) * whole
+        if N < 20:
+            assert taken == whole and found.design.at_once
+            assert torch.allclose(found.exact, everyone.per_image, atol=1e-3)  # the very values
+        elif N <= 80:
+            assert taken == round(whole * 1.1) and found.design.at_once
+        if N == 1000 and precision == 0.5:
+            assert taken < 0.3 * whole
+        stated = found.asdict()["survey"]
+        assert (stated["all_scored_because"] is None) == (not found.design.everything)
+        assert stated["evaluations"] == taken and stated["most_above_all"] == SHARE
+
+    def test_it_is_planned_for_less_than_it_takes(self):
+        """Of a set that is scored at once a plan asks two images, and says of all what they will have taken."""
+        given = {"method": METHOD, "divergence": Hutchinson(probes=1), "dequantizer": Uniform(), "draws": 1}
+        counted = self.counting()
+        made = ImageSet(
+            SDE, counted, self.IMAGES[:10], self.TRANSFORM, data_std=0.6, seed=0, batch_size=10, **given
+        )  # fmt: skip
+        planned = plan_survey(made, precision=0.1)
+        assert counted.passes == 2 * 75 and planned.all_passes == 750
+        assert "all 10 images, 750 network passes, ± unknown" in str(planned) and "a survey cannot take less" in str(
+            planned
+        )
+        assert conduct(made, planned).passes == 750 == counted.passes
+
+    def test_of_a_solver_that_takes_its_own_steps(self):
+        found, taken, whole, _ = self.asked(100, 0.2, method=accurate(tolerance=1e-3, data_std=0.6))
+        assert found.passes == taken <= (1 + SHARE) * whole and found.solver > 0
+
+    def test_two_draws_tell_the_noise_of_few_images(self):
+        """At no extra cost: of a survey, two draws an image are what else its repetitions are."""
+        found, taken, whole, everyone = self.asked(5, 2.0, draws=2)
+        assert taken == whole and found.estimate_stderr == pytest.approx(
+            float((everyone.estimates.mean(dim=2).var(dim=1).mean() / 2 / 5).sqrt()), rel=1e-3
+        )
+
+    def test_a_hopeless_survey_loses_a_tenth_at_most(self):
+        """Nothing predicts anything, values cannot have half their steps, and all have to be scored."""
+        for N in (81, 100, 239, 240, 297, 500, 1022, 1030, 2000, 10_000):
+            table = Table(numbers(N, 1, seed=1), numbers(N, 10, seed=2), 3 + 0.9 * numbers(2, N, seed=3))
+            table._bits[1] = table._bits[0] + 0.01 * numbers(N, seed=4)
+            for spread in (0.001, 0.5):
+                table._differences = spread * numbers(N, seed=5)
+                found = conduct(table, plan_survey(table, precision=0.9 / math.sqrt(N) / 20))
+                assert found.passes <= (1 + SHARE) * 2 * table._passes * N, (N, spread)
+                assert found.design.everything and "all images were scored: a sample" in str(found)
 
 
 def test_numbers_without_grey_levels():

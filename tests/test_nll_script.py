@@ -162,7 +162,7 @@ class TestTolerance:
 
 
 class TestSurvey:
-    WISH = ("--limit", "80", "--batch_size", "40", "--steps", "3", "--precision", "1.0")
+    WISH = ("--limit", "100", "--batch_size", "40", "--steps", "3", "--precision", "1.0")
 
     def entry(self, run):
         (folder,) = run.glob("nll/test-survey-*")
@@ -170,18 +170,18 @@ class TestSurvey:
 
     def test_it_is_planned_taken_up_again_and_kept(self, run):
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
-        assert "survey: 64 of 80 images exactly" in plan and "minutes" in plan
+        assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
         assert "results.json" not in plan and not any(
             k.startswith("nll/test-survey") for k in json.loads((run / "results.json").read_text())
         )
         out = called(nll.main, "--run", run, *self.WISH).stdout
         entry, folder = self.entry(run)
-        assert {"images": 80, "images_scored": 64}.items() <= entry["survey"].items() and "64 of 80 images" in out
+        assert {"images": 100, "images_scored": 64}.items() <= entry["survey"].items() and "64 of 100 images" in out
         assert {"estimate_stderr", "r2", "evaluations"} <= entry["survey"].keys()
         assert {"mean", "stderr", "seconds", "split", "protocol", "text"} <= entry.keys() and entry["kind"] == "exact"
         assert 0 < entry["survey"]["estimate_stderr"] <= entry["stderr"]
         kept = np.load(folder / "survey.npz")
-        assert kept["predictions"].shape == (80,) and len(kept["scored_ids"]) == 64 == len(kept["scored"])
+        assert kept["predictions"].shape == (100,) and len(kept["scored_ids"]) == 64 == len(kept["scored"])
         assert kept["predictions"].mean() == pytest.approx(entry["mean"], abs=0.2)
         for part in folder.glob("*/part_00001.npz"):
             part.unlink()

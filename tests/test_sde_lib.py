@@ -167,6 +167,23 @@ def test_tables_agree_with_their_chains():
     )
 
 
+def test_long_tables_are_named_by_what_tells_them_apart():
+    """A protocol states its SDE: a thousand numbers in a word, and one of them changed in its last digit in another."""
+    betas = torch.linspace(1e-4, 2e-2, 1000, dtype=torch.float64).tolist()
+    sde, same = TableVPSDE(betas=betas), TableVPSDE(betas=list(betas))
+    assert repr(sde) == repr(same) and len(repr(sde)) < 150
+    assert repr(sde).startswith("TableVPSDE(betas=<1000 from 0.0001 to 0.02, sha256 ") and "T=1.0, t_min=1e-05" in repr(
+        sde
+    )
+    betas[500] = math.nextafter(betas[500], 1)
+    others = [TableVPSDE(betas=betas), TableVPSDE(betas=betas[:999]), TableVPSDE(betas=same.betas, t_min=1e-3)]
+    assert len({repr(sde), *map(repr, others)}) == 4
+    ladder = TableVESDE(sigmas=torch.linspace(0.1, 2.0, 100).tolist())
+    assert len(repr(ladder)) < 150 and repr(ladder) != repr(TableVESDE(sigmas=torch.linspace(0.1, 2.0, 101).tolist()))
+    few = TableVESDE(sigmas=[1.0, 0.5, 0.1])
+    assert eval(repr(few)) == few
+
+
 class TestGrids:
     def test_own_times_are_a_grid_like_the_others(self):
         sde, times = VPSDE(), [0.9, 0.4, 0.1, 0.01]

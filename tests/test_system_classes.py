@@ -4,6 +4,7 @@ import json
 import math
 from types import SimpleNamespace
 
+import numpy as np
 import pytest
 import torch
 from test_experiments import called, refused
@@ -18,7 +19,7 @@ from samplers import DDIM
 from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
 from workflow import systems
-from workflow.class_likelihood import bits_by_class, class_shares
+from workflow.class_likelihood import bits_by_class, bits_of_classes, class_shares
 from workflow.configuration import config_for
 from workflow.guidance_sweep import floors, judge_of, sweep
 from workflow.pictures import draw_samples
@@ -192,3 +193,20 @@ def test_samples_keep_their_classes_over_batches(tmp_path):
 def test_data_without_classes_to_tell_apart_are_refused():
     with pytest.raises(UserError, match="swiss_roll of 1 classes"):
         resolve(config_for("classes", changes={"data.name": "swiss_roll"}))
+
+
+def test_a_surveyed_splits_classes_are_told_by_its_sample(tmp_path):
+    """Ten images of two classes, of which one suspect and four of the nine others were scored, and one of these failed."""
+    ids, labels = np.arange(100, 110), torch.tensor([0, 1] * 5)
+    np.savez(
+        tmp_path / "survey.npz",
+        ids=ids,
+        suspect=ids == 100,
+        scored_ids=ids[[0, 1, 2, 3, 4]],
+        scored=np.array([9.0, 2.0, 3.0, math.nan, 4.0]),
+        correction=np.asarray(0.5),
+    )
+    (n, mean, error), (m, other, unknown) = bits_of_classes(tmp_path, labels, 2)
+    w = 9 / 4
+    assert (n, m) == (3, 1) and mean == pytest.approx((9.5 + w * 3.5 + w * 4.5) / (1 + 2 * w)) and other == 2.5
+    assert error > 0 and math.isnan(unknown)

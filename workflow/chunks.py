@@ -25,6 +25,7 @@ from numerics import UserError, take
 from sde_lib import Score
 from training import Interruption
 from training.checkpoint import write_atomically
+from workflow import progress
 
 
 class Chunks:
@@ -46,6 +47,11 @@ class Chunks:
         self.folder.mkdir(parents=True, exist_ok=True)
         index = self.folder / "index.json"
         if not index.exists():
+            for other in _otherwise_written(folder, name, stated):
+                progress.say(
+                    f"{other} has parts of the same protocol whose SDE is written otherwise, as earlier versions did: they are "
+                    "left as they are, and made anew here"
+                )
             write_atomically(index, text.encode())
 
     def file(self, k: int) -> Path:
@@ -103,6 +109,19 @@ class Chunks:
                     "delete it, and run the command again"
                 ) from error
         return parts
+
+
+def _otherwise_written(folder: Path, name: str, stated: dict[str, Any]) -> Iterator[Path]:
+    """Folders of parts whose protocol differs in nothing but how its SDE is written."""
+    for index in sorted(folder.glob(f"{name}-*/index.json")):
+        try:
+            old = json.loads(index.read_text(encoding="utf-8"))
+        except (OSError, ValueError):  # damaged: not one of these
+            continue
+        here = json.loads(json.dumps(stated))
+        written_otherwise = isinstance(old, dict) and "sde" in here and old.get("sde") != here["sde"]
+        if written_otherwise and {**old, "sde": ""} == {**here, "sde": ""}:
+            yield index.parent
 
 
 class _Watched:

@@ -13,6 +13,7 @@ import math
 from dataclasses import dataclass
 from pathlib import Path
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -123,22 +124,40 @@ def bits_by_class(run: TrainedRun, *, n: int, steps: int, split: str = "test") -
 
 
 def bits_of_classes(parts: Path, labels: Tensor, classes: int) -> list[tuple[int, float, float]]:
-    """For each class the number of its samples, their mean bits/dim and its standard error, from the parts of a scored split.
+    """For each class the number of its samples that have values, their mean bits/dim and its standard error, from the parts of
+    a scored split, or from a survey's, whose random sample stands for the samples that were not scored.
 
     Args:
         parts: the folder of the values per sample; labels: of the split, `(N,)`.
     """
-    import numpy as np
-
-    found = []
-    for file in sorted(parts.glob("part_*.npz")):
-        with np.load(file, allow_pickle=False) as part:
-            found.append(from_arrays({name: part[name] for name in part.files}).per_image)
-    values = torch.cat(found)
+    if (parts / "survey.npz").exists():
+        values, weights = _surveyed(parts / "survey.npz")
+    else:
+        values = torch.cat([from_arrays(_arrays(file)).per_image for file in sorted(parts.glob("part_*.npz"))])
+        weights = torch.ones_like(values)
     labels = labels[: len(values)].cpu()
     rows = []
     for k in range(classes):
-        own = values[(labels == k) & values.isfinite()]
-        error = float(own.std()) / math.sqrt(len(own)) if len(own) > 1 else math.nan
-        rows.append((len(own), float(own.mean()) if len(own) else math.nan, error))
+        own = (labels == k) & values.isfinite() & (weights > 0)
+        y, w = values[own], weights[own]
+        n, mean = len(y), float((w * y).sum() / w.sum()) if len(y) else math.nan
+        spread = float((w * (y - mean)).square().sum().sqrt() / w.sum()) if n > 1 else math.nan
+        rows.append((n, mean, spread * math.sqrt(n / (n - 1)) if n > 1 else math.nan))
     return rows
+
+
+def _surveyed(file: Path) -> tuple[Tensor, Tensor]:
+    """The values of a surveyed split `(N,)`, NaN where an image was not scored, and for how many images each stands."""
+    stored = {name: torch.from_numpy(v) for name, v in _arrays(file).items()}
+    scored, suspect = torch.isin(stored["ids"], stored["scored_ids"]), stored["suspect"]
+    values = torch.full((len(scored),), math.nan, dtype=torch.float64)
+    values[scored] = stored["scored"] + stored["correction"]
+    random = scored & ~suspect
+    weights = scored.double()
+    weights[random] = float((~suspect).sum()) / max(1, int(random.sum()))
+    return values, weights
+
+
+def _arrays(file: Path) -> dict[str, np.ndarray]:
+    with np.load(file, allow_pickle=False) as part:
+        return {name: part[name] for name in part.files}

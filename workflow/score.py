@@ -25,9 +25,9 @@ from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
 from workflow.run_folder import read_json, write_once
+from workflow.scored_entry import scored_entry
 from workflow.splits import checked_split
 from workflow.trained_run import TrainedRun
-from workflow.versions import versions
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -50,19 +50,13 @@ class Scored:
         """What results.json says of it."""
         grid = self.parts / "grid.json"
         table = read_json(grid) if grid.exists() else {}
+        stated = scored_entry(
+            self.result, protocol=self.protocol, parts=self.parts, folder=folder, seconds=self.seconds
+        )
         return {
-            **self.result.asdict(),
-            "kind": "exact",
-            "unit": "bits/dim",
-            "reason": "",
-            "split": self.protocol["split"],
-            "seconds": self.seconds,
-            "text": str(self.result),
-            "parts": self.parts.relative_to(folder).as_posix(),
-            "protocol": self.protocol,
+            **stated,
             "grid_sha256": hashlib.sha256(grid.read_bytes()).hexdigest() if grid.exists() else None,
             "chosen": {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes") if k in table} or None,
-            "versions": versions(),
         }
 
 
@@ -274,7 +268,17 @@ def to_arrays(result: BitsPerDim) -> dict[str, Any]:
 
 
 def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
-    """The result that `to_arrays` took apart."""
+    """The result that `to_arrays` took apart.
+
+    Raises:
+        UserError: for arrays of something else.
+    """
+    missing = sorted({"estimates", "solver_error", "status", "counts"} - set(part))
+    if missing:
+        raise UserError(
+            f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this "
+            "command has written: delete the folder's parts, and run it again"
+        )
     kinds = {f.name: f.type for f in dataclasses.fields(BitsPerDim)}
     values: dict[str, Any] = {n: torch.from_numpy(part[n]) for n in kinds if n in part}
     # parts of version 0.1 have one error for both, which the companions' had replaced where there were any

@@ -39,9 +39,7 @@ def main(arguments: list[str]) -> int:
         design, seconds = plan_split(run, protocol)
         print(design)
         if math.isfinite(seconds):  # the pilot was scored just now
-            print(
-                f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.all_passes / 60:.1f}"
-            )
+            print(f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.whole / 60:.1f}")
         return 0
     scored = score_split(run, protocol) if protocol.precision is None else survey_split(run, protocol)
     if scored is None:

@@ -1,0 +1,139 @@
+"""What a survey asks of a set of images, and a set of which everything is known."""
+
+from __future__ import annotations
+
+import math
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Values:
+    """Exact values.
+
+    Attributes:
+        bits: `(k,)` bits/dim; NaN where the image failed.
+        solver_error: `(k,)` bits/dim, as stated; NaN where there is none.
+        passes: network passes: forward 1, vector-Jacobian product 2.
+        noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; NaN of one
+            draw.
+    """
+
+    bits: Tensor
+    solver_error: Tensor
+    passes: int
+    noise: float = math.nan
+
+
+@dataclass(frozen=True, kw_only=True)
+class Differences:
+    """What more steps change.
+
+    Attributes:
+        half: `(k,)` bits/dim, of twice the method's steps less those of half of them; NaN where one failed.
+        whole: `(k,)`, less those of the method itself.
+        passes: network passes.
+    """
+
+    half: Tensor
+    whole: Tensor
+    passes: int
+
+
+@dataclass(frozen=True, kw_only=True)
+class Halving:
+    """What half the steps lose.
+
+    Attributes:
+        lost: `(k,)` bits/dim, of the method's steps less those of half of them; NaN where one failed.
+        passes: network passes.
+    """
+
+    lost: Tensor
+    passes: int
+
+
+class Population(ABC):
+    """What can be asked of a set of images. Images are numbered 0 ... size - 1; an index is `(k,)`, rising."""
+
+    @property
+    @abstractmethod
+    def size(self) -> int:
+        """N."""
+
+    @property
+    @abstractmethod
+    def candidates(self) -> int:
+        """How many predictors there are that take a network pass an image."""
+
+    @abstractmethod
+    def free(self, index: Tensor) -> Tensor:
+        """`(k, F)`: the predictors that take none."""
+
+    @abstractmethod
+    def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
+        """`(k, len(which))`: those of these numbers."""
+
+    @abstractmethod
+    def values(self, index: Tensor, repeat: int, half: bool) -> Values:
+        """Exact values; another `repeat` has new noise and new probes, and `half` is with half the method's steps."""
+
+    def halving(self, index: Tensor) -> Halving | None:
+        """What half the steps lose; None of a method of which no half is taken."""
+        return None
+
+    def differences(self, index: Tensor) -> Differences | None:
+        """What more steps change; None of a method whose steps are its own affair."""
+        return None
+
+
+class Table(Population):
+    """A set whose values and predictors are known: for seeing how often a survey's stated errors hold.
+
+    Args:
+        free, paid: predictors `(N, F)` and `(N, C)`.
+        bits: values `(R, N)`, of which repeat r gives row r (and of more repeats than rows the last).
+        passes: of a value.
+        differences: `(N,)`, what twice the steps change where values have half of them, which `bits` then are; of all the steps
+            nothing is lost, and they take twice the passes. None unless given.
+    """
+
+    def __init__(
+        self, free: Tensor, paid: Tensor, bits: Tensor, *, passes: int = 100, differences: Tensor | None = None
+    ) -> None:
+        self._free, self._paid, self._bits, self._passes, self._differences = free, paid, bits, passes, differences
+
+    @property
+    def size(self) -> int:
+        return self._bits.shape[1]
+
+    @property
+    def candidates(self) -> int:
+        return self._paid.shape[1]
+
+    def free(self, index: Tensor) -> Tensor:
+        return self._free[index]
+
+    def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
+        return self._paid[index][:, list(which)]
+
+    def values(self, index: Tensor, repeat: int, half: bool) -> Values:
+        bits, passes = self._bits[min(repeat, len(self._bits) - 1)][index], self._passes
+        if self._differences is not None and not half:
+            bits, passes = bits + self._differences[index], 2 * passes
+        return Values(bits=bits, solver_error=torch.full_like(bits, math.nan), passes=passes * len(index))
+
+    def halving(self, index: Tensor) -> Halving | None:
+        if self._differences is None:
+            return None
+        return Halving(lost=self._differences[index], passes=3 * self._passes * len(index))
+
+    def differences(self, index: Tensor) -> Differences | None:
+        if self._differences is None:
+            return None
+        found = self._differences[index]
+        return Differences(half=found, whole=torch.zeros_like(found), passes=7 * self._passes * len(index))

@@ -1,0 +1,157 @@
+"""What a survey found, and what is to be said of it."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from likelihood.regression_estimate import RegressionEstimate
+from likelihood.survey_budget import SHARE
+from likelihood.survey_design import Design
+
+
+@dataclass(frozen=True, kw_only=True)
+class Survey:
+    """What a survey found.
+
+    Attributes:
+        estimate: the mean of values as they were made and its two errors, the correction apart.
+        design: what the pilot had found.
+        scored: the images with exact values, `(n,)`, rising.
+        exact: their values `(n,)` bits/dim, as they were made, with half the steps where the design says so; NaN where one
+            failed.
+        solver_error: `(n,)` bits/dim, as stated.
+        suspect: `(N,)`, the images scored in any case.
+        passes: network passes in all, the pilot's included: forward 1, vector-Jacobian product 2.
+    """
+
+    estimate: RegressionEstimate
+    design: Design
+    scored: Tensor
+    exact: Tensor
+    solver_error: Tensor
+    suspect: Tensor
+    passes: int
+
+    @property
+    def mean(self) -> float:
+        """Bits/dim of the set."""
+        return self.estimate.mean + self.design.correction.mean
+
+    @property
+    def stderr(self) -> float:
+        """The standard error of `mean`, the choice of the set's images included; the solver's bias is `solver`."""
+        return math.hypot(self.estimate.total, self.design.correction.stderr)
+
+    @property
+    def estimate_stderr(self) -> float:
+        """The standard error of `mean` as the mean of this set; NaN where no value was made twice."""
+        return math.hypot(self.estimate.stderr, self.design.correction.stderr)
+
+    @property
+    def solver(self) -> float:
+        """Bits/dim, the solver's error as stated: a bias, which no sample makes smaller. NaN where it is not known.
+
+        What twice the method's steps still changed, by which the mean has been corrected; else what the solver states.
+        """
+        if self.design.correction.images:
+            return self.design.correction.left
+        known = self.solver_error[self.solver_error.isfinite()]
+        return float(known.mean()) if len(known) else math.nan
+
+    @property
+    def failed(self) -> Tensor:
+        """`(k,)`: the scored images that have no value."""
+        return self.scored[self.exact.isnan()]
+
+    @property
+    def _failing(self) -> float:
+        """The share of the set that fails, from those scored: a suspect image stands for itself, another for more."""
+        failed, suspect, N = self.exact.isnan(), self.suspect[self.scored], len(self.suspect)
+        others = int((~suspect).sum())
+        weight = int((~self.suspect).sum()) / others if others else 0.0
+        return (int((failed & suspect).sum()) + weight * int((failed & ~suspect).sum())) / N
+
+    @property
+    def notes(self) -> list[str]:
+        """What is to be said beside the numbers, a line each."""
+        lines, e, d = [], self.estimate, self.design
+        if self.solver > max(d.precision, self.estimate_stderr):
+            lines.append("the solver's error is larger than the precision: take more steps, or a smaller tolerance")
+        if d.everything:
+            lines.append(f"all images were scored: {d.why_all}")
+        if self.estimate_stderr != self.estimate_stderr:
+            lines.append(
+                "no value was made twice, so that the error as this set's mean is unknown: take two draws of the noise"
+            )
+        if not d.everything and not d.which and not d.free:
+            lines.append("no predictions would make it cheaper: the mean is the sample's own")
+        if d.correction.stderr > d.precision / 2:
+            lines.append(
+                f"asked for ± {d.precision:g}: twice the steps change images by too different amounts: take more steps"
+            )
+        elif self.estimate_stderr > 1.25 * d.precision:
+            cause = (
+                "the values' own noise"
+                if d.everything
+                else "the pilot's images were easier to predict than the sample's"
+            )
+            lines.append(f"asked for ± {d.precision:g}: {cause}")
+        k = len(self.failed)
+        if k:
+            named = ", ".join(str(int(i)) for i in self.failed[:10]) + (", ..." if k > 10 else "")
+            known = self.exact[~self.exact.isnan()]
+            furthest = float((known - e.mean).abs().max()) if len(known) else math.nan
+            share = self._failing
+            lines.append(
+                f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off "
+                f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
+            )
+        return lines
+
+    def __str__(self) -> str:
+        e, d = self.estimate, self.design
+        r2 = "" if e.r2 != e.r2 else f", R2 {e.r2:.3f}"
+
+        def known(value: float) -> str:
+            return "unknown" if value != value else f"{value:.2g}"
+
+        text = (
+            f"{self.mean:.4f} ± {known(self.estimate_stderr)} bits/dim (this set's mean; with the choice of its images "
+            f"± {known(self.stderr)}; solver {known(self.solver)}), from "
+            f"{len(self.scored):,} of {d.size:,} images{r2}; {self.passes:,} network passes, {d.all_passes:,.0f} for all images"
+        )
+        return text + "".join(f"; {line}" for line in self.notes)
+
+    def asdict(self) -> dict[str, object]:
+        """Plain numbers for a results file."""
+        e, c = self.estimate, self.design.correction
+        return {
+            "mean": self.mean,
+            "stderr": self.stderr,
+            "data_stderr": e.images_stderr,
+            "solver_error": self.solver,
+            "images": self.design.size,
+            "not_converged": len(self.failed),
+            "survey": {
+                "images": self.design.size,
+                "images_scored": len(self.scored),
+                "all_scored_because": self.design.why_all if self.design.everything else None,
+                "estimate_stderr": self.estimate_stderr,
+                "r2": e.r2,
+                "evaluations": self.passes,
+                "precision": self.design.precision,
+                "predictors": list(self.design.which),
+                "free_predictors": self.design.free,
+                "residual": e.residual,
+                "noise": self.design.noise,
+                "correction": {"half_the_steps": c.half, "mean": c.mean, "stderr": c.stderr, "images": c.images},
+                "suspect": int(self.suspect.sum()),
+                "pilot_evaluations": self.design.spent,
+                "evaluations_for_all": self.design.all_passes,
+                "most_above_all": SHARE,
+                "notes": self.notes,
+            },
+        }
