@@ -120,8 +120,10 @@ class ImageSet(Population):
     def compare_steps(self, index: Tensor, *, twice: bool) -> Tensor:
         """Bits/dim of one batch with half, once and, where asked for, twice the steps, and the network passes of each, `(k, 3)`
         or `(k, 4)`; once in the place of half where no half is taken."""
-        half = self.steps // 2 if self.has_half else self.steps
-        methods = [self.method.with_steps(steps) for steps in (half, self.steps, *[2 * self.steps] * twice)]
+        # all the steps as values are made with them, refinement and all: what it mends must not be mended again
+        half = self.method.with_steps(self.steps // 2) if self.has_half else self.method
+        more = [self.method.with_steps(2 * self.steps)] if twice else []
+        methods = [half, self.method, *more]
         streams = SampleStreams(self.seed, self.ids[index], draw=_COMPARED_DRAWS)
         t_min = self.method.time(self.sde)
         x, cost = self.dequantizer(

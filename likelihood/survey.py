@@ -35,7 +35,7 @@ __all__ = ["Survey", "conduct", "order_of", "plan_survey", "survey"]
 
 def order_of(size: int, seed: int) -> Tensor:
     """A random order of the images `(size,)`, which the seed fixes."""
-    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=1 << 29)).squeeze(1).argsort()
+    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=1 << 29)).squeeze(1).argsort(stable=True)
 
 
 def plan_survey(population: Population, *, precision: float, seed: int = 0, before: int = 0) -> Design:
@@ -198,6 +198,7 @@ def survey(
     data_std: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
+    ids: Tensor | None = None,
 ) -> Survey:
     """The mean bits/dim of a set of images to a precision, most of them not scored.
 
@@ -213,9 +214,12 @@ def survey(
         data_std: the data's standard deviation in model units; that of the images unless given.
         seed: of the noise and of the sample: the same seed gives the same survey.
         batch_size: images at once.
+        ids: `(N,)`, the images' numbers, by which noise and probes are keyed; 0 to N - 1 unless given. With them a value is an
+            image's own, in any order and in any part of the set.
 
     Raises:
-        UserError: for a precision that all images would not reach, for images as in `bits_per_dim`, or where most of them fail.
+        UserError: for a precision that all images would not reach, for ids that are not one integer an image, for images as in
+            `bits_per_dim`, or where most of them fail.
     """
     require_count(batch_size, "batch_size")
     require_count(draws, "draws")
@@ -223,6 +227,10 @@ def survey(
     if data_std is not None:
         require_positive(data_std, "data_std")
     images = transform.grey_values(images)
+    if ids is not None and (ids.shape != (len(images),) or ids.is_floating_point() or bool((ids < 0).any())):
+        raise UserError(
+            f"got ids of shape {tuple(ids.shape)} for {len(images):,} images; expected one integer >= 0 for each"
+        )
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
     dequantizer.check(images, transform)
     centres = transform.centres(images)
@@ -240,5 +248,6 @@ def survey(
         data_std=float(centres.std(correction=0)) if data_std is None else data_std,
         seed=seed,
         batch_size=batch_size,
+        ids=ids,
     )
     return conduct(population, plan_survey(population, precision=precision, seed=seed), seed=seed)

@@ -5,12 +5,13 @@ from __future__ import annotations
 import math
 import statistics
 import zlib
+from dataclasses import replace
 
 import pytest
 import torch
 
 from data.transforms import Rescale, Standardize
-from likelihood import Exact, Hutchinson, Method, Uniform, accurate, bits_per_dim, survey
+from likelihood import Exact, Hutchinson, Method, NoDequantization, Refinement, Uniform, accurate, bits_per_dim, survey
 from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
@@ -547,3 +548,39 @@ def test_numbers_without_grey_levels():
     result = survey(SDE, score, x, Standardize(), precision=0.1, batch_size=300, **options)
     everyone = bits_per_dim(SDE, score, x, Standardize(), companions=0, **options)
     assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr + 1e-4
+
+
+@pytest.mark.parametrize("half", [False, True])
+def test_what_corrects_values_is_what_they_lack(half):
+    """Value and difference together are the value of twice the steps, also where an image was solved again with more."""
+    law = GaussianMixture(
+        torch.tensor([[-1.0, 0.2, 0.0, 0.4], [1.0, 0.0, -0.3, 0.1]]), torch.tensor([0.1, 0.3]), torch.tensor([0.5, 0.5])
+    )
+    x = law.sample(60, generator=torch.Generator().manual_seed(0)).float()
+    plain = fast_on(fallback_grid(SDE, t_min=SDE.t_min), steps=24, data_std=1.0)
+    method = replace(plain, refinement=Refinement(ratio=1.0, above=0.003))
+    given = dict(method=method, dequantizer=NoDequantization(), divergence=Exact(), draws=1, data_std=1.0, seed=0)
+    made, index = ImageSet(SDE, law.score(SDE), x, Standardize(), batch_size=60, **given), torch.arange(60)
+    values, found = made.values(index, 0, half).bits, made.differences(index)
+    wanted = bits_per_dim(
+        SDE, law.score(SDE), x, Standardize(), method=plain.with_steps(48), divergence=Exact(), companions=0
+    )
+    refined = bits_per_dim(
+        SDE, law.score(SDE), x, Standardize(), method=method, divergence=Exact(), companions=0
+    ).refined
+    assert 3 < int((refined > 0).sum()) < 50
+    assert torch.allclose(values + (found.half if half else found.whole), wanted.per_image, atol=1e-6)
+
+
+def test_a_value_is_its_images_own_by_its_id():
+    """In another order, and in another set."""
+    x, order = torch.randint(0, 17, (12, 1, 4, 4), generator=torch.Generator().manual_seed(0)), torch.randperm(12)
+    transform = Rescale(levels=17)
+    given = dict(method=METHOD, divergence=Hutchinson(probes=1), precision=1.0, data_std=0.6)
+    ids = torch.arange(100, 112)
+    one = survey(SDE, LAW.score(SDE), x, transform, ids=ids, **given)
+    other = survey(SDE, LAW.score(SDE), x[order], transform, ids=ids[order], **given)
+    assert torch.allclose(other.exact, one.exact[order], atol=1e-6)
+    assert not torch.allclose(survey(SDE, LAW.score(SDE), x, transform, **given).exact, one.exact, atol=1e-3)
+    with pytest.raises(UserError, match="ids"):
+        survey(SDE, LAW.score(SDE), x, transform, ids=ids[:3], **given)
