@@ -107,13 +107,6 @@ class Approximation(ABC):
                 "PiGDM() or the sampler DDNM"
             )
 
-    def look(self, at: Denoised, measurement: Measurement) -> None:  # noqa: B027 (most methods have seen enough in `check`)
-        """Refuses, at the first call, what cannot be known before there is an x.
-
-        Raises:
-            UserError: for an operator that the method cannot use.
-        """
-
     @abstractmethod
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         """u of (2), `(B, *)`."""

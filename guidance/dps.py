@@ -54,17 +54,6 @@ class DPS(Approximation):
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         return self.strength * of_residual(at, measurement)
 
-    def look(self, at: Denoised, measurement: Measurement) -> None:
-        """Refuses an operator whose derivative is 0 wherever it is: nothing would be guided."""
-        if measurement.linear:
-            return
-        still = not bool(of_residual(at, measurement).any())
-        if still and bool(measurement.residual(at.x_0.detach()).any()):
-            raise UserError(
-                "got an operator whose derivative is 0 at all samples, as that of round or > is; expected one that changes "
-                "smoothly with x: leave the rounding out, and count it to the noise"
-            )
-
 
 def of_residual(at: Denoised, measurement: Measurement) -> Tensor:
     """The gradient of log p(y | x_0) by x_0 at D, `(B, *)`: A^T (y - A D) / n^2, by autograd where there is no adjoint."""

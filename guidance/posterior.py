@@ -24,7 +24,6 @@ class Posterior:
 
     def __init__(self, sde: SDE, score: Score, measurement: Measurement, method: Approximation) -> None:
         self.sde, self.score, self.measurement, self.method = sde, score, measurement, method
-        self._looked = [False]  # shared with those that take() makes
 
     def __call__(self, x: Tensor, t: Tensor) -> Tensor:
         """The score at `x` `(B, *)` and `t` `()` or `(B,)`, `(B, *)`; differentiable where x asks for it.
@@ -37,9 +36,6 @@ class Posterior:
         differentiable = torch.is_grad_enabled() and x.requires_grad
         with ordinary_mode(x.device), torch.enable_grad():
             at = self.at(x, t, differentiable=differentiable)
-            if not self._looked[0]:
-                self.method.look(at, self.measurement)
-                self._looked[0] = True
             total = at.score + at.pull(self.method.direction(at, self.measurement))
         return total if differentiable else total.detach()
 
@@ -74,9 +70,7 @@ class Posterior:
 
     def take(self, index: Tensor) -> Posterior:
         """The score of the samples at `index` `(b,)`."""
-        made = Posterior(self.sde, take(self.score, index), self.measurement.take(index), self.method)
-        made._looked = self._looked
-        return made
+        return Posterior(self.sde, take(self.score, index), self.measurement.take(index), self.method)
 
 
 def posterior(

@@ -35,7 +35,9 @@ from likelihood.survey_budget import AT_ONCE
 from likelihood.suspects import MOST_SUSPECT, suspects
 
 MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
-SAFETY = 1.64  # standard errors of the pilot's S^2, so that its own error alone lets 19 surveys in 20 reach their precision
+SAFETY = (
+    1.64  # standard errors of the pilot's S^2, so that its own error alone lets 19 surveys in 20 reach their precision
+)
 LEAST_R2 = 0.1
 """Predictions that know less than this are not worth their regression: the plain mean is taken."""
 

@@ -123,7 +123,7 @@ class Measurement:
         try:
             seen = self.operator(x_0)
         except RuntimeError as error:
-            if not x_0.requires_grad or "requires grad" not in str(error):
+            if not x_0.requires_grad or not self._takes(x_0.detach()):
                 raise
             raise UserError(
                 "got an operator that autograd cannot follow, which leaves torch; expected operations of torch on x, or, where "
@@ -135,6 +135,13 @@ class Measurement:
                 "expected the same shape"
             )
         return self.y.to(seen.dtype) - seen
+
+    def _takes(self, x_0: Tensor) -> bool:
+        try:
+            self.operator(x_0)
+        except RuntimeError:
+            return False
+        return True
 
     def variance(self, like: Tensor) -> Tensor | float:
         """n^2, a number or of the shape of one measurement, in the dtype of `like`."""

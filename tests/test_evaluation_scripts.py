@@ -106,10 +106,10 @@ def test_evaluate_with_the_classifier_and_with_an_inception_file(run: Path, tmp_
 @pytest.mark.parametrize(
     ("arguments", "match"),
     [
-        (["--n", 0], "--n=0"),
-        (["--n", -3], "--n=-3"),
-        (["--n", 9], "--n >= 10"),
-        (["--batch_size", 0], "--batch_size=0"),
+        (["--n", 0], "--n: got '0'"),
+        (["--n", -3], "--n: got '-3'"),
+        (["--n", 9], ">= 10"),
+        (["--batch_size", 0], "--batch_size: got '0'"),
         (["--split", "tset"], "tset"),
         (["--split", "train"], "held-out"),
         (["--label", 57], "label"),

@@ -298,7 +298,7 @@ class TestRefusals:
         (tmp_path / "empty" / "config.json").write_text((run / "config.json").read_text())
         refused(called(nll.main, "--run", tmp_path / "empty", check=False), 2, "no checkpoint")
         refused(called(sample.main, "--run", run, "--sampler", "ddmi", check=False), 2, "ddmi", "ddim")
-        refused(called(sample.main, "--run", run, "--n", "0", check=False), 2, "--n=0")
+        refused(called(sample.main, "--run", run, "--n", "0", check=False), 2, "--n: got '0'")
         refused(called(nll.main, "--run", run, "--split", "tset", check=False), 2, "tset", "test")
         refused(called(nll.main, "--run", run, "--solver", "rk", check=False), 2, "accurate")
 

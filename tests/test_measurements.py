@@ -232,7 +232,7 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         (lambda: Mask(torch.zeros(4)), "at least one 1"),
         (lambda: Mask(torch.full((4,), 0.5)), "zeros and ones"),
         (lambda: Mask("seen"), "mask='seen'"),
-        (lambda: Masks([[1, 0]]), "masks="),
+        (lambda: Masks([[1, 0], [1]]), "masks="),
         (lambda: Blur.gaussian(0.0, size=5), "std"),
         (lambda: Linear(random(3)), "matrix"),
         (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),

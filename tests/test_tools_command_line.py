@@ -114,7 +114,7 @@ def test_no_tool_takes_a_negative_number_of_anything(name, run, monkeypatch):
 def _reads_integers(action: argparse.Action) -> bool:
     try:
         return action.type is not None and isinstance(action.type("64"), int)
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, argparse.ArgumentTypeError):
         return False
 
 
