@@ -37,11 +37,8 @@ def run(tmp_path_factory):
     return folder
 
 
-# -- paths ----------------------------------------------------------------------------------------------------------------
-
-
-def test_a_tilde_is_the_home_folder_in_every_path_option(tmp_path, monkeypatch):
-    monkeypatch.setenv("HOME", str(tmp_path))
+def parsers_kept(monkeypatch):
+    """A list that every tool's parser joins when it parses, and what parses."""
     seen = []
     parse = command_line.Parser.parse_args
 
@@ -50,6 +47,15 @@ def test_a_tilde_is_the_home_folder_in_every_path_option(tmp_path, monkeypatch):
         return parse(self, *more)
 
     monkeypatch.setattr(command_line.Parser, "parse_args", keep)
+    return seen, parse
+
+
+# -- paths ----------------------------------------------------------------------------------------------------------------
+
+
+def test_a_tilde_is_the_home_folder_in_every_path_option(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    seen, parse = parsers_kept(monkeypatch)
     for name in TOOLS:
         called(tool(name), "--no_such_option", check=False)
         options = [a for a in seen[-1]._actions if a.type is Path]
@@ -96,14 +102,7 @@ def test_quiet_leaves_results_alone_and_nothing_else(run, tmp_path):
 @pytest.mark.parametrize("name", TOOLS)
 def test_no_tool_takes_a_negative_number_of_anything(name, run, monkeypatch):
     """Nor a batch of no samples; a seed is any integer, and a class the network's matter."""
-    seen = []
-    parse = command_line.Parser.parse_args
-
-    def keep(self, *more):
-        seen.append(self)
-        return parse(self, *more)
-
-    monkeypatch.setattr(command_line.Parser, "parse_args", keep)
+    seen, _ = parsers_kept(monkeypatch)
     called(tool(name), "--no_such_option", check=False)
     needed = [f"--{a.dest}={run}" for a in seen[-1]._actions if a.required and a.option_strings]
     whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest not in ("seed", "label")]
