@@ -99,6 +99,8 @@ class TestClassifierFree:
         far = torch.tensor(0.9 * sde.T, dtype=torch.float64)
         torch.testing.assert_close(guided(x, far), model.condition(LABELS)(x, far.expand(6)))
         assert not model.without
+        none = classifier_free(model, LABELS, 0.0, interval=(low, high))  # the scale holds within, at 0 too
+        torch.testing.assert_close(none(x, t), torch.where(inside.unsqueeze(1), s_0, s_c), rtol=1e-10, atol=1e-12)
 
     @each_sde
     def test_rescaling_brings_the_denoised_spread_to_that_of_the_class(self, sde):
@@ -199,6 +201,8 @@ class TestClassifierFree:
             (lambda m: classifier_free(m, 1, 2.0, interval=(2, -2)), "log-SNR"),
             (lambda m: classifier_free(m, 1, 2.0, interval=(1,)), "low < high"),
             (lambda m: classifier_free(m, 1, 2.0, interval=3.0), "low < high"),
+            (lambda m: classifier_free(m, 1, 2.0, interval=(math.nan, 1.0)), "low < high"),
+            (lambda m: classifier_free(m, 1, 2.0, interval="01"), "low < high"),
             (lambda m: classifier_free(lambda x, t: -x, 1, 2.0), "no condition"),
             (lambda m: classifier_free(network(3), torch.tensor([True, False]), 2.0), "integers"),
             (lambda m: classifier_free(m, 1, 2.0, rescale=1.5), "rescale=1.5"),
