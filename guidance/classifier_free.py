@@ -63,7 +63,8 @@ def require_interval(interval: Any) -> None:
     numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not ends[0] < ends[1]:
         raise UserError(
-            f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); None guides everywhere"
+            f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); None guides "
+            "everywhere"
         )
 
 
