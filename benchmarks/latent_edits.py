@@ -131,9 +131,9 @@ def main():
     print(json.dumps({k: v for k, v in results.items() if k != "edits"}, indent=1))
     if options.save:
         unit = run.transform.to_unit
-        save_grid(options.save, unit(torch.cat([part[:10] for part in sheet])), 10, scale=4)
+        save_grid(options.save, unit(torch.cat([part[:10] for part in sheet])), 10, scale=8)
         other = options.save.with_name(f"{options.save.stem}_grid{options.save.suffix}")
-        save_grid(other, unit(grid.x.flatten(0, 1)), 5, scale=4)
+        save_grid(other, unit(grid.x.flatten(0, 1)), 5, scale=8)
     if options.json:
         options.json.write_text(json.dumps(results, indent=1))
 
