@@ -160,7 +160,7 @@ def test_held_out_combinations_are_never_trained_on():
         assert not new & set(split.labels.tolist())
     assert setup.options.label_dropout == 0.2 and setup.protocol.label == "own"
     kernel = next(p for p in setup.model.parameters() if p.ndim == 4 and min(p.shape) > 1)
-    assert kernel.is_contiguous(memory_format=torch.channels_last)  # which makes an update a tenth faster
+    assert kernel.is_contiguous(memory_format=torch.channels_last)  # which makes updates cheaper
     study, test = setup.system.study(setup.config), setup.dataset.split("test")
     chosen = study.classes(test, study.count(setup))
     assert study == TextStudy() and len(chosen.unique()) == study.count(setup) == 43

