@@ -111,7 +111,7 @@ class Text(GuidedSystem[TextStudy]):
             {
                 "channels": 16,
                 # few channels at the size where they are dear; 32 in place of 64 at the smallest size take a third of the
-                # operations away, and of 0.51 right samples of captions never trained on leave 0.42
+                # operations away, and of 0.52 right samples of captions never trained on leave 0.42
                 "multipliers": (1, 2, 4),
             }
         )
@@ -120,7 +120,7 @@ class Text(GuidedSystem[TextStudy]):
         config.training.ema = (0.998,)
         # more of the high noise, at which captions say something
         config.training.objective.times.update({"mean": -0.7, "std": 1.5})
-        # what is not training takes a quarter of the run
+        # what is not training takes a third of the run
         config.sampling.sampler.steps = 16
         config.likelihood.update({"limit": 60, "steps": 40, "draws": 1, "probes": 1})
         # a mixture of Gaussians in 256 dimensions would take minutes
