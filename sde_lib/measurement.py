@@ -72,7 +72,7 @@ class Measurement:
             )
         adjoint = getattr(self.operator, "adjoint", None)
         observed = getattr(self.operator, "observed", None)
-        y = self.y if observed is None else observed(self.y)
+        y = self.y if observed is None else _applied(observed, self.y, "observed")
         if not bool(y.isfinite().all()):
             raise UserError(
                 "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
@@ -203,7 +203,8 @@ class Measurement:
         fewer = copy.copy(self)  # what was checked is
         object.__setattr__(fewer, "operator", operator)
         # of an operator that differs by sample, what was one for all is one for each
-        object.__setattr__(fewer, "y", self.y[torch.zeros_like(index) if len(self.y) == 1 else index])
+        chosen = torch.zeros_like(index) if len(self.y) == 1 else index
+        object.__setattr__(fewer, "y", self.y[chosen.to(self.y.device)])
         if operator is not self.operator:
             fewer.__dict__.pop("svd", None)
         return fewer

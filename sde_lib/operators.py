@@ -188,7 +188,7 @@ class Mask(Operator):
                 f"got a mask of shape {tuple(self.mask.shape)} for x of shape {tuple(x.shape)}; expected one of "
                 f"{tuple(x.shape[1:])}, expanded to every channel, or Masks(masks) for one a sample"
             )
-        return torch.where(self.mask, x, 0.0)
+        return torch.where(self.mask.to(x.device), x, 0.0)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
@@ -197,17 +197,17 @@ class Mask(Operator):
         return self(y)
 
     def svd(self, noise: Tensor) -> SVD | None:
-        index, shape = self.mask.flatten().nonzero().squeeze(1), self.mask.shape
+        index, shape = self.mask.flatten().nonzero().squeeze(1).to(noise.device), self.mask.shape
 
         def entries(x: Tensor) -> Tensor:
-            return x.flatten(1)[:, index]
+            return x.flatten(1)[:, index.to(x.device)]
 
         return SVD(
             values=torch.ones_like(noise.flatten()[index]),
             noise=noise.flatten()[index],
             left=entries,
             right=entries,
-            lift=lambda c: c.new_zeros(len(c), shape.numel()).index_copy(1, index, c).reshape(len(c), *shape),
+            lift=lambda c: c.new_zeros(len(c), shape.numel()).index_copy(1, index.to(c.device), c).reshape(len(c), *shape),
         )
 
 
