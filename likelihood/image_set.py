@@ -13,6 +13,7 @@ from likelihood.bits_per_dim import BitsPerDim, bits_per_dim, in_bits
 from likelihood.companion import with_one_probe
 from likelihood.dequantization import Dequantizer
 from likelihood.divergence import Divergence
+from likelihood.draw_places import COMPARED, REPEATED
 from likelihood.method import Method
 from likelihood.roughness import roughness
 from likelihood.surrogate import CANDIDATES, denoising_errors, noise_levels
@@ -22,9 +23,6 @@ from sde_lib import SDE, CountedScore, Score
 
 FEWEST_STEPS = 16
 """Of a method of fewer steps no half is taken."""
-
-_REPEAT_DRAWS = 1 << 26  # between the streams of a value and of its repetition
-_COMPARED_DRAWS = 3 << 27  # where those begin of the images that show what more steps change
 
 
 class ImageSet(Population):
@@ -124,7 +122,7 @@ class ImageSet(Population):
         half = self.method.with_steps(self.steps // 2) if self.has_half else self.method
         more = [self.method.with_steps(2 * self.steps)] if twice else []
         methods = [half, self.method, *more]
-        streams = SampleStreams(self.seed, self.ids[index], draw=_COMPARED_DRAWS)
+        streams = SampleStreams(self.seed, self.ids[index], draw=COMPARED)
         t_min = self.method.time(self.sde)
         x, cost = self.dequantizer(
             self.batch(index), self.transform, self.sde, t_min, generator=streams, dtype=torch.float32
@@ -149,7 +147,7 @@ class ImageSet(Population):
             divergence=self.divergence,
             draws=self.draws,
             companions=0,  # the solver's error is the differences'
-            generator=SampleStreams(self.seed, self.ids[index], draw=repeat * _REPEAT_DRAWS),
+            generator=SampleStreams(self.seed, self.ids[index], draw=repeat * REPEATED),
         )
 
 

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence
+from likelihood.draw_places import AGAIN
 from likelihood.integration import Likelihood, Prior, integrate
 from likelihood.method import Method
 from likelihood.refinement import Refinement
@@ -105,9 +106,6 @@ def log_likelihood(
     return _stated(found, method.refinement, x[0].numel())
 
 
-_APART = 1 << 26  # draws between a stream's own and those of samples that are solved again, once, twice, ...
-
-
 def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -> Generator:
     """Streams for the samples at `index` whose draws nothing else uses.
 
@@ -117,7 +115,8 @@ def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -
     if not isinstance(generator, SampleStreams):
         return generator
     streams = generator.take(index)
-    streams.draw = doubling * _APART + (streams.draw << doublings)
+    place, own = divmod(streams.draw, AGAIN)
+    streams.draw = (place + doubling) * AGAIN + (own << doublings)
     return streams
 
 

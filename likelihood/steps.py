@@ -26,6 +26,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence, Exact, Hutchinson
+from likelihood.draw_places import PILOT
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
@@ -158,7 +159,8 @@ def choose_steps(
         nonlocal passes
         some = x if steps <= _LONG else first
         method = fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
-        found = log_likelihood(sde, run(some), some, divergence=trace, method=method, generator=SampleStreams(seed))
+        probe = SampleStreams(seed, draw=PILOT + 1)
+        found = log_likelihood(sde, run(some), some, divergence=trace, method=method, generator=probe)
         passes += len(some) * (found.nfe + 2 * found.nbe)
         values[steps] = found.log_prob / (D * math.log(2))
         errors[steps] = found.state_error

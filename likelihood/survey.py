@@ -18,6 +18,7 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.dequantization import Dequantizer, default_dequantizer
 from likelihood.divergence import Divergence
+from likelihood.draw_places import ORDER
 from likelihood.image_set import ImageSet
 from likelihood.method import Method
 from likelihood.regression_estimate import regression_estimate
@@ -35,7 +36,7 @@ __all__ = ["Survey", "conduct", "order_of", "plan_survey", "survey"]
 
 def order_of(size: int, seed: int) -> Tensor:
     """A random order of the images `(size,)`, which the seed fixes."""
-    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=1 << 29)).squeeze(1).argsort(stable=True)
+    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=ORDER)).squeeze(1).argsort(stable=True)
 
 
 def plan_survey(population: Population, *, precision: float, seed: int = 0, before: int = 0) -> Design:

@@ -207,7 +207,9 @@ class Mask(Operator):
             noise=noise.flatten()[index],
             left=entries,
             right=entries,
-            lift=lambda c: c.new_zeros(len(c), shape.numel()).index_copy(1, index.to(c.device), c).reshape(len(c), *shape),
+            lift=lambda c: (
+                c.new_zeros(len(c), shape.numel()).index_copy(1, index.to(c.device), c).reshape(len(c), *shape)
+            ),
         )
 
 

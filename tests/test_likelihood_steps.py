@@ -16,16 +16,21 @@ from likelihood import (
     Exact,
     Hutchinson,
     Method,
+    NoDequantization,
     Refinement,
     accurate,
     bits_per_dim,
     choose_steps,
+    companion_error,
     fast,
     log_likelihood,
     pilot_grid,
 )
+from likelihood.draw_places import COMPANIONS
+from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.steps import choice_of
+from likelihood.survey import order_of
 from numerics import Adams, Dopri5, SampleStreams, UserError, expand_as
 from sde_lib import CountedScore, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
@@ -224,11 +229,54 @@ class TestRefinement:
             method=method,
             draws=3,
             divergence=divergence,
-            companions=0,
+            companions=3,
             generator=SampleStreams(0),
         )
-        assert int(found.refined.min()) == 2 and len(used) >= 3 * 3 * (13 + 25 + 49)
-        assert len(set(used)) == len(used)
+        assert int(found.refined.min()) == 2 and len(used) >= 3 * 3 * (13 + 25 + 49) + 9
+        companions = [place for place in used if place[1] >= COMPANIONS]
+        assert len(set(companions)) == 3 and len(companions) == 9  # one probe for the three solutions
+        assert len(set(used)) == len(used) - 6
+
+    def test_no_number_of_a_survey_serves_twice(self, monkeypatch):
+        """Values of many draws, their repetitions, both solved again, what more steps change, the order, and the pilot's."""
+        images = samples(8, 2).float()
+        survey_of = ImageSet(
+            self.sde,
+            law().score(self.sde),
+            images,
+            Standardize(),
+            method=replace(self.method(above=1e-12, times=2), solver=Adams(steps=8, points=3)),
+            dequantizer=NoDequantization(),
+            divergence=None,
+            draws=5,
+            data_std=1.0,
+            seed=0,
+            batch_size=8,
+        )
+        index, uses = torch.arange(2), {}
+        words = SampleStreams.words
+
+        def noted(self, shape, *, device=None):
+            ids = range(shape[0]) if self.ids is None else self.ids.tolist()
+            uses[use].update((self.seed, i, self.draw) for i in ids)
+            return words(self, shape, device=device)
+
+        monkeypatch.setattr(SampleStreams, "words", noted)
+        for use, ask in {
+            "values": lambda: survey_of.values(index, 0, False),
+            "repetitions": lambda: survey_of.values(index, 1, False),
+            "predictors": lambda: survey_of.paid(index, range(10)),
+            "compared": lambda: survey_of.compare_steps(index, twice=True),
+            "order": lambda: order_of(8, 0),
+            "pilot": lambda: choose_steps(self.sde, law().score(self.sde), images, tolerance=1.0),
+            "companions": lambda: companion_error(
+                self.sde, law().score(self.sde), images[:3], method=self.coarse, generator=SampleStreams(0)
+            ),
+        }.items():
+            uses[use] = set()
+            ask()
+            assert uses[use]
+        assert len(set().union(*uses.values())) == sum(len(numbers) for numbers in uses.values())
 
     def test_it_wants_fixed_steps(self):
         with pytest.raises(
