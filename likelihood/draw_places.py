@@ -1,8 +1,8 @@
 """Where in a sample's stream the numbers of each use begin, so that none serves two.
 
-A stream of `SampleStreams` has 2^32 draws. What a user's streams are at when they are given is a value's own: its dequantisation
-noise, and a probe, or one a step, for each of its draws. Everything else that is drawn for the same sample under the same seed
-begins here, and the values' part ends at `REPEATED`: room for a hundred draws of ten thousand steps.
+A stream of `SampleStreams` has 2^32 draws. Those from where a user's streams are when they are given are a value's own: its
+dequantisation noise, and a probe, or one a step, for each of its draws. Everything else that is drawn for the same sample under
+the same seed begins here, and the values' part ends at `REPEATED`: room for a hundred draws of ten thousand steps.
 """
 
 from __future__ import annotations

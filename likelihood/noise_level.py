@@ -97,8 +97,8 @@ def estimate_noise_level(
     bad = (~slope.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
     if bad:
         raise UserError(
-            f"got a score that is not finite for {len(bad)} of {len(y)} measurements (the first at {bad[0]}); expected numbers: "
-            "look at them, or raise low"
+            f"got a score that is not finite for {len(bad)} of {len(y)} measurements (the first at {bad[0]}); expected "
+            "numbers: look at them, or raise low"
         )
     step = float(levels[1].log() - levels[0].log())
     rise = torch.cumulative_trapezoid(slope, dx=step, dim=1)

@@ -287,6 +287,21 @@ class TestRefinement:
             Refinement(ratio=1.0, above=0.0)
 
 
+@pytest.mark.parametrize("ask", [fast, choose_steps, lambda *a: fast(*a, steps=8)], ids=["fast", "choose", "steps"])
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.zeros(8, D, dtype=torch.uint8), "uint8; expected a floating batch"),
+        (torch.zeros(8), "x of shape"),
+        (torch.zeros(0, D), "x of shape"),
+        (torch.full((8, D), math.nan), "8 samples with values that are not finite"),
+    ],
+)
+def test_a_pilot_of_no_data_is_refused(ask, x, says):
+    with pytest.raises(UserError, match=says):
+        ask(SDES["vp"], law().score(SDES["vp"]), x)
+
+
 def test_a_choice_can_be_written_down():
     choice = choose_steps(SDES["ve"], law().score(SDES["ve"]), samples(8, 1), tolerance=1e-2)
     assert choice_of(json.loads(json.dumps(choice.asdict()))) == choice
