@@ -18,6 +18,7 @@ from training_cases import digest, options, points, tiny_model
 import models
 import samplers
 import training
+from evaluation import frechet_distance, kernel_distance, manifold, mmd, nearest, sliced_wasserstein
 from guidance import DPS, MomentMatching, PiGDM, posterior
 from likelihood import Exact, Hutchinson, accurate, elbo, fast, log_likelihood
 from models import Preconditioned, ScoreModel, presets
@@ -172,6 +173,12 @@ def test_samples_given_a_measurement_are_the_cpus(name):
 
     for there, here in zip(found(DEVICE), found("cpu"), strict=True):
         close(there, here, 1e-4)
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, mmd, sliced_wasserstein, manifold, nearest])
+def test_measures_of_samples_are_the_cpus(measure):
+    x, y = (normal((40, 3), SampleStreams(seed)) for seed in (8, 9))
+    assert repr(measure(x.to(DEVICE), y.to(DEVICE))) == repr(measure(x, y))
 
 
 @pytest.mark.parametrize("process", SDES)
