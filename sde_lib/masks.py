@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import UserError, ordinary
 from sde_lib.operators import SVD, Operator, as_numbers
 
 
@@ -41,7 +41,7 @@ class Masks(Operator):
                 f"got masks of shape {tuple(self.masks.shape)} that are not each of zeros and ones with at least one 1; "
                 "expected (B, *), 1 where data are seen: leave out samples of which nothing is"
             )
-        object.__setattr__(self, "masks", seen)
+        object.__setattr__(self, "masks", ordinary(seen))
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape != self.masks.shape:
@@ -70,5 +70,5 @@ class Masks(Operator):
     def take(self, index: Tensor) -> Masks:
         """The masks of the samples at `index` `(b,)`."""
         fewer = copy.copy(self)  # what was checked is
-        object.__setattr__(fewer, "masks", self.masks[index.to(self.masks.device)])
+        object.__setattr__(fewer, "masks", ordinary(self.masks[index.to(self.masks.device)]))
         return fewer

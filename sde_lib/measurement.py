@@ -24,7 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from numerics import UserError, take
+from numerics import UserError, ordinary, ordinary_mode, take
 from sde_lib.operators import SVD
 
 _PROBES = 2
@@ -77,7 +77,7 @@ class Measurement:
             raise UserError(
                 "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
             )
-        settled: dict[str, object] = {"y": y, "linear": adjoint is not None, "event_shape": None}
+        settled: dict[str, object] = {"y": ordinary(y), "linear": adjoint is not None, "event_shape": None}
         settled["std"] = _noise(self.std, y, observed)
         settled["noiseless"] = bool((torch.as_tensor(settled["std"]) == 0).any())
         for name, value in settled.items():
@@ -123,6 +123,11 @@ class Measurement:
         try:
             seen = self.operator(x_0)
         except RuntimeError as error:
+            if "nference tensor" in str(error):
+                raise UserError(
+                    "got an operator that holds tensors made under torch.inference_mode(), which autograd cannot save; expected "
+                    "ordinary ones: make them outside of it, or give it their clone() made outside"
+                ) from error
             if not x_0.requires_grad or not self._takes(x_0.detach()):
                 raise
             raise UserError(
@@ -191,8 +196,9 @@ class Measurement:
         if decompose is None:
             return None
         one = self.y[0]
-        noise = self.std.to(one) if isinstance(self.std, Tensor) else torch.full_like(one, self.std)
-        found: SVD | None = decompose(noise.expand_as(one))
+        with ordinary_mode(one.device):  # kept for whoever asks next, who may differentiate through it
+            noise = self.std.to(one) if isinstance(self.std, Tensor) else torch.full_like(one, self.std)
+            found: SVD | None = decompose(noise.expand_as(one))
         return found
 
     def take(self, index: Tensor) -> Measurement:
@@ -204,7 +210,7 @@ class Measurement:
         object.__setattr__(fewer, "operator", operator)
         # of an operator that differs by sample, what was one for all is one for each
         chosen = torch.zeros_like(index) if len(self.y) == 1 else index
-        object.__setattr__(fewer, "y", self.y[chosen.to(self.y.device)])
+        object.__setattr__(fewer, "y", ordinary(self.y[chosen.to(self.y.device)]))
         if operator is not self.operator:
             fewer.__dict__.pop("svd", None)
         return fewer
@@ -226,7 +232,9 @@ def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] 
     if value.ndim == 0:
         return float(value)
     value = value.to(y.device)
-    return value if observed is None else torch.where((observed(torch.ones_like(y)) != 0).any(dim=0), value, 1.0)
+    if observed is not None:
+        value = torch.where((observed(torch.ones_like(y)) != 0).any(dim=0), value, 1.0)
+    return ordinary(value)
 
 
 def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], y: Tensor) -> tuple[int, ...]:

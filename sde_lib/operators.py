@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError, require_count
+from numerics import UserError, ordinary, require_count
 
 LARGEST_MATRIX = 4096
 """A matrix has its singular values where the smaller side is at most this: some seconds."""
@@ -48,7 +48,7 @@ class SVD:
 
 
 def as_numbers(value: object, name: str) -> Tensor:
-    """`value`, a tensor or what torch makes one of, such as nested lists or an array of numpy.
+    """`value`, a tensor or what torch makes one of, such as nested lists or an array of numpy, that autograd can save.
 
     Raises:
         UserError: for anything else, or numbers that are not finite.
@@ -59,7 +59,7 @@ def as_numbers(value: object, name: str) -> Tensor:
         raise UserError(f"got {name}={value!r}; expected a tensor, or lists of numbers of equal lengths") from error
     if not bool(made.isfinite().all()):
         raise UserError(f"got {name} with entries that are not finite; expected numbers")
-    return made
+    return ordinary(made)
 
 
 class Operator(ABC):
@@ -180,7 +180,7 @@ class Mask(Operator):
             raise UserError(
                 "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"
             )
-        object.__setattr__(self, "mask", seen)
+        object.__setattr__(self, "mask", ordinary(seen))
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.mask.shape:
