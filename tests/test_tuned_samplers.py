@@ -113,6 +113,20 @@ class TestFallback:
         for one, other in ((fit.noise, drawn), (judge.noise, drawn), (fit.noise, judge.noise)):
             assert float((one[:, None] - other).abs().amax(dim=-1).min()) > 0.01
 
+    def test_pairs_made_beforehand_count_as_they_do_made_on_the_way(self):
+        sde, seen = VPSDE(), [0]
+        law = Gaussian(MEANS, VARIANCES).score(sde)
+
+        def score(x, t):
+            seen[0] += len(x)
+            return law(x, t)
+
+        pairs = teach(sde, score, (8, 6))
+        assert pairs[0].nfe + pairs[1].nfe == seen[0] > 0 and min(p.seconds for p in pairs) > 0
+        given = tune(sde, score, (8, 6), evaluations=3, rounds=1, pairs=pairs)
+        assert given.nfe == seen[0]
+        assert tune(sde, score, (8, 6), evaluations=3, rounds=1).nfe == given.nfe
+
     def test_plain_methods_all_take_so_many_evaluations(self):
         found = [samplers.create(**options) for options in plain_methods(4)]
         assert len(set(map(repr, found))) == len(found) and {s.evaluations for s in found} == {4}
