@@ -254,7 +254,8 @@ def require_fine(x: Tensor, score: Score) -> None:
 
     (Measured on a Fashion-MNIST network in bfloat16: 0.05 bits/dim on average, 0.15 at worst.)
     """
-    coarse = next((w.dtype for n in networks_of(score) for w in n.parameters() if torch.finfo(w.dtype).bits < 32), None)
+    weights = (w for network in networks_of(score) for w in network.parameters())
+    coarse = next((w.dtype for w in weights if w.is_floating_point() and torch.finfo(w.dtype).bits < 32), None)
     if torch.finfo(x.dtype).bits < 32:
         raise UserError(f"got x of {x.dtype} for a log-density; expected float32 or float64: x.to(torch.float32)")
     if coarse is not None:

@@ -47,7 +47,7 @@ def fast(
         seed: of the pilot's probe.
 
     Raises:
-        UserError: for an `x` that is not a floating, finite batch, at which the score is not finite, or whose standard deviation
+        UserError: for an `x` that is no floating, finite batch, at which the score is not finite, or whose standard deviation
             is not positive.
     """
     check_data(x)

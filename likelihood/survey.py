@@ -10,6 +10,7 @@ the rest is a random sample of it.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -199,7 +200,7 @@ def survey(
     data_std: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    ids: Tensor | None = None,
+    ids: Sequence[int] | Tensor | None = None,
 ) -> Survey:
     """The mean bits/dim of a set of images to a precision, most of them not scored.
 
@@ -228,9 +229,11 @@ def survey(
     if data_std is not None:
         require_positive(data_std, "data_std")
     images = transform.grey_values(images)
-    if ids is not None and (ids.shape != (len(images),) or ids.is_floating_point() or bool((ids < 0).any())):
+    ids = None if ids is None else SampleStreams(seed, ids).ids
+    if ids is not None and (len(ids) != len(images) or len(ids.unique()) < len(ids)):
         raise UserError(
-            f"got ids of shape {tuple(ids.shape)} for {len(images):,} images; expected one integer >= 0 for each"
+            f"got {len(ids):,} ids, {len(ids.unique()):,} different ones, for {len(images):,} images; expected an integer >= 0 "
+            "of its own for each: images with one id would share their noise"
         )
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
     dequantizer.check(images, transform)

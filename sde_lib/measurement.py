@@ -38,7 +38,7 @@ class Measurement:
 
     Args:
         operator: A; a callable with `adjoint` is linear, another one need not be.
-        y: `(B, ...)`, one for each sample, or `(1, ...)`, one for all.
+        y: `(B, ...)`, one for each sample, or `(1, ...)`, one for all; kept in float32 at least.
         std: n, a number >= 0 or a tensor that broadcasts to the shape of one measurement `(...)`.
 
     Attributes:
@@ -72,7 +72,8 @@ class Measurement:
             )
         adjoint = getattr(self.operator, "adjoint", None)
         observed = getattr(self.operator, "observed", None)
-        y = self.y if observed is None else _applied(observed, self.y, "observed")
+        y = self.y.to(torch.promote_types(self.y.dtype, torch.float32))
+        y = y if observed is None else _applied(observed, y, "observed")
         if not bool(y.isfinite().all()):
             raise UserError(
                 "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
@@ -125,8 +126,8 @@ class Measurement:
         except RuntimeError as error:
             if "nference tensor" in str(error):
                 raise UserError(
-                    "got an operator that holds tensors made under torch.inference_mode(), which autograd cannot save; expected "
-                    "ordinary ones: make them outside of it, or give it their clone() made outside"
+                    "got an operator that holds tensors made under torch.inference_mode(), which autograd cannot save; "
+                    "expected ordinary ones: make them outside of it, or give it their clone() made outside"
                 ) from error
             if not x_0.requires_grad or not self._takes(x_0.detach()):
                 raise
@@ -134,6 +135,11 @@ class Measurement:
                 "got an operator that autograd cannot follow, which leaves torch; expected operations of torch on x, or, where "
                 "it is linear, LinearMap(forward, transpose)"
             ) from error
+        if not isinstance(seen, Tensor) or not seen.is_floating_point():
+            got = seen.dtype if isinstance(seen, Tensor) else type(seen).__name__
+            raise UserError(
+                f"got an operator that makes {got} of x; expected real numbers: torch.view_as_real makes them of complex ones"
+            )
         if seen.shape[1:] != self.y.shape[1:]:
             raise UserError(
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "

@@ -582,5 +582,14 @@ def test_a_value_is_its_images_own_by_its_id():
     other = survey(SDE, LAW.score(SDE), x[order], transform, ids=ids[order], **given)
     assert torch.allclose(other.exact, one.exact[order], atol=1e-6)
     assert not torch.allclose(survey(SDE, LAW.score(SDE), x, transform, **given).exact, one.exact, atol=1e-3)
-    with pytest.raises(UserError, match="ids"):
-        survey(SDE, LAW.score(SDE), x, transform, ids=ids[:3], **given)
+    listed = survey(SDE, LAW.score(SDE), x, transform, ids=ids.tolist(), **given)
+    assert listed.mean == one.mean
+    for wrong, says in (
+        (ids[:3], "got 3 ids, 3 different ones, for"),
+        (torch.cat([ids[:1], ids[:-1]]), "images with one id would share their noise"),
+        (torch.ones(len(ids), dtype=torch.bool), "expected integers >= 0"),
+        (ids.double(), "expected integers >= 0"),
+        (["a"] * len(ids), "ids="),
+    ):
+        with pytest.raises(UserError, match=says):
+            survey(SDE, LAW.score(SDE), x, transform, ids=wrong, **given)

@@ -114,6 +114,29 @@ def test_an_operator_goes_where_the_data_are(name):
         assert all(part.device.type == "meta" for part in parts)
 
 
+def test_a_measurement_in_half_precision_is_kept_in_float32():
+    """The state is in float32 at least, and a half-precision y would be compared, and decomposed, in its own digits."""
+    y = random(2, 3).half()
+    made = Measurement(Linear(random(3, 6)), y, torch.full((3,), 0.1))
+    assert made.y.dtype == torch.float32 and torch.equal(made.y, y.float())
+    svd = made.svd
+    assert svd.values.dtype == torch.float32
+    torch.testing.assert_close(svd.left(made.y).square().sum(), made.y.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        (lambda x: torch.fft.fft(x), "makes torch.complex128 of x; expected real numbers"),
+        (lambda x: x.argmax(dim=1, keepdim=True).expand_as(x), "makes torch.int64 of x"),
+        (lambda x: x.tolist(), "makes list of x"),
+    ],
+)
+def test_what_is_no_real_measurement_is_refused_in_one_line(operator, says):
+    with pytest.raises(UserError, match=says):
+        Measurement(operator, random(2, 4), 0.1).residual(random(2, 4))
+
+
 def test_what_an_operator_cannot_say_is_observed_is_refused():
     class Fails(Mask):
         def observed(self, y):

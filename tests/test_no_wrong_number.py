@@ -386,3 +386,16 @@ class TestStatedErrors:
         stated = companion_error(sde, NARROW.score(sde), x, method=method, generator=SampleStreams(0))
         assert torch.allclose(stated, 2 * torch.maximum(first, second), rtol=1e-12)
         assert bool((first > second).any()) and bool((second > first).any())
+
+
+def test_whole_numbers_among_the_parameters_are_no_coarse_weights():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = torch.nn.Parameter(torch.tensor([1]), requires_grad=False)
+
+        def forward(self, x, t):
+            return -x
+
+    found = log_likelihood(VPSDE(), Counting(), torch.zeros(2, 3), method=Method(Adams(steps=4)))
+    assert bool(found.converged.all())
