@@ -245,6 +245,8 @@ def test_a_run_keeps_its_tuned_sampler_and_refuses_others(tmp_path):
     refused(called(sample.main, "--run", run, *draw, "--option", "order=2", check=False), 2, "got --option order")
     refused(called(tune_script.main, "--run", run, "--nfe", "1", check=False), 2, "integers >= 2")
     refused(called(tune_script.main, "--run", run, "--nfe", "six", check=False), 2, ">= 2 separated by commas")
+    refused(called(tune_script.main, "--run", run, "--rounds", 0, check=False), 2, "integer >= 1")
+    refused(called(tune_script.main, "--run", run, "--n", 4, check=False), 2, "integer >= 8")
     for text in ("{", '{"samplers": [{"model": "x"}]}', '{"samplers": 3}'):
         (run / FILE).write_text(text)
         refused(called(sample.main, "--run", run, *draw, "--steps", 3, check=False), 2, FILE)
