@@ -115,11 +115,11 @@ class IDDPM(DDPM):
         config.training.steps = 600
         config.sampling.sampler = section(SAMPLERS, "ancestral", steps=99, variance="learned", spacing="linspace")
         # the whole chain's bound, the number to quote, is cheap: of all images, where the flow's likelihood takes some
-        config.bound = ConfigDict({"draws": 64, "images": 0})
+        config.bound = ConfigDict({"draws": 32, "images": 0})
         # few steps beside DDPM: how many samples and images, and numbers of evaluations; None trains no DDPM
         config.few_steps = ConfigDict({"evaluations": EVALUATIONS, "samples": 96, "images": 50, "beside": "ddpm"})
         # the flow of such a chain is hard to integrate: many steps on few images, where few steps would state a large error
-        config.likelihood.update({"steps": 256, "limit": 50, "draws": 1, "probes": 1})
+        config.likelihood.update({"steps": 128, "limit": 50, "draws": 1, "probes": 1})
         return config
 
     @property
