@@ -177,14 +177,15 @@ class Energy(System):
         }
         folder.update_results({"energy": entry})
         half = truths[0].plane.half
-        surfaces = {"log q, true": true[0].log_p, "-E - log Z, learned": reads[0].law.log_p}
-        save_surfaces(folder.path / "energy.png", surfaces, half, points={"-E - log Z, learned": x}, span=_SPAN)
+        learned = "-E - log Z, learned; where MALA chains end"
+        surfaces = {"log q, true": true[0].log_p, learned: reads[0].law.log_p}
+        save_surfaces(folder.path / "energy.png", surfaces, half, points={learned: x}, span=_SPAN, unit="nats")
         pairs = {
-            f"{name}, {whose}": law.log_p
+            f"{name}, {whose}": c["laws"][i].log_p
+            for i, whose in enumerate(("true", "learned"))
             for name, c in composed.items()
-            for whose, law in zip(("true", "learned"), c["laws"], strict=True)
         }
-        save_surfaces(folder.path / "compositions.png", pairs, half, span=_SPAN)
+        save_surfaces(folder.path / "compositions.png", pairs, half, span=_SPAN, unit="nats")
         lines = _lines(entry, plan)
         pictures = ["![energies](energy.png)", "", "![compositions](compositions.png)"]
         comparison = self.compared(run.setup.config)
@@ -196,6 +197,7 @@ class Energy(System):
                 {"true": true[0].log_p, **{name: law.log_p for name, law in laws.items()}},
                 half,
                 span=_SPAN,
+                unit="nats",
             )
             said = (
                 f"Each objective, {comparison.steps} updates of {comparison.batch_size} points from the same weights:"
