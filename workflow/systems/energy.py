@@ -73,11 +73,11 @@ class Energy(System):
         config.sde = section(_SDES, "ve", sigma_max=10.0)
         # the noise of denoising's target is what energies are off by: a large batch averages it, of which few points are asked
         times = {"name": "log_normal", "mean": -1.0, "std": 1.5}
-        config.training.objective = section(training.OBJECTIVES, "dual", times=times, every=16)
+        config.training.objective = section(training.OBJECTIVES, "dual", times=times, every=64)
         config.model.width, config.model.depth = 96, 3
         # centred on the noise levels at which the modes part, over which the energy changes most
         config.model.conditioning.center, config.model.conditioning.scale = 2.0, 4.0
-        config.training.update({"steps": 5000, "batch_size": 4096, "learning_rate": 5e-3})
+        config.training.update({"steps": 4500, "batch_size": 8192, "learning_rate": 3e-3})
         # the same noise at every evaluation costs more than it tells of points in the plane
         config.training.validation = 0
         config.second = section(data.DATASETS, "gaussians", layout="grid", components=9, std=0.3, train=1_600_000)
