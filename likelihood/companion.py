@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Exact, Hutchinson
-from likelihood.integration import Prior
+from likelihood.integration import Likelihood, Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
 from numerics import SampleStreams, UserError
@@ -46,7 +46,9 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
             "states its own solver_error"
         )
     others = (finer, method.with_steps(3 * method.solver.steps))
-    one, *more = with_one_probe(sde, score, x, methods=(method, *others), prior=prior)
+    one, *more = (
+        found.log_prob for found in with_one_probe(sde, score, x, methods=(method, *others), prior=prior)
+    )
     return 2 * torch.stack([(one - each).abs() for each in more]).amax(dim=0)
 
 
@@ -59,8 +61,8 @@ def with_one_probe(
     exact: bool = False,
     streams: SampleStreams | None = None,
     prior: Prior | None = None,
-) -> list[Tensor]:
-    """log p at `x` by each of the methods, `(B,)` nats, all with one and the same probe along the whole path.
+) -> list[Likelihood]:
+    """log p at `x` by each of the methods, all with one and the same probe along the whole path.
 
     So nothing but the methods differs, where fresh probes would drown their differences.
 
@@ -78,6 +80,6 @@ def with_one_probe(
             method=each,
             prior=prior,
             generator=SampleStreams(streams.seed, streams.ids, draw=streams.draw),
-        ).log_prob
+        )
         for each in methods
     ]
