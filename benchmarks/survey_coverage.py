@@ -134,7 +134,8 @@ def stored_set(file, size, outliers, events):
     told = None
     if events:
         far = torch.rand(size, generator=torch.Generator().manual_seed(5)) < events
-        lost = lost + 0.5 * far * (1 + torch.rand(size, generator=torch.Generator().manual_seed(6), dtype=torch.float64))
+        more = 0.5 * far * (1 + torch.rand(size, generator=torch.Generator().manual_seed(6), dtype=torch.float64))
+        lost, bits = lost + more, bits - more
         told = lost.abs() * torch.exp(
             0.4 * torch.randn(size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
         )
