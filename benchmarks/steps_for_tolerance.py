@@ -5,8 +5,8 @@
 For each network and each tolerance: the steps that `likelihood.choose_steps` takes from `--pilot` training images, and the mean
 |error| on test images against the adaptive solver at 1e-6, both with the same trace: exact up to `--exact` dimensions, else one
 set of coloured probes along the path (of `--spacing` 1: one probe). Images that were solved again are counted; "without" is the
-error had none been. The ladder's solutions are made once for all tolerances of a network, and the steps placed once: only the first
-tolerance's passes have those that place them.
+error had none been. The ladder's solutions are made once for all tolerances of a network, and the steps placed once: only the
+first tolerance's passes have those that place them.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -100,8 +100,8 @@ def main():
             rows.append(row)
             print(
                 f"{row['run']:24} {tolerance:7.0e} {choice.steps:5} steps{'' if choice.reached else ' (not reached)'}: pilot "
-                f"{choice.error:.1e}, held out {row['error']:.1e} ± {row['stderr']:.0e} (largest {row['largest']:.1e}, without refinement "
-                f"{row['without']:.1e}), {row['refined']} of {len(x)} again, 2x stated covers {row['covered']:.0%}; pilot "
+                f"{choice.error:.1e}, held out {row['error']:.1e} ± {row['stderr']:.0e} (largest "
+                f"{row['largest']:.1e}, without refinement {row['without']:.1e}), {row['refined']} of {len(x)} again, 2x stated covers {row['covered']:.0%}; pilot "
                 f"{choice.passes:,} passes, {seconds:.0f} s",
                 flush=True,
             )

@@ -9,8 +9,8 @@ Stored: the values of random test images with half the steps that are chosen (or
 second draw of noise and probes for some, what more steps change for some, and all predictions. Surveys with new samples, pilots
 and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
 `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors
-tell; `--events` makes half the steps lose half a bit/dim and more of a share, which their state's error tells to a factor of 1.5
-and nothing else does.
+tell; `--events` makes half the steps lose half a bit/dim and more of a share, which their state's error tells to a factor of
+1.5 and nothing else does.
 
 Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
 truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.
@@ -158,7 +158,9 @@ def main():
     parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn from them; 0: none")
     parser.add_argument("--size", default=10_000, type=int, help="images in the set that is surveyed")
     parser.add_argument("--outliers", default=0.0, type=float, help="share of the images made far ones")
-    parser.add_argument("--events", default=0.0, type=float, help="share of the images that half the steps lose far more of")
+    parser.add_argument(
+        "--events", default=0.0, type=float, help="share of the images that half the steps lose far more of"
+    )
     parser.add_argument("--fresh", default=0, type=int, help="how many surveys of the run's test set, with fresh noise")
     parser.add_argument("--steps", default=24, type=int, help="of the solver, in these")
     parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
@@ -168,7 +170,9 @@ def main():
     else:
         if args.run:
             score(args.run, args.images, args.values)
-        found = from_stored(*stored_set(args.values, args.size, args.outliers, args.events), args.surveys, args.precision)
+        found = from_stored(
+            *stored_set(args.values, args.size, args.outliers, args.events), args.surveys, args.precision
+        )
     begun, results, every = time.process_time(), [], 50 if args.fresh else 1000
     for result, truth in found:
         off = (result.mean - truth) / result.estimate_stderr

@@ -6,8 +6,8 @@
 
 Draws with DPM-Solver++ of its default grid, with the best plain sampler that tune.py has found, and with the tuned one, all
 from the same noise; with many evaluations, which is what the flow itself is worth; and with PC of `--pc` steps (0: not at
-all). All are judged in groups of one size, the fewest samples that any has or `--group`, so that their numbers compare: distances
-of fewer samples are larger. A row is the mean of its groups and their spread by the root of their number; of one group, the
+all). All are judged in groups of one size, the fewest samples that any has or `--group`, so that their numbers compare:
+distances of fewer samples are larger. A row is the mean of its groups and their spread by the root of their number; of one group, the
 jackknife's error or the spread of the first sampler's groups, the larger. Parts stay in the run folder, so that the command can
 be taken up again; PC's have `--pc_batch` samples.
 """
@@ -38,7 +38,6 @@ from workflow import load_run
 from workflow.pictures import draw_in_chunks
 from workflow.report import table
 from workflow.tuned import FILE
-
 
 MEASURES, REFERENCE = (frechet_distance, sliced_wasserstein), 10_000
 
@@ -97,7 +96,10 @@ def main():
         made = draw_in_chunks(run, sampler, n, seed=args.seed, batch_size=size, name="tuned-table")
         assert made.x is not None and made.nfe == nfe
         drawn[name, nfe] = features.extract(run.transform.to_data(made.x)).values
-        print(f"{name} {nfe}: {n} samples, {time.process_time() - begun:.0f} s of processor time, {sampler!r:.90}", flush=True)
+        print(
+            f"{name} {nfe}: {n} samples, {time.process_time() - begun:.0f} s of processor time, {sampler!r:.90}",
+            flush=True,
+        )
     held_out, reference = (
         features.extract(shuffled(run.dataset.split(split).x, REFERENCE)).values for split in ("test", "train")
     )

@@ -46,9 +46,7 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
             "states its own solver_error"
         )
     others = (finer, method.with_steps(3 * method.solver.steps))
-    one, *more = (
-        found.log_prob for found in with_one_probe(sde, score, x, methods=(method, *others), prior=prior)
-    )
+    one, *more = (found.log_prob for found in with_one_probe(sde, score, x, methods=(method, *others), prior=prior))
     return 2 * torch.stack([(one - each).abs() for each in more]).amax(dim=0)
 
 

@@ -126,8 +126,11 @@ def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -
 
 
 def _replayed(generator: Generator, index: Tensor, begun: int) -> Generator:
-    """Streams for the samples at `index` that draw what the first solution has drawn: one probe along a whole path is a sample's own,
-    and with another one its value would move by the probes' noise, and not to the solution of more steps."""
+    """Streams for the samples at `index` that draw what the first solution has drawn.
+
+    One probe along a whole path is a sample's own: with another its value would move by the probes' noise, and not to the
+    solution of more steps.
+    """
     if not isinstance(generator, SampleStreams):
         return generator
     streams = generator.take(index)

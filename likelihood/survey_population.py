@@ -153,10 +153,15 @@ class Table(Population):
         bits, again = self._bits[min(repeat, len(self._bits) - 1)][index], self._refined[index]
         passes = self._passes * len(index)
         if self._differences is not None:
-            bits = torch.where(again, bits + self._differences[index], bits) if half else bits + self._differences[index]
+            bits = (
+                torch.where(again, bits + self._differences[index], bits) if half else bits + self._differences[index]
+            )
             passes = passes + 2 * self._passes * int(again.sum()) if half else 2 * passes
         return Values(
-            bits=bits, solver_error=torch.full_like(bits, math.nan), passes=passes, refined=again.long() if half else None
+            bits=bits,
+            solver_error=torch.full_like(bits, math.nan),
+            passes=passes,
+            refined=again.long() if half else None,
         )
 
     def halving(self, index: Tensor) -> Halving | None:

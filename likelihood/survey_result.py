@@ -122,8 +122,8 @@ class Survey:
             furthest = float((known - e.mean).abs().max()) if len(known) else math.nan
             share = self._failing
             lines.append(
-                f"{k} of {len(self.scored):,} scored images failed ({_named(self.failed)}) and have no value; were such images off "
-                f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
+                f"{k} of {len(self.scored):,} scored images failed ({_named(self.failed)}) and have no value; were such images "
+                f"off by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
             )
         return lines
 

@@ -621,7 +621,14 @@ def test_what_corrects_values_is_what_they_lack(half, own):
     plain = fast_on(fallback_grid(SDE, t_min=SDE.t_min), steps=24, data_std=1.0)
     again = Refinement(ratio=1.0, above=0.003)
     method = replace(plain, refinement=again)
-    given = dict(method=method if own else plain, dequantizer=NoDequantization(), divergence=Exact(), draws=1, data_std=1.0, seed=0)
+    given = dict(
+        method=method if own else plain,
+        dequantizer=NoDequantization(),
+        divergence=Exact(),
+        draws=1,
+        data_std=1.0,
+        seed=0,
+    )
     made, index = ImageSet(SDE, law.score(SDE), x, Standardize(), batch_size=60, **given), torch.arange(60)
     plainly = made.values(index, 0, half)
     made = made if own else made.refining(again)
