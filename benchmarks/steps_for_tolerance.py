@@ -101,7 +101,8 @@ def main():
             print(
                 f"{row['run']:24} {tolerance:7.0e} {choice.steps:5} steps{'' if choice.reached else ' (not reached)'}: pilot "
                 f"{choice.error:.1e}, held out {row['error']:.1e} ± {row['stderr']:.0e} (largest "
-                f"{row['largest']:.1e}, without refinement {row['without']:.1e}), {row['refined']} of {len(x)} again, 2x stated covers {row['covered']:.0%}; pilot "
+                f"{row['largest']:.1e}, without refinement {row['without']:.1e}), {row['refined']} of "
+                f"{len(x)} again, 2x stated covers {row['covered']:.0%}; pilot "
                 f"{choice.passes:,} passes, {seconds:.0f} s",
                 flush=True,
             )
