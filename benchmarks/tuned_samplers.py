@@ -7,9 +7,9 @@
 Draws with DPM-Solver++ of its default grid, with the best plain sampler that tune.py has found, and with the tuned one, all
 from the same noise; with many evaluations, which is what the flow itself is worth; and with PC of `--pc` steps (0: not at
 all). All are judged in groups of one size, the fewest samples that any has or `--group`, so that their numbers compare:
-distances of fewer samples are larger. A row is the mean of its groups and their spread by the root of their number; of one
-group, the jackknife's error or the spread of the first sampler's groups, the larger. Parts stay in the run folder, so that the
-command can be taken up again; PC's have `--pc_batch` samples.
+distances of fewer samples are larger. A row is the mean of its groups; its error is their spread by the root of their number, or
+of fewer than five groups what the jackknife says of each, put together. Parts stay in the run folder, so that the command can
+be taken up again; PC's have `--pc_batch` samples.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
@@ -48,14 +48,14 @@ def shuffled(x, most):
 
 
 def judged(features, reference, size):
-    """FD and SW of each whole group of `size` rows, as (value, error) of their mean and the spread of a group, NaN of one."""
+    """FD and SW, as (value, error) of the mean over whole groups of `size` rows."""
     found = []
     for measure in MEASURES:
         each = [measure(features[i : i + size], reference) for i in range(0, len(features) - size + 1, size)]
         values = [one.value for one in each]
-        spread = statistics.stdev(values) if len(values) > 1 else math.nan
-        error = spread / math.sqrt(len(values)) if len(values) > 1 else each[0].stderr
-        found.append((statistics.fmean(values), error, spread))
+        k = len(values)
+        error = statistics.stdev(values) / math.sqrt(k) if k > 4 else math.hypot(*(one.stderr for one in each)) / k
+        found.append((statistics.fmean(values), error))
     return found
 
 
@@ -104,18 +104,14 @@ def main():
         features.extract(shuffled(run.dataset.split(split).x, REFERENCE)).values for split in ("test", "train")
     )
     size = args.group or min(len(x) for x in (held_out, *drawn.values()))
-    rows, spreads = [], None
+    rows = []
     for (name, nfe), x in drawn.items():
         entry = entries.get(nfe, {})
         flow = entry.get("from_the_flow", {}).get({"best plain": "plain", "tuned": "tuned"}.get(name, ""))
         shown = "" if flow is None else f"{flow['mean']:.4f} ± {flow['stderr']:.4f}"
-        found = judged(x, reference, size)
-        spreads = [spread for *_, spread in found] if spreads is None else spreads
-        if len(x) < 2 * size:  # one group
-            found = [(v, max(e, s) if s == s else e, s) for (v, e, _), s in zip(found, spreads, strict=True)]
-        fd, sw = (f"{value:.3g} ± {error:.2g}" for value, error, _ in found)
+        fd, sw = (f"{value:.3g} ± {error:.2g}" for value, error in judged(x, reference, size))
         rows.append((name, f"{nfe:,}", f"{len(x):,}", fd, sw, shown))
-    floor = "; ".join(f"{value:.3g} ± {error:.2g}" for value, error, _ in judged(held_out, reference, size))
+    floor = "; ".join(f"{value:.3g} ± {error:.2g}" for value, error in judged(held_out, reference, size))
     print(f"\nheld-out data, FD and SW: {floor}; all in groups of {size}\n")
     print("\n".join(table(("sampler", "evaluations", "samples", "FD", "SW", "from the flow"), rows)))
 
