@@ -219,6 +219,19 @@ class TestTheBuffer:
         for a, b in zip(*end.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+    def test_a_second_training_takes_nothing_from_the_first(self):
+        digits, objective = data.create("digits"), JointEnergy(buffer=40, length=2, box=(-1.0, 1.0))
+        options = TrainingOptions(
+            steps=2, batch_size=16, warmup=1, label_dropout=0.0, progress=False, tensorboard=False
+        )
+        ends = []
+        for _ in range(2):
+            model = classifier()
+            train(model, digits.split("train"), digits.transform(), options, objective=objective)
+            ends.append((objective.chains.states, next(model.parameters()).detach()))
+        for a, b in zip(*ends, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
     def test_a_batch_larger_than_the_buffer(self):
         with pytest.raises(UserError, match="buffer=4 for batches of 8"):
             JointEnergy(buffer=4).draw(SDE, (8, 2), StepStreams(0, 0))

@@ -25,7 +25,7 @@ from likelihood import (
 from likelihood.methods import fast_on
 from models import MLP, NCSNpp, ScoreModel
 from models.conditioning import DiscreteIndex
-from numerics import Adams, SampleStreams, UserError
+from numerics import Adams, SampleStreams, UserError, expand_as
 from samplers import EulerMaruyama, PredictorCorrector
 from sde_lib import (
     SDE,
@@ -324,6 +324,22 @@ class TestPriorMismatch:
         x = law.sample(20, generator=torch.Generator().manual_seed(0))
         scored = bits_per_dim(sde, law.score(sde), x, Standardize(), divergence=Exact())
         assert "does not hide these data" in str(scored) and scored.asdict()["prior_mismatch"] > 0.1
+
+    def test_a_score_that_is_wrong_at_T_is_told_from_data_that_show(self):
+        """Where alpha(T) is 5e-5 no data show; a clipped mean is in range, whatever the score says."""
+        sde = TableVPSDE(betas=cosine_betas(steps=1000), t_min=1e-3, t_end=1e-3)
+
+        def score(x, t):
+            return -0.5 * x / expand_as(sde.sigma(t), x).square()
+
+        def draw(**options):
+            samplers.create("ddim", steps=3, **options)(sde, score, (50, 2), generator=torch.Generator().manual_seed(0))
+
+        with pytest.warns(UserWarning, match=r"denoised mean at T, 1e\+04, the score has not learned"):
+            draw()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw(clip=True)
 
     @each_sde
     def test_usual_data_are_hidden(self, sde):

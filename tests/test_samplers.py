@@ -545,6 +545,8 @@ def call(sampler, shape=(3, 2), **options):
         (lambda: AdaptiveSDE(rtol=0.0, atol=0.0), "one of them > 0"),
         (lambda: AdaptiveSDE(safety=2.0), "safety=2.0"),
         (lambda: Langevin(snr=0.0), "snr=0.0"),
+        (lambda: Langevin(snr=1.0), "snr=1; expected less than 1"),
+        (lambda: AnnealedLangevin(snr=1.5), "snr=1.5; expected less than 1"),
         (lambda: Langevin(norm="l2"), "'batch', 'sample'"),
         (lambda: Langevin(steps=0), "steps=0"),
         (lambda: EulerMaruyama(stochasticity=-0.1), "stochasticity"),
