@@ -8,8 +8,8 @@ Draws with DPM-Solver++ of its default grid, with the best plain sampler that tu
 from the same noise; with many evaluations, which is what the flow itself is worth; and with PC of `--pc` steps (0: not at
 all). All are judged in groups of one size, the fewest samples that any has or `--group`, so that their numbers compare:
 distances of fewer samples are larger. A row is the mean of its groups; its error is their spread by the root of their number,
-or of fewer than five groups what the jackknife says of each, put together. Parts stay in the run folder, so that the command can
-be taken up again; PC's have `--pc_batch` samples.
+or of fewer than five groups what the jackknife says of each, put together. Parts stay in the run folder, so that the command
+can be taken up again; PC's have `--pc_batch` samples.
 """
 
 # ruff: noqa: E402 - the imports must follow the change of the path below
