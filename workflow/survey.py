@@ -168,7 +168,8 @@ class StoredImages(ImageSet):
     @property
     def seconds_a_pass(self) -> float:
         """Of wall clock, from the values that have been asked for, also where an earlier run has made them."""
-        seconds, passes = (sum(each) for each in zip((0.0, 0), *self._timed.values(), strict=True))
+        seconds = sum(each for each, _ in self._timed.values())
+        passes = sum(each for _, each in self._timed.values())
         return seconds / passes if passes else float("nan")
 
     def refining(self, refinement: Refinement | None) -> ImageSet:
@@ -205,9 +206,9 @@ class StoredImages(ImageSet):
             chunks.save(k, ids=self.ids[part].numpy(), seconds=time.perf_counter() - begun, **arrays)
         stored = chunks.load()
         parts: list[BitsPerDim] = [from_arrays(part) for part in stored]
-        for k, (part, result) in enumerate(zip(stored, parts, strict=True)):
-            if "seconds" in part:  # earlier parts have none
-                self._timed[str(chunks.file(k))] = (float(part["seconds"]), values_of([result]).passes)
+        for k, (kept, result) in enumerate(zip(stored, parts, strict=True)):
+            if "seconds" in kept:  # earlier parts have none
+                self._timed[str(chunks.file(k))] = (float(kept["seconds"]), values_of([result]).passes)
         return values_of(parts)
 
     @property
