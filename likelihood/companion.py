@@ -10,7 +10,7 @@ from torch import Tensor
 
 from likelihood.divergence import Exact, Hutchinson
 from likelihood.draw_places import COMPANIONS
-from likelihood.integration import Prior
+from likelihood.integration import Likelihood, Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
 from numerics import Generator, SampleStreams, UserError
@@ -61,7 +61,8 @@ def companion_error(
     if isinstance(generator, SampleStreams):
         streams = generator.take(torch.arange(len(x), device=x.device))
         streams.draw += COMPANIONS
-    one, *more = with_one_probe(sde, score, x, methods=(method, *others), streams=streams, prior=prior)
+    of_each = with_one_probe(sde, score, x, methods=(method, *others), streams=streams, prior=prior)
+    one, *more = (found.log_prob for found in of_each)
     return 2 * torch.stack([(one - each).abs() for each in more]).amax(dim=0)
 
 
@@ -74,8 +75,8 @@ def with_one_probe(
     exact: bool = False,
     streams: SampleStreams | None = None,
     prior: Prior | None = None,
-) -> list[Tensor]:
-    """log p at `x` by each of the methods, `(B,)` nats, all with one and the same probe along the whole path.
+) -> list[Likelihood]:
+    """log p at `x` by each of the methods, all with one and the same probe along the whole path.
 
     So nothing but the methods differs, where fresh probes would drown their differences.
 
@@ -93,6 +94,6 @@ def with_one_probe(
             method=each,
             prior=prior,
             generator=SampleStreams(streams.seed, streams.ids, draw=streams.draw),
-        ).log_prob
+        )
         for each in methods
     ]

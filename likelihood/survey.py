@@ -4,7 +4,8 @@ Every image gets predictors (`likelihood.surrogate`), a random sample its exact 
 (`likelihood.regression_estimate`) from a sample whose size a pilot has fixed (`likelihood.survey_design`). Images whose
 predictors are far from all others' are suspect: what predicts the others need not predict them, and a few of them in or out of
 the sample would decide the mean. They are scored all. Which these are follows from predictors alone, so that what is drawn of
-the rest is a random sample of it.
+the rest is a random sample of it. Images whose steps are far too few are told only when they are scored, and all of these are
+solved again with more (`likelihood.step_correction`).
 """
 
 from __future__ import annotations
@@ -23,10 +24,10 @@ from likelihood.draw_places import ORDER
 from likelihood.image_set import ImageSet
 from likelihood.method import Method
 from likelihood.regression_estimate import regression_estimate
-from likelihood.step_correction import DIFFERENCES, TRIAL, Correction, half_will_do
+from likelihood.step_correction import DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
-from likelihood.survey_population import Population
+from likelihood.survey_population import Population, Values
 from likelihood.survey_result import Survey
 from likelihood.suspects import suspects
 from numerics import SampleStreams, UserError, require_count, require_positive, uniform
@@ -54,6 +55,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     require_count(N, "the number of images")
     budget = Budget(size=N)
     correction, compared = (Correction(), 0) if budget.at_once else _correction(population, order, precision)
+    population = population.refining(correction.refinement)
     index = order[: budget.pilot].sort().values
     first = population.values(index, 0, correction.half)
     good, noise, repeated = first.bits.isfinite(), first.noise, 0
@@ -105,13 +107,15 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
     """
     budget, passes = Budget(size=len(order)), 0
     trial = population.halving(order[-TRIAL:].sort().values) if budget.tries_half else None
-    half = trial is not None and half_will_do(trial, precision)
+    refinement = None if trial is None else refinement_of(trial, precision)
+    half = trial is not None and half_will_do(trial, precision, refinement)
     passes += 0 if trial is None else trial.passes
     if half or budget.corrects_all_steps:
-        found = population.differences(order[-TRIAL - DIFFERENCES : -TRIAL].sort().values)
+        others = order[-TRIAL - DIFFERENCES : -TRIAL].sort().values
+        found = population.refining(refinement).differences(others)
         if found is not None:
-            return Correction.of(found, half) or Correction(), passes + found.passes
-    return Correction(), passes
+            return Correction.of(found, half, refinement) or Correction(refinement=refinement), passes + found.passes
+    return Correction(refinement=refinement), passes
 
 
 def _require_most(good: Tensor) -> None:
@@ -125,6 +129,7 @@ def _require_most(good: Tensor) -> None:
 def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     """The survey of a design; the seed is that of `plan_survey`."""
     N = made.size
+    population = population.refining(made.correction.refinement)
     everyone = torch.arange(N)
     order = order_of(N, seed)
     pilot = order[: Budget(size=N).pilot].sort().values
@@ -154,10 +159,11 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     passes += before.passes if made.at_once else 0
     bits = torch.full((N,), math.nan, dtype=torch.float64)
     solver = torch.full((N,), math.nan, dtype=torch.float64)
-    bits[pilot], solver[pilot] = before.bits, before.solver_error
+    refined = torch.zeros(N, dtype=torch.bool)
+    bits[pilot], solver[pilot], refined[pilot] = before.bits, before.solver_error, _again(before)
     if len(rest):
         found = population.values(rest, 0, half)
-        bits[rest], solver[rest] = found.bits, found.solver_error
+        bits[rest], solver[rest], refined[rest] = found.bits, found.solver_error, _again(found)
         passes += found.passes
         if found.noise == found.noise and before.noise == before.noise:  # all the draws there are
             made = replace(
@@ -182,8 +188,14 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         exact=values,
         solver_error=solver[sample],
         suspect=suspect,
+        refined=sample[refined[sample]],
         passes=passes,
     )
+
+
+def _again(found: Values) -> Tensor:
+    """`(k,)`: which images were solved again."""
+    return torch.zeros(len(found.bits), dtype=torch.bool) if found.refined is None else found.refined.cpu() > 0
 
 
 def survey(

@@ -13,6 +13,7 @@ from oracles import SDES
 
 from data.transforms import Standardize
 from likelihood import (
+    Coloured,
     Exact,
     Hutchinson,
     Method,
@@ -188,6 +189,26 @@ class TestRefinement:
         # fresh probes have no error of their own; the state's says it
         expected = D * everyone.state_error
         assert torch.allclose(everyone.solver_error, expected)
+
+    @pytest.mark.parametrize("divergence", [Hutchinson(probes=2, fresh=False), Coloured(spacing=2, fresh=False)])
+    def test_one_probe_along_the_path_stays_a_samples_own(self, divergence):
+        """Solved again it is the solution of more steps with the same probe, to the last digit; of any draw."""
+        score, x = law().score(self.sde), samples(12, 2).reshape(12, 1, 2, 4)
+
+        def flat(x, t):
+            return score(x.flatten(1), t).reshape(x.shape)
+
+        def value(method, draw):
+            streams = SampleStreams(5, torch.arange(12), draw=draw)
+            return log_likelihood(self.sde, flat, x, method=method, divergence=divergence, generator=streams)
+
+        above = float(value(self.coarse, 0).state_error.median())
+        for draw in (0, 7):
+            found = value(self.method(above=above, times=1), draw)
+            again = found.refined > 0
+            assert 0 < int(again.sum()) < 12
+            finer = value(self.coarse.with_steps(24), draw)
+            assert torch.allclose(found.log_prob[again], finer.log_prob[again], atol=1e-9)
 
     def test_probes_stay_unbiased(self):
         """The mean over probes is the solution with the exact trace, also of those that were solved again."""
