@@ -22,6 +22,7 @@ from likelihood import (
     fast,
     log_likelihood,
 )
+from likelihood.draw_places import COMPANIONS
 from likelihood.methods import fast_on
 from models import MLP, NCSNpp, ScoreModel
 from models.conditioning import DiscreteIndex
@@ -362,13 +363,14 @@ class TestStatedErrors:
         from likelihood import Hutchinson
 
         def value(method):
+            same_probe = SampleStreams(0, draw=COMPANIONS)
             return log_likelihood(
-                sde, score, x, method=method, divergence=Hutchinson(fresh=False), generator=SampleStreams(0)
+                sde, score, x, method=method, divergence=Hutchinson(fresh=False), generator=same_probe
             ).log_prob
 
         method = fast_on(grid.grid, steps=steps, data_std=grid.flow.data_std)
         true = (value(method) - value(accurate(tolerance=1e-7, data_std=grid.flow.data_std))).abs()
-        stated = companion_error(sde, score, x, method=method)
+        stated = companion_error(sde, score, x, method=method, generator=SampleStreams(0))
         assert float((2 * stated >= true).double().mean()) >= 0.95
         assert 1 < float((stated / true).median()) < 5
 
@@ -392,10 +394,24 @@ class TestStatedErrors:
                 x,
                 method=Method(Adams(steps=steps, points=3)),
                 divergence=Hutchinson(fresh=False),
-                generator=SampleStreams(0),
+                generator=SampleStreams(0, draw=COMPANIONS),
             ).log_prob
 
         first, second = ((value(12) - value(steps)).abs() for steps in (18, 36))
-        stated = companion_error(sde, NARROW.score(sde), x, method=Method(Adams(steps=12, points=3)))
+        method = Method(Adams(steps=12, points=3))
+        stated = companion_error(sde, NARROW.score(sde), x, method=method, generator=SampleStreams(0))
         assert torch.allclose(stated, 2 * torch.maximum(first, second), rtol=1e-12)
         assert bool((first > second).any()) and bool((second > first).any())
+
+
+def test_whole_numbers_among_the_parameters_are_no_coarse_weights():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = torch.nn.Parameter(torch.tensor([1]), requires_grad=False)
+
+        def forward(self, x, t):
+            return -x
+
+    found = log_likelihood(VPSDE(), Counting(), torch.zeros(2, 3), method=Method(Adams(steps=4)))
+    assert bool(found.converged.all())
