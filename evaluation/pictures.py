@@ -374,6 +374,7 @@ def save_surfaces(
     *,
     points: Mapping[str, Tensor] | None = None,
     span: float | None = None,
+    unit: str = "",
 ) -> None:
     """Write functions on a square grid beside each other, on one scale of colours, each under its name.
 
@@ -382,33 +383,67 @@ def save_surfaces(
         surfaces: `(n, n)` values at the points of [-half, half]^2, the first coordinate changing along the first axis.
         half: half the side.
         points: `(N, 2)` that are drawn over the surface of that name.
-        span: how far below each surface's largest value colours reach, for log-densities; None for all values.
+        span: how far below each surface's largest value colours reach, for log-densities; None for all values. What is beyond
+            that everywhere, and has no points, is cut off.
+        unit: beside the colours' scale, which counts from each surface's largest value where `span` is given; no scale
+            without it.
 
     Raises:
         DataError: surfaces that are not `(n, n)`, none, or the file cannot be written.
     """
     if not surfaces or any(s.ndim != 2 or s.shape[0] != s.shape[1] for s in surfaces.values()):
         raise DataError(f"got surfaces {[tuple(s.shape) for s in surfaces.values()]}; expected one or more of (n, n)")
-    figure = _figure(3.4 * len(surfaces), 3.6)
-    for axes, (name, surface) in zip(np.atleast_1d(figure.subplots(1, len(surfaces))), surfaces.items(), strict=True):
-        values = surface.detach().cpu().double()
-        high = float(values[values.isfinite()].max())
-        low = float(values[values.isfinite()].min()) if span is None else high - span
-        axes.imshow(
-            values.clamp(low, high).T.numpy(),
+    values = {name: surface.detach().cpu().double() for name, surface in surfaces.items()}
+    clouds = {name: cloud.detach().cpu().double() for name, cloud in (points or {}).items()}
+    if span is not None:
+        values = {name: (v - v[v.isfinite()].max()).clamp(min=-span) for name, v in values.items()}
+    low = -span if span is not None else min(float(v[v.isfinite()].min()) for v in values.values())
+    high = max(float(v[v.isfinite()].max()) for v in values.values())
+    shown = half if span is None else _reach(values, clouds, half, above=low)
+    rows = 1 if len(values) <= 4 else 2
+    columns = math.ceil(len(values) / rows)
+    figure = _figure(3.4 * columns + 0.6 * bool(unit), 3.6 * rows)
+    grid = figure.subplots(rows, columns, squeeze=False)
+    for axes in grid.flat[len(values) :]:
+        axes.set_axis_off()
+    image = None
+    for i, (axes, (name, surface)) in enumerate(zip(grid.flat, values.items(), strict=False)):
+        image = axes.imshow(
+            surface.clamp(low, high).T.numpy(),
             origin="lower",
             extent=(-half, half, -half, half),
             vmin=low,
             vmax=high,
             cmap="viridis",
+            interpolation="bilinear",
         )
-        if points is not None and name in points:
-            xy = points[name].detach().cpu().double().numpy()
+        if name in clouds:
+            xy = clouds[name].numpy()
             axes.scatter(xy[:, 0], xy[:, 1], s=1.5, linewidths=0, alpha=0.5, color="white")
-        axes.set(xlim=(-half, half), ylim=(-half, half), aspect="equal")
+        axes.set(xlim=(-shown, shown), ylim=(-shown, shown), aspect="equal")
         axes.set_title(name, fontsize=9)
         axes.tick_params(labelsize=7)
+        if i + columns >= len(values):
+            axes.set_xlabel("x_1", fontsize=8)
+        if i % columns == 0:
+            axes.set_ylabel("x_2", fontsize=8)
+    if unit and image is not None:
+        scale = figure.colorbar(image, ax=grid, shrink=0.8, pad=0.01)
+        scale.set_label(unit if span is None else f"{unit}, from each panel's highest", fontsize=8)
+        scale.ax.tick_params(labelsize=7)
     _write(figure, path)
+
+
+def _reach(values: Mapping[str, Tensor], clouds: Mapping[str, Tensor], half: float, *, above: float) -> float:
+    """Half the side of the square, at most `half`, that holds all points and all values above `above`, with a margin."""
+    reach = 0.0
+    for surface in values.values():
+        seen = (surface > above) & surface.isfinite()
+        axis = torch.linspace(-half, half, len(surface), dtype=torch.float64).abs()
+        reach = max(reach, float(axis[seen.any(dim=0) | seen.any(dim=1)].max()))
+    for cloud in clouds.values():
+        reach = max([reach, *cloud[cloud.isfinite().all(dim=1)].abs().flatten().tolist()])
+    return min(half, 1.1 * reach)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -107,6 +107,8 @@ class Measurement:
                 f"got x of shape {tuple(x.shape)} for a measurement of data (B, {', '.join(map(str, self.event_shape))}); "
                 "expected that shape"
             )
+        if not x.is_floating_point():
+            raise UserError(f"got x of {x.dtype}; expected real numbers, such as torch.float32")
         if x.device != self.y.device:
             raise UserError(f"got x on {x.device} and y on {self.y.device}; expected one device: move y there first")
 
@@ -225,7 +227,10 @@ class Measurement:
 def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] | None) -> float | Tensor:
     """The noise as a number, or a tensor on the device of `y`, checked; 1 in entries that no sample observes."""
     try:
-        value = torch.as_tensor(std, dtype=y.dtype)
+        given = torch.as_tensor(std)
+        if given.is_complex() or given.dtype == torch.bool:
+            raise TypeError  # refused below
+        value = torch.as_tensor(std, dtype=y.dtype)  # once more: a number of Python's has more digits than float32
         fits = value.expand(y.shape[1:]).shape == y.shape[1:] and bool((value.isfinite() & (value >= 0)).all())
     except (RuntimeError, TypeError, ValueError):
         fits = False
@@ -274,10 +279,29 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
             scale = float(seen.double().norm() * v.double().norm() + u.double().norm() * back.double().norm())
             if not abs(there - here) <= _ROUNDING * torch.finfo(y.dtype).eps * scale + 1e-300:
                 raise UserError(
-                    f"got an adjoint with <A u, v> = {there:.6g} and <u, adjoint v> = {here:.6g} for random u and v; expected "
+                    f"got an adjoint with <A u, v> = {there:.9g} and <u, adjoint v> = {here:.9g} for random u and v; expected "
                     "the same number: the operator is not linear, or this is not its transpose"
                 )
+        if not hasattr(operator, "take"):
+            _require_alone(operator, u, "forward map")
+            _require_alone(adjoint, v, "adjoint")
     return tuple(back.shape[1:])
+
+
+def _require_alone(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> None:
+    """Refuses a function of batches, an operator's `name`, that makes something else of `x` `(1, ...)` beside another sample.
+
+    Raises:
+        UserError: where it does.
+    """
+    mate = 3 + 2 * x.flip(*range(1, x.ndim))
+    alone, beside = _applied(function, x, name), _applied(function, torch.cat([x, mate]), name)
+    off = beside[:1] - alone if len(beside) == 2 else torch.full_like(alone, torch.inf)
+    if not float(off.norm()) <= _ROUNDING * torch.finfo(x.dtype).eps * float(beside.norm()):
+        raise UserError(
+            f"got an operator whose {name} makes something else of a sample where the batch has others; expected each sample "
+            "by itself: means and norms over all axes but the first"
+        )
 
 
 def _applied(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:

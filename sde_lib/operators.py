@@ -57,8 +57,8 @@ def as_numbers(value: object, name: str) -> Tensor:
         made = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"got {name}={value!r}; expected a tensor, or lists of numbers of equal lengths") from error
-    if not bool(made.isfinite().all()):
-        raise UserError(f"got {name} with entries that are not finite; expected numbers")
+    if made.is_complex() or not bool(made.isfinite().all()):
+        raise UserError(f"got {name} with entries that are not finite real numbers; expected such ones")
     return ordinary(made)
 
 
@@ -124,7 +124,7 @@ class Linear(Operator):
             )
         D = self.matrix.shape[1]
         shape = (D,) if self.shape is None else tuple(int(n) for n in self.shape)
-        if math.prod(shape) != D:
+        if math.prod(shape) != D or any(n < 1 for n in shape):
             raise UserError(f"got shape={shape} for a matrix of {D} columns; expected a shape of {D} entries")
         object.__setattr__(self, "shape", shape)
 
@@ -264,8 +264,11 @@ class Grey(Operator):
     weights: Sequence[float] = (0.299, 0.587, 0.114)
 
     def __post_init__(self) -> None:
-        weights = tuple(float(w) for w in self.weights)
-        if not weights or not sum(w * w for w in weights) > 0:
+        try:
+            weights = tuple(float(w) for w in self.weights)
+        except (TypeError, ValueError):
+            weights = ()
+        if not math.isfinite(sum(weights)) or not sum(w * w for w in weights) > 0:
             raise UserError(f"got weights={self.weights!r}; expected a number for each channel, not all 0")
         object.__setattr__(self, "weights", weights)
 

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from guidance import posterior
 from numerics import UserError, conjugate_gradients
-from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
+from samplers import DDNM
+from sde_lib import VPSDE, Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
 
 
 def random(*shape, seed=0):
@@ -257,6 +259,16 @@ def test_lists_and_arrays_are_operators():
         (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.squeeze(9)), random(1, 3), 0.1), "adjoint cannot"),
         (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.sum()), random(1, 3), 0.1), "expected data"),
         (lambda: Measurement(Masks([[1, 0]]), random(1, 2), 0.1).check(random(3, 2)), "one of each"),
+        (
+            lambda: Measurement(Linear(random(3, 6)), random(1, 3), 0.1).check(torch.ones(1, 6, dtype=torch.int64)),
+            "int64",
+        ),
+        (lambda: Mask(torch.tensor([1, 0j])), "real"),
+        (lambda: Grey("abc")(random(1, 3)), "weights='abc'"),
+        (lambda: Measurement(Mask([1, 0]), random(1, 2), True), "std=True"),
+        (lambda: Measurement(Mask([1, 0]), random(1, 2), torch.tensor([0.1, 0.1j])), "std"),
+        (lambda: DDNM(measurement=random(3, 4)), "got a Tensor for a measurement"),
+        (lambda: posterior(VPSDE(), lambda x, t: -x, random(3, 4)), "got a Tensor for a measurement"),
     ],
 )
 def test_what_was_a_traceback_is_refused_in_one_line(make, says):
@@ -281,6 +293,16 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         (lambda: Blur.gaussian(0.0, size=5), "std"),
         (lambda: Linear(random(3)), "matrix"),
         (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),
+        (lambda: Linear(random(3, 6), shape=(-2, -3)), "6 columns"),
+        # right for one sample, and for more of them another with every batch
+        (
+            lambda: Measurement(LinearMap(lambda x: x.flip(0), lambda y: y.flip(0)), random(1, 3), 0.1),
+            "batch has others",
+        ),
+        (
+            lambda: Measurement(LinearMap(lambda x: x, lambda y: y / len(y)), random(1, 3), 0.1),
+            "adjoint makes something else",
+        ),
         (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
         (lambda: Downsample(0), "factor"),
         (lambda: Blur(random(2, 2)), "odd"),

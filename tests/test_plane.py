@@ -7,7 +7,7 @@ import torch
 from oracles import mixture
 
 from evaluation import Plane, save_plot, save_surfaces
-from evaluation.pictures import Panel
+from evaluation.pictures import Panel, _reach
 from numerics import UserError
 from sde_lib import VESDE
 
@@ -64,8 +64,19 @@ def test_refusals(make, words):
         make()
 
 
+def test_what_no_panel_shows_is_cut_off():
+    """The square holds all values above the floor, and all points, and is never larger than the grid."""
+    law = Plane(half=10.0, n=201).law(lambda x: -x.square().sum(1) / 2)
+    values = {"p": law.log_p - law.log_p.max()}
+    assert _reach(values, {}, 10.0, above=-8.0) == pytest.approx(1.1 * 4.0, abs=0.12)  # |x|^2 / 2 = 8
+    assert _reach(values, {"p": torch.tensor([[0.0, -6.0]])}, 10.0, above=-8.0) == pytest.approx(6.6)
+    assert _reach(values, {"p": torch.tensor([[0.0, 60.0]])}, 10.0, above=-8.0) == 10.0
+
+
 def test_pictures_are_written(tmp_path):
     law = PLANE.law(log_density(mixture()))
-    save_surfaces(tmp_path / "a.png", {"p": law.log_p, "q": law.log_p}, 5.0, points={"p": torch.zeros(3, 2)}, span=8.0)
+    surfaces, cloud = {"p": law.log_p, "q": law.log_p}, {"p": torch.zeros(3, 2)}
+    save_surfaces(tmp_path / "a.png", surfaces, 5.0, points=cloud, span=8.0, unit="nats")
+    save_surfaces(tmp_path / "c.png", {str(i): law.log_p for i in range(5)}, 5.0)
     save_plot(tmp_path / "b.png", [Panel(title="t", x="x", y="y", lines={"l": ([1, 2], [3, 4])}, log="xy")])
-    assert all((tmp_path / f).stat().st_size > 1000 for f in ("a.png", "b.png"))
+    assert all((tmp_path / f).stat().st_size > 1000 for f in ("a.png", "b.png", "c.png"))

@@ -72,7 +72,7 @@ def posterior_noise(
         )  # in place: B n numbers are the largest array here
         w = (log_w if same is None else log_w.masked_fill(~same, -torch.inf)).softmax(dim=1)
         eps_bar = (x - alpha * (w @ points)) / sigma
-        square = -2 * torch.einsum("bn,bn->b", w, log_w)
+        square = -2 * torch.linalg.vecdot(w, log_w)
     return PosteriorNoise(eps_bar.reshape(x_t.shape).to(x_t.dtype), square.to(x_t.dtype))
 
 

@@ -53,10 +53,12 @@ class LowDensity:
         """The three over the log-density."""
         sde = _ladder()
         surface = LAW.log_prob(sde, Plane(half=HALF, n=150).points, 0.0).reshape(150, 150)
+        names = {"exact": "exact samples", "langevin": "Langevin", "annealed": "annealed Langevin"}
         clouds = {
-            f"{n}, {self.share(getattr(self, n)):.2f}": getattr(self, n) for n in ("exact", "langevin", "annealed")
+            f"{said}: {self.share(getattr(self, name)):.2f} in the upper mode": getattr(self, name)
+            for name, said in names.items()
         }
-        save_surfaces(file, dict.fromkeys(clouds, surface), HALF, points=clouds, span=16.0)
+        save_surfaces(file, dict.fromkeys(clouds, surface), HALF, points=clouds, span=16.0, unit="nats")
 
 
 def low_density(n: int = 2000, *, steps: int = 1000, levels: int = 10, seed: int = 0) -> LowDensity:
