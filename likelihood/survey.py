@@ -242,9 +242,10 @@ def survey(
         require_positive(data_std, "data_std")
     images = transform.grey_values(images)
     ids = None if ids is None else SampleStreams(seed, ids).ids
-    if ids is not None and (len(ids) != len(images) or len(ids.unique()) < len(ids)):
+    different = 0 if ids is None else len(set(ids.tolist()))
+    if ids is not None and not different == len(ids) == len(images):
         raise UserError(
-            f"got {len(ids):,} ids, {len(ids.unique()):,} different ones, for {len(images):,} images; expected an integer >= 0 "
+            f"got {len(ids):,} ids, {different:,} different ones, for {len(images):,} images; expected an integer >= 0 "
             "of its own for each: images with one id would share their noise"
         )
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
