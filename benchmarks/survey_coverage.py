@@ -9,7 +9,8 @@ Stored: the values of random test images with half the steps that are chosen (or
 second draw of noise and probes for some, what more steps change for some, and all predictions. Surveys with new samples, pilots
 and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
 `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors
-tell.
+tell; `--events` makes half the steps lose half a bit/dim and more of a share, which their state's error tells to a factor of
+1.5 and nothing else does.
 
 Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
 truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.
@@ -102,7 +103,7 @@ def fresh(folder, surveys, steps, precision, draws=4):
         ), truth  # fmt: skip
 
 
-def stored_set(file, size, outliers):
+def stored_set(file, size, outliers, events):
     """A set whose values are known, made of the stored images."""
     stored = np.load(file)
     free, paid, bits = (torch.from_numpy(stored[name]).double() for name in ("free", "paid", "bits"))
@@ -130,7 +131,16 @@ def stored_set(file, size, outliers):
         more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         bits = bits + 6 * far * more
         paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
-    table = Table(free, paid, bits, passes=round(float(stored["passes"])), differences=lost)
+    told = None
+    if events:
+        far = torch.rand(size, generator=torch.Generator().manual_seed(5)) < events
+        more = 0.5 * far * (1 + torch.rand(size, generator=torch.Generator().manual_seed(6), dtype=torch.float64))
+        lost, bits = lost + more, bits - more
+        told = lost.abs() * torch.exp(
+            0.4 * torch.randn(size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
+        )
+    passes = round(float(stored["passes"]))
+    table = Table(free, paid, bits, passes=passes, differences=lost, state_errors=told)
     return table, float((bits[0] + lost).mean())
 
 
@@ -148,6 +158,9 @@ def main():
     parser.add_argument("--surveys", default=5000, type=int, help="how many surveys are drawn from them; 0: none")
     parser.add_argument("--size", default=10_000, type=int, help="images in the set that is surveyed")
     parser.add_argument("--outliers", default=0.0, type=float, help="share of the images made far ones")
+    parser.add_argument(
+        "--events", default=0.0, type=float, help="share of the images that half the steps lose far more of"
+    )
     parser.add_argument("--fresh", default=0, type=int, help="how many surveys of the run's test set, with fresh noise")
     parser.add_argument("--steps", default=24, type=int, help="of the solver, in these")
     parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
@@ -157,7 +170,9 @@ def main():
     else:
         if args.run:
             score(args.run, args.images, args.values)
-        found = from_stored(*stored_set(args.values, args.size, args.outliers), args.surveys, args.precision)
+        found = from_stored(
+            *stored_set(args.values, args.size, args.outliers, args.events), args.surveys, args.precision
+        )
     begun, results, every = time.process_time(), [], 50 if args.fresh else 1000
     for result, truth in found:
         off = (result.mean - truth) / result.estimate_stderr

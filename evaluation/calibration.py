@@ -73,7 +73,7 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
         bins: of equal numbers of samples, by confidence.
 
     Raises:
-        DataError: shapes that do not fit, no samples, or values that are NaN.
+        DataError: shapes that do not fit, fewer than two samples, labels that are no classes 0 ... K-1, or values that are NaN.
     """
     if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or len(labels) < 2:
         raise DataError(
@@ -84,7 +84,12 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
     logs = log_probs.detach().cpu().to(torch.float64).log_softmax(dim=1)
     if bool(logs.isnan().any()):
         raise DataError("got log-probabilities that are NaN; expected numbers: look at those samples")
+    K = log_probs.shape[1]
+    if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
+        raise DataError(f"got labels of {labels.dtype}; expected integers, classes 0 to {K - 1}")
     truth = labels.cpu().to(torch.int64)
+    if not 0 <= int(truth.min()) <= int(truth.max()) < K:
+        raise DataError(f"got labels from {int(truth.min())} to {int(truth.max())}; expected classes 0 to {K - 1}")
     p, n = logs.exp(), len(truth)
     confidence, chosen = p.max(dim=1)
     right = (chosen == truth).double()
@@ -110,8 +115,14 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
 
 def share(right: Tensor) -> Estimate:
     """The share of ones in `(N,)`, with half a count added to its error in quadrature, so that 100 % has one too (Wilson
-    1927)."""
+    1927).
+
+    Raises:
+        DataError: none at all.
+    """
     n = len(right)
+    if n == 0:
+        raise DataError("got no samples to be right about; expected one or more")
     value = float(right.double().mean())
     return Estimate(value=value, stderr=math.sqrt(value * (1 - value) / n + 1 / (4 * n * n)))
 

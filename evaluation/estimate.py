@@ -63,7 +63,7 @@ def plain(value: float) -> float | None:
 
 
 def check_features(features: Tensor, what: str, least: int = 2) -> Tensor:
-    """float64 (N, F), after checks.
+    """float64 (N, F) on the CPU, where measures have their generators, after checks.
 
     Raises:
         DataError: not (N, F), fewer than `least` rows, complex numbers, NaN, infinity, or numbers above 1e30.
@@ -75,7 +75,7 @@ def check_features(features: Tensor, what: str, least: int = 2) -> Tensor:
         raise DataError(f"got {what} features of shape {tuple(features.shape)}; expected (N, F)")
     if features.shape[0] < least:
         raise DataError(f"got {what} features of {features.shape[0]} samples; expected at least {least}")
-    features = features.detach().to(torch.float64)
+    features = features.detach().to("cpu").to(torch.float64)
     bad = int((~torch.isfinite(features).all(dim=1)).sum())
     if bad:
         raise DataError(

@@ -140,7 +140,7 @@ def nearest(samples: Tensor, reference: Tensor) -> tuple[Tensor, Tensor]:
         nearer = best.values < squares
         squares, index = torch.where(nearer, best.values, squares), torch.where(nearer, best.indices + start, index)
     # Of the pairs found the distance is computed directly, so that a copy is at distance zero.
-    return (points - reference[index].double()).norm(dim=1), index
+    return (points - reference[index].to("cpu").to(torch.float64)).norm(dim=1), index
 
 
 @dataclass(frozen=True, kw_only=True)

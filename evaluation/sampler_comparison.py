@@ -228,7 +228,7 @@ def compare_samplers(
             start, made, calls = time.perf_counter(), [], []
             for first in range(0, shape[0], batch_size):
                 ids = torch.arange(first, min(first + batch_size, shape[0]))
-                result = one(
+                result = take(one, ids)(
                     sde,
                     take(score, ids),
                     (len(ids), *shape[1:]),

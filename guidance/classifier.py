@@ -34,6 +34,8 @@ from sde_lib import SDE, Score, denoised, in_dtype, noise
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
 """`classifier(x, t)`, x `(B, *)` and t `(B,)` -> logits `(B, K)`."""
+_ROUNDING = 1e-6
+"""Of log-probabilities: less than this is no difference."""
 
 
 class ClassifierGuidance:
@@ -86,12 +88,13 @@ class ClassifierGuidance:
         """The classifier's answer, `(B, K)`, to x in the dtype of its weights, in float32 at least."""
         weight = next(self.classifier.parameters(), None) if isinstance(self.classifier, nn.Module) else None
         logits = self.classifier(x if weight is None else x.to(weight.dtype), t)
-        if logits.ndim != 2 or len(logits) != len(x):
-            raise UserError(f"got logits of shape {tuple(logits.shape)} for {len(x)} samples; expected ({len(x)}, K)")
+        if not isinstance(logits, Tensor) or logits.ndim != 2 or len(logits) != len(x):
+            got = f"of shape {tuple(logits.shape)}" if isinstance(logits, Tensor) else f"as {type(logits).__name__}"
+            raise UserError(f"got logits {got} for {len(x)} samples; expected ({len(x)}, K)")
         return logits.to(torch.promote_types(logits.dtype, torch.float32))
 
     def _look(self, x: Tensor) -> None:
-        """Refuses a classifier that has not the labels, or that says the same at the smallest and the largest noise."""
+        """Refuses a classifier without the labels, or whose answers are no numbers or the same at least and most noise."""
         made_up = torch.randn(2, *x.shape[1:], generator=torch.Generator().manual_seed(0)).to(x.device, x.dtype)
         with ordinary_mode(x.device), torch.no_grad():
             first, last = (
@@ -99,9 +102,14 @@ class ClassifierGuidance:
                 for t in (self.sde.t_min, self.sde.T)
             )
         require_below(self.labels, first.shape[1])
-        if torch.equal(first, last):
+        if not bool(first.isfinite().all() & last.isfinite().all()):
             raise UserError(
-                f"got a classifier whose logits are the same at t = {self.sde.t_min:g} and t = {self.sde.T:g}; expected one "
+                f"got a classifier whose logits are not finite at t = {self.sde.t_min:g} or t = {self.sde.T:g}; expected "
+                "numbers at every noise level"
+            )
+        if torch.allclose(first.log_softmax(dim=1), last.log_softmax(dim=1), rtol=0, atol=_ROUNDING):
+            raise UserError(
+                f"got a classifier whose answers are the same at t = {self.sde.t_min:g} and t = {self.sde.T:g}; expected one "
                 "that is told the noise level and was trained on noisy samples, such as models.NoiseClassifier"
             )
 
@@ -155,6 +163,8 @@ def classifier_guidance(
 
 def _takes_two(classifier: Classifier) -> bool:
     """Can it be called with two positional arguments, as far as Python can tell?"""
+    if not callable(classifier):
+        return False
     called = classifier.forward if isinstance(classifier, nn.Module) else classifier
     try:
         signature = inspect.signature(called)

@@ -8,7 +8,8 @@ conditional one; each then costs one evaluation of the network and every other s
 
 The guidance can be confined to an interval of log-SNR, outside which the score is the conditional one, at one evaluation
 (Kynkäänniemi et al. 2024, arXiv:2404.07724): at high noise it narrows the variety of the samples, at low noise it changes
-nothing.
+nothing. Outside it the scale is 1, whatever it is within: so scale 0 with an interval is the unconditional score within it
+only, and not the unconditional law.
 
 A large scale also makes the denoised mean D = (x + sigma^2 s) / alpha too large. Rescaling (Lin et al. 2024,
 arXiv:2305.08891, section 3.4) moves its standard deviation over a sample's numbers towards that of the conditional D_c:
@@ -50,6 +51,23 @@ class Conditional(Protocol):
         """The score given labels, or without them, for None."""
 
 
+def require_interval(interval: Any) -> None:
+    """Refuses what is neither None nor (low, high) in log-SNR with low < high; either may be infinite.
+
+    Raises:
+        UserError: with the value.
+    """
+    if interval is None:
+        return
+    ends = tuple(interval) if isinstance(interval, Sequence) else ()
+    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    if len(ends) != 2 or not numbers or not ends[0] < ends[1]:
+        raise UserError(
+            f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); None guides "
+            "everywhere"
+        )
+
+
 class ClassifierFree:
     """The guided score of `classifier_free`; see the head of this module.
 
@@ -74,13 +92,7 @@ class ClassifierFree:
     ) -> None:
         require_range(scale, "scale", -math.inf)
         require_range(rescale, "rescale", 0, 1)
-        if interval is not None:
-            ends = tuple(interval) if isinstance(interval, Sequence) else ()
-            if len(ends) != 2 or not all(isinstance(end, int | float) for end in ends) or not ends[0] < ends[1]:
-                raise UserError(
-                    f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); "
-                    "None guides everywhere"
-                )
+        require_interval(interval)
         self.sde, self.conditional, self.unconditional = sde, conditional, unconditional
         self.scale, self.interval, self.rescale = float(scale), interval, float(rescale)
 
@@ -173,7 +185,8 @@ def classifier_free(
         model: its `condition(labels)` is s_c and its `condition(None)` s_0.
         labels: what `model.condition` takes: `(B,)` integers, one for each sample, or one integer for all.
         scale: 0 for the unconditional score, 1 for the conditional one, more to exaggerate; below 0 away from the class.
-        interval: (low, high) in log-SNR, both ends included; outside, the score is the conditional one. None: everywhere.
+        interval: (low, high) in log-SNR, both ends included, in which the scale holds; outside, the score is the conditional
+            one, also at scale 0. None: it holds everywhere.
         rescale: how much of the denoised mean's excess standard deviation is taken back, in [0, 1].
 
     Raises:

@@ -24,7 +24,7 @@ import torch
 from torch import Tensor
 
 from guidance.approximation import Approximation, Denoised
-from numerics import UserError, expand_as, require_positive
+from numerics import UserError, expand_as, ordinary, require_positive
 from sde_lib import Measurement
 
 
@@ -96,7 +96,7 @@ class PublishedDPS(Approximation):
             raise UserError(
                 f"got times of shape {tuple(times.shape)}; expected (N+1,) that fall: the grid of the sampler"
             )
-        object.__setattr__(self, "_times", times)
+        object.__setattr__(self, "_times", ordinary(times))
 
     def direction(self, at: Denoised, measurement: Measurement) -> Tensor:
         r = measurement.residual(at.x_0)

@@ -98,5 +98,7 @@ def posterior(
     """
     if not isinstance(method, Approximation):
         raise UserError(f"got method={method!r}; expected one such as MomentMatching(), PiGDM() or DPS()")
+    if not isinstance(measurement, Measurement):
+        raise UserError(f"got a {type(measurement).__name__} for a measurement; expected Measurement(operator, y, std)")
     method.check(measurement)
     return Posterior(sde, score, measurement, method)

@@ -30,7 +30,7 @@ from likelihood.error_budget import ErrorBudget
 from likelihood.integration import Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
-from numerics import Generator, Status, UserError, require_count, take
+from numerics import Generator, SampleStreams, Status, UserError, require_count, take
 from sde_lib import SDE, CountedScore, Score, prior_mismatch
 from sde_lib.terminal import VISIBLE
 
@@ -313,7 +313,9 @@ def bits_per_dim(
     if companions and method.finer() is not None:
         some = first[:companions]
         few = take(counted, torch.arange(len(some), device=some.device))
-        by_companions[:companions] = in_bits(companion_error(sde, few, some, method=method, prior=prior), D)
+        streams = take(generator, torch.arange(len(some))) if isinstance(generator, SampleStreams) else None
+        error = companion_error(sde, few, some, method=method, prior=prior, generator=streams)
+        by_companions[:companions] = in_bits(error, D)
         # a companion says how bad the steps were that an image was then solved again with more of
         by_companions = torch.where(torch.stack(refined).amax(dim=0) > 0, math.nan, by_companions)
     return BitsPerDim(

@@ -9,14 +9,23 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Exact, Hutchinson
-from likelihood.integration import Prior
+from likelihood.draw_places import COMPANIONS
+from likelihood.integration import Likelihood, Prior
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
-from numerics import SampleStreams, UserError
+from numerics import Generator, SampleStreams, UserError
 from sde_lib import SDE, Score
 
 
-def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior: Prior | None = None) -> Tensor:
+def companion_error(
+    sde: SDE,
+    score: Score,
+    x: Tensor,
+    *,
+    method: Method,
+    prior: Prior | None = None,
+    generator: Generator = None,
+) -> Tensor:
     """The error of a method of fixed steps at `x` `(B, *)`, `(B,)` nats, from two companions of more steps:
 
         2 max(|log p with N steps - log p with 3 N / 2|, |log p with N steps - log p with 3 N|)
@@ -33,6 +42,8 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
     Args:
         method: whose error is asked for.
         prior: as in `log_likelihood`.
+        generator: of the probes: with `SampleStreams(seed, ids)` each sample has one of its own, from draws that nothing else
+            uses. Otherwise one probe of seed 0 serves all samples, so that here, too, no error depends on the batch.
 
     Raises:
         UserError: for an adaptive method, or a grid that has its own number of steps.
@@ -46,7 +57,12 @@ def companion_error(sde: SDE, score: Score, x: Tensor, *, method: Method, prior:
             "states its own solver_error"
         )
     others = (finer, method.with_steps(3 * method.solver.steps))
-    one, *more = with_one_probe(sde, score, x, methods=(method, *others), prior=prior)
+    streams = None
+    if isinstance(generator, SampleStreams):
+        streams = generator.take(torch.arange(len(x), device=x.device))
+        streams.draw += COMPANIONS
+    of_each = with_one_probe(sde, score, x, methods=(method, *others), streams=streams, prior=prior)
+    one, *more = (found.log_prob for found in of_each)
     return 2 * torch.stack([(one - each).abs() for each in more]).amax(dim=0)
 
 
@@ -59,16 +75,16 @@ def with_one_probe(
     exact: bool = False,
     streams: SampleStreams | None = None,
     prior: Prior | None = None,
-) -> list[Tensor]:
-    """log p at `x` by each of the methods, `(B,)` nats, all with one and the same probe along the whole path.
+) -> list[Likelihood]:
+    """log p at `x` by each of the methods, all with one and the same probe along the whole path.
 
     So nothing but the methods differs, where fresh probes would drown their differences.
 
     Args:
         exact: take the trace itself in the place of a probe.
-        streams: of the probe; those of seed 0 unless given.
+        streams: of the probes, one for each sample; one of seed 0 for all of them unless given.
     """
-    streams = SampleStreams(0) if streams is None else streams
+    streams = SampleStreams(0, torch.zeros(len(x), dtype=torch.int64), draw=COMPANIONS) if streams is None else streams
     return [
         log_likelihood(
             sde,
@@ -78,6 +94,6 @@ def with_one_probe(
             method=each,
             prior=prior,
             generator=SampleStreams(streams.seed, streams.ids, draw=streams.draw),
-        ).log_prob
+        )
         for each in methods
     ]

@@ -194,9 +194,8 @@ def check_grey_values(images: Tensor, transform: Transform) -> None:
             f"got images of type {images.dtype}; expected integers 0 ... {levels - 1}: "
             "pass the grey values, to which the noise is added here"
         )
-    flat = images.flatten(1)
-    # as int64: 256 is no uint8
-    lowest, highest = flat.amin(dim=1).long(), flat.amax(dim=1).long()
+    flat = images.flatten(1).long()  # 256 is no uint8, and uint16 has no amin
+    lowest, highest = flat.amin(dim=1), flat.amax(dim=1)
     bad = ((lowest < 0) | (highest >= levels)).nonzero().squeeze(1).tolist()
     if bad:
         raise UserError(

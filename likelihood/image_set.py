@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -13,7 +15,9 @@ from likelihood.bits_per_dim import BitsPerDim, bits_per_dim, in_bits
 from likelihood.companion import with_one_probe
 from likelihood.dequantization import Dequantizer
 from likelihood.divergence import Divergence
+from likelihood.draw_places import COMPARED, REPEATED
 from likelihood.method import Method
+from likelihood.refinement import Refinement
 from likelihood.roughness import roughness
 from likelihood.surrogate import CANDIDATES, denoising_errors, noise_levels
 from likelihood.survey_population import Differences, Halving, Population, Values
@@ -22,9 +26,6 @@ from sde_lib import SDE, CountedScore, Score
 
 FEWEST_STEPS = 16
 """Of a method of fewer steps no half is taken."""
-
-_REPEAT_DRAWS = 1 << 26  # between the streams of a value and of its repetition
-_COMPARED_DRAWS = 3 << 27  # where those begin of the images that show what more steps change
 
 
 class ImageSet(Population):
@@ -60,7 +61,8 @@ class ImageSet(Population):
         self.ids = torch.arange(len(images)) if ids is None else ids
         self.times = noise_levels(sde, data_std=data_std, t_min=method.time(sde))
         self.steps = 0 if method.finer() is None else method.solver.steps
-        self._known: dict[tuple[int, ...], Values] = {}
+        self.refinement: Refinement | None = None
+        self._known: dict[object, Values] = {}
 
     @property
     def size(self) -> int:
@@ -79,7 +81,7 @@ class ImageSet(Population):
         return torch.cat([self.predict(part, list(which)) for part in _batches(index, self.batch_size)])
 
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
-        key = (repeat, half, *index.tolist())
+        key = (self.refinement, repeat, half, *index.tolist())
         if key not in self._known:
             parts = [self.score_exactly(part, repeat, half) for part in _batches(index, self.batch_size)]
             self._known[key] = values_of(parts)
@@ -89,6 +91,19 @@ class ImageSet(Population):
     def has_half(self) -> bool:
         """Can values be made with half the steps?"""
         return self.steps >= FEWEST_STEPS
+
+    def refining(self, refinement: Refinement | None) -> ImageSet:
+        if refinement is None or refinement == self.refinement or not self.steps:
+            return self
+        made = copy.copy(self)
+        made.refinement = refinement
+        return made
+
+    def made_with(self, half: bool) -> Method:
+        """The method of values. One that solves images again by a rule of its own goes on to, where it has all its steps."""
+        if half:
+            return replace(self.method.with_steps(self.steps // 2), refinement=self.refinement)
+        return replace(self.method, refinement=self.method.refinement or self.refinement)
 
     def halving(self, index: Tensor) -> Halving | None:
         if not self.has_half:
@@ -118,13 +133,12 @@ class ImageSet(Population):
         ).cpu()
 
     def compare_steps(self, index: Tensor, *, twice: bool) -> Tensor:
-        """Bits/dim of one batch with half, once and, where asked for, twice the steps, and the network passes of each, `(k, 3)`
-        or `(k, 4)`; once in the place of half where no half is taken."""
-        # all the steps as values are made with them, refinement and all: what it mends must not be mended again
-        half = self.method.with_steps(self.steps // 2) if self.has_half else self.method
+        """Bits/dim of one batch with half, once and, where asked for, twice the steps, the first one's estimate of its state's
+        error, and the network passes of each, `(k, 4)` or `(k, 5)`; once in the place of half where no half is taken."""
+        # as values are made, refinement and all: what it mends must not be mended again
         more = [self.method.with_steps(2 * self.steps)] if twice else []
-        methods = [half, self.method, *more]
-        streams = SampleStreams(self.seed, self.ids[index], draw=_COMPARED_DRAWS)
+        methods = [self.made_with(self.has_half), self.made_with(False), *more]
+        streams = SampleStreams(self.seed, self.ids[index], draw=COMPARED)
         t_min = self.method.time(self.sde)
         x, cost = self.dequantizer(
             self.batch(index), self.transform, self.sde, t_min, generator=streams, dtype=torch.float32
@@ -132,10 +146,10 @@ class ImageSet(Population):
         counted = CountedScore(take(self.score, index))
         exact = self.divergence is not None and self.divergence.exact
         found = with_one_probe(self.sde, counted, x, methods=methods, exact=exact, streams=streams)
-        bits = [in_bits(-(each + cost), x[0].numel()) for each in found]
+        bits = [in_bits(-(each.log_prob + cost), x[0].numel()) for each in found]
         products = x[0].numel() if exact else 1
         passes = torch.full_like(bits[0], (1 + 2 * products) * counted.evaluated / len(index))
-        return torch.stack([*bits, passes], dim=1).cpu()
+        return torch.stack([*bits, found[0].state_error, passes], dim=1).cpu()
 
     def score_exactly(self, index: Tensor, repeat: int, half: bool) -> BitsPerDim:
         """The exact values of one batch."""
@@ -144,12 +158,12 @@ class ImageSet(Population):
             take(self.score, index),
             self.batch(index),
             self.transform,
-            method=self.method.with_steps(self.steps // 2) if half else self.method,
+            method=self.made_with(half),
             dequantizer=self.dequantizer,
             divergence=self.divergence,
             draws=self.draws,
             companions=0,  # the solver's error is the differences'
-            generator=SampleStreams(self.seed, self.ids[index], draw=repeat * _REPEAT_DRAWS),
+            generator=SampleStreams(self.seed, self.ids[index], draw=repeat * REPEATED),
         )
 
 
@@ -162,7 +176,8 @@ def values_of(parts: list[BitsPerDim]) -> Values:
     whole = BitsPerDim.concatenate(parts)
     bits = torch.where(whole.converged, whole.per_image, math.nan).cpu()
     passes = sum(int(p.evaluations.sum()) * (p.nfe + 2 * p.nbe) // max(1, p.nfe) for p in parts)
-    return Values(bits=bits, solver_error=whole.stated_error.cpu(), passes=passes, noise=_noise(whole))
+    solver_error, refined = whole.stated_error.cpu(), whole.refined.cpu()
+    return Values(bits=bits, solver_error=solver_error, passes=passes, noise=_noise(whole), refined=refined)
 
 
 def _noise(whole: BitsPerDim) -> float:
@@ -174,11 +189,11 @@ def _noise(whole: BitsPerDim) -> float:
 
 def halving_of(parts: list[Tensor]) -> Halving:
     """What half the steps lose, from results of `compare_steps`."""
-    half, whole, passes = torch.cat(parts).unbind(dim=1)
-    return Halving(lost=whole - half, passes=round(float(passes.sum())))
+    half, whole, error, passes = torch.cat(parts).unbind(dim=1)
+    return Halving(lost=whole - half, passes=round(float(passes.sum())), state_error=error)
 
 
 def differences_of(parts: list[Tensor]) -> Differences:
     """A survey's differences from results of `compare_steps`."""
-    half, whole, twice, passes = torch.cat(parts).unbind(dim=1)
+    half, whole, twice, _, passes = torch.cat(parts).unbind(dim=1)
     return Differences(half=twice - half, whole=twice - whole, passes=round(float(passes.sum())))

@@ -10,6 +10,7 @@ import warnings
 
 from torch import Tensor
 
+from likelihood.integration import check_data
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
 from likelihood.steps import LEAST_SAMPLES, MOST_STEPS, choose_steps, fast_on
@@ -46,8 +47,10 @@ def fast(
         seed: of the pilot's probe.
 
     Raises:
-        UserError: for an `x` at which the score is not finite, or whose standard deviation is not positive.
+        UserError: for an `x` that is no floating, finite batch, at which the score is not finite, or whose standard deviation
+            is not positive.
     """
+    check_data(x)
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     if steps is not None:
         grid = pilot_grid(sde, score, x[:LEAST_SAMPLES], flow=flow, t_min=t_min, seed=seed)

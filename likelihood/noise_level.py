@@ -19,8 +19,9 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence, Hutchinson
-from numerics import Generator, UserError, require_count
-from sde_lib import SDE, Score
+from likelihood.integration import check_data, require_fine
+from numerics import Generator, UserError, ordinary, ordinary_mode, require_count, require_float64, require_positive
+from sde_lib import SDE, Score, require_eval_mode
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -63,7 +64,9 @@ def estimate_noise_level(
         divergence: how the trace is got; None for `Hutchinson(probes=4)`.
 
     Raises:
-        UserError: levels that the SDE does not have or that do not rise, too few of them.
+        UserError: levels that the SDE does not have or that do not rise, too few of them, or a level of 0; a y that is not
+            floating and finite, or of less than float32; a network in train mode with dropout at work; a score that is not
+            finite at some y.
 
     >>> import torch
     >>> from sde_lib import VPSDE
@@ -74,9 +77,15 @@ def estimate_noise_level(
     >>> abs(found.joint - 0.5) < 3 * found.joint_stderr < 0.05
     True
     """
+    require_eval_mode(score)
     require_count(points, "points", 4)
+    require_float64(y, "a likelihood's data")
+    check_data(y)
+    require_fine(y, score)
     least, most = (float((sde.sigma(t) / sde.alpha(t)).item()) for t in (_time(sde.t_min), _time(sde.T)))
     low, high = least if low is None else low, min(2.0, most) if high is None else high
+    require_positive(low, "low")  # of an SDE whose t_min is 0, the smallest level is 0
+    require_positive(high, "high")
     if not least * (1 - 1e-6) <= low < high <= most * (1 + 1e-6):
         raise UserError(
             f"got low={low}, high={high}; expected {least:.3g} <= low < high <= {most:.3g}, the SDE's levels"
@@ -84,18 +93,14 @@ def estimate_noise_level(
     divergence = Hutchinson(probes=4) if divergence is None else divergence
     levels = torch.logspace(math.log10(low), math.log10(high), points, dtype=torch.float64)
     times = sde.time_of_log_snr(-2 * levels.log())
-    probes, slopes = divergence.draw(y, generator), []
-    for n, t in zip(levels.tolist(), times, strict=True):
-        alpha = float(sde.alpha(t))
-        time = t.to(y.device).expand(len(y))
-
-        def field(v: Tensor, alpha: float = alpha, time: Tensor = time) -> Tensor:
-            return alpha * score(alpha * v, time)
-
-        value, trace = divergence.trace(field, y, probes)
-        square = value.detach().double().square().flatten(1).sum(dim=1)
-        slopes.append((n**2 * (trace.detach().double().mean(dim=1) + square)).cpu())
-    slope, step = torch.stack(slopes, dim=1), float(levels[1].log() - levels[0].log())
+    slope = _slopes(sde, score, ordinary(y.detach()), levels, times, divergence, generator)
+    bad = (~slope.isfinite().all(dim=1)).nonzero().squeeze(1).tolist()
+    if bad:
+        raise UserError(
+            f"got a score that is not finite for {len(bad)} of {len(y)} measurements (the first at {bad[0]}); expected "
+            "numbers: look at them, or raise low"
+        )
+    step = float(levels[1].log() - levels[0].log())
     rise = torch.cumulative_trapezoid(slope, dx=step, dim=1)
     log_likelihood = torch.cat([torch.zeros(len(y), 1, dtype=torch.float64), rise], dim=1)
     each, _ = _peak(log_likelihood, slope, levels, step)
@@ -106,6 +111,26 @@ def estimate_noise_level(
         )
     stderr = float(joint) / math.sqrt(float(curvature)) if float(curvature) > 0 else math.nan
     return NoiseLevel(each=each, joint=float(joint), joint_stderr=stderr, levels=levels, log_likelihood=log_likelihood)
+
+
+def _slopes(
+    sde: SDE, score: Score, y: Tensor, levels: Tensor, times: Tensor, divergence: Divergence, generator: Generator
+) -> Tensor:
+    """d log p_n(y) / d log n at each level, `(B, K)`, float64, on the CPU."""
+    slopes = []
+    with ordinary_mode(y.device), torch.no_grad():
+        probes = divergence.draw(y, generator)
+        for n, t in zip(levels.tolist(), times, strict=True):
+            alpha = float(sde.alpha(t))
+            time = t.to(y.device).expand(len(y))
+
+            def field(v: Tensor, alpha: float = alpha, time: Tensor = time) -> Tensor:
+                return alpha * score(alpha * v, time)
+
+            value, trace = divergence.trace(field, y, probes)
+            square = value.detach().double().square().flatten(1).sum(dim=1)
+            slopes.append((n**2 * (trace.detach().double().mean(dim=1) + square)).cpu())
+    return torch.stack(slopes, dim=1)
 
 
 def _time(t: float) -> Tensor:

@@ -20,6 +20,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Hutchinson
+from likelihood.draw_places import PILOT
 from likelihood.method import Method
 from likelihood.probability_flow import log_likelihood
 from numerics import Dopri5, SampleStreams, Solution, Solver, Status, UserError
@@ -92,7 +93,7 @@ def pilot_grid(
             x,
             divergence=Hutchinson(fresh=False),
             method=method,
-            generator=SampleStreams(seed),
+            generator=SampleStreams(seed, draw=PILOT),
         )
         if bool((found.status == int(Status.NONFINITE)).all()):
             raise UserError(

@@ -25,6 +25,7 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence
+from likelihood.draw_places import AGAIN
 from likelihood.integration import Likelihood, Prior, integrate
 from likelihood.method import Method
 from likelihood.refinement import Refinement
@@ -54,7 +55,8 @@ def log_likelihood(
     last digits with the batch's size, as its own arithmetic does; with solvers of `numerics.external` they are
     coupled.)
 
-    A method with a `Refinement` solves samples whose own error is too large again, with twice the steps and new probes.
+    A method with a `Refinement` solves samples whose own error is too large again, with twice the steps: with new probes where
+    every evaluation has its own, and with the very same where there is one along the whole path.
 
     Args:
         method: the solver, its grid, the variables and t_min; `Method()`, adaptive at tolerance 1e-5, unless given.
@@ -69,6 +71,7 @@ def log_likelihood(
             fresh probes with an adaptive solver, or a prior that gives no `(B,)`.
     """
     method = Method.of(method)
+    begun = generator.draw if isinstance(generator, SampleStreams) else 0
     _, found = integrate(
         sde,
         score,
@@ -85,7 +88,7 @@ def log_likelihood(
     again = method
     for doubling in range(1, method.refinement.times + 1):
         found = _stated(found, method.refinement, x[0].numel())
-        too_large = method.refinement.ratio * found.state_error > method.refinement.above
+        too_large = method.refinement.too_large(found.state_error)
         coarse = (found.converged & too_large).nonzero().squeeze(1)
         if len(coarse) == 0:
             break
@@ -98,14 +101,13 @@ def log_likelihood(
             down=False,
             divergence=divergence,
             prior=prior,
-            generator=_apart(generator, coarse, doubling, method.refinement.times),
+            generator=_apart(generator, coarse, doubling, method.refinement.times)
+            if divergence is None or divergence.redraw is not False
+            else _replayed(generator, coarse, begun),
             create_graph=create_graph,
         )
         found = _replaced(found, coarse, finer)
     return _stated(found, method.refinement, x[0].numel())
-
-
-_APART = 1 << 26  # draws between a stream's own and those of samples that are solved again, once, twice, ...
 
 
 def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -> Generator:
@@ -117,7 +119,21 @@ def _apart(generator: Generator, index: Tensor, doubling: int, doublings: int) -
     if not isinstance(generator, SampleStreams):
         return generator
     streams = generator.take(index)
-    streams.draw = doubling * _APART + (streams.draw << doublings)
+    place, own = divmod(streams.draw, AGAIN)
+    streams.draw = (place + doubling) * AGAIN + (own << doublings)
+    return streams
+
+
+def _replayed(generator: Generator, index: Tensor, begun: int) -> Generator:
+    """Streams for the samples at `index` that draw what the first solution has drawn.
+
+    One probe along a whole path is a sample's own: with another its value would move by the probes' noise, and not to the
+    solution of more steps.
+    """
+    if not isinstance(generator, SampleStreams):
+        return generator
+    streams = generator.take(index)
+    streams.draw = begun
     return streams
 
 

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from torch import Tensor
+
 from numerics import require_count, require_positive
 
 
@@ -33,3 +35,7 @@ class Refinement:
         require_positive(self.ratio, "ratio")
         require_positive(self.above, "above")
         require_count(self.times, "times")
+
+    def too_large(self, state_error: Tensor) -> Tensor:
+        """`(B,)`: whose error is taken to be above the limit?"""
+        return self.ratio * state_error > self.above

@@ -10,6 +10,12 @@ Whether half the steps will do is a matter of var(d), for which *other* random i
 e = bits_N - bits_N/2, say whether sqrt(var(e) / k) is at most a third of the precision p. The images that correct the mean
 know nothing of that choice, so that given it they are a random sample of the set, and mean of d is without bias. (Were one
 sample asked both, then half the steps would be taken the more often the fewer far images it happens to have, and d is skewed.)
+
+An image of which half the steps lose far more than is allowed of the others is a rare one: sixteen hardly ever have it, and the
+mean would lack what it loses without a word. The solver's own estimate of its state's error tells it, of every image that is
+scored (`Refinement`). So those that are taken to lose more than `FAR` times the precision, six times the largest standard
+deviation that is allowed, are a stratum of their own, all of which that is scored is solved again with all the steps, and with
+twice as many where these err as much. What is left to d is what the others lose.
 """
 
 from __future__ import annotations
@@ -19,6 +25,7 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
+from likelihood.refinement import Refinement
 from likelihood.survey_population import Differences, Halving
 
 TRIAL, DIFFERENCES, LEAST_DIFFERENCES = 8, 16, 4
@@ -28,9 +35,37 @@ PART = 3
 """The precision over the largest error that half the steps' correction may have: for 12 % more images, which take half each."""
 
 
-def half_will_do(found: Halving, precision: float) -> bool:
-    """Do images differ so little in what half the steps lose that few of them correct the mean?"""
-    lost = found.lost[found.lost.isfinite()]
+FAR = 6 * math.sqrt(DIFFERENCES) / PART
+"""What an image may lose before it is solved again, over the precision."""
+
+MOST_FAR = 0.25
+"""If more of the trial's images than this are far, then the steps are too few for all of them, and none is a rare one."""
+
+
+def refinement_of(found: Halving, precision: float) -> Refinement | None:
+    """Which images are to be solved again, from what the trial's lost for a unit of their state's error; None where that is not
+    known, or too many are."""
+    if found.state_error is None:
+        return None
+    off = found.lost.abs() * math.log(2)
+    known = off.isfinite() & (found.state_error > 0)
+    if int(known.sum()) < LEAST_DIFFERENCES:
+        return None
+    # nine in ten lose less for a unit
+    ratio = float((off[known] / found.state_error[known]).quantile(0.9))
+    if ratio <= 0:
+        return None
+    made = Refinement(ratio=ratio, above=FAR * precision * math.log(2))
+    return made if float(made.too_large(found.state_error).double().mean()) <= MOST_FAR else None
+
+
+def half_will_do(found: Halving, precision: float, refinement: Refinement | None = None) -> bool:
+    """Do images differ so little in what half the steps lose that few of them correct the mean? Those that are solved again do
+    not count."""
+    good = found.lost.isfinite()
+    if refinement is not None and found.state_error is not None:
+        good = good & ~refinement.too_large(found.state_error)
+    lost = found.lost[good]
     return len(lost) >= LEAST_DIFFERENCES and float(lost.std()) / math.sqrt(DIFFERENCES) <= precision / PART
 
 
@@ -44,6 +79,7 @@ class Correction:
         stderr: its standard error.
         left: bits/dim, the mean of what twice the method's steps change; NaN where it is not known.
         images: k, from which it is known.
+        refinement: which images are solved again; None for none.
     """
 
     half: bool = False
@@ -51,9 +87,10 @@ class Correction:
     stderr: float = 0.0
     left: float = math.nan
     images: int = 0
+    refinement: Refinement | None = None
 
     @classmethod
-    def of(cls, found: Differences, half: bool) -> Correction | None:
+    def of(cls, found: Differences, half: bool, refinement: Refinement | None = None) -> Correction | None:
         """From differences of random images that had no part in the choice of `half`; None from fewer than four."""
         good = found.half.isfinite() & found.whole.isfinite()
         k = int(good.sum())
@@ -61,4 +98,5 @@ class Correction:
             return None
         d: Tensor = (found.half if half else found.whole)[good]
         left = float(found.whole[good].abs().mean())
-        return cls(half=half, mean=float(d.mean()), stderr=float(d.std()) / math.sqrt(k), left=left, images=k)
+        stderr = float(d.std()) / math.sqrt(k)
+        return cls(half=half, mean=float(d.mean()), stderr=stderr, left=left, images=k, refinement=refinement)

@@ -26,6 +26,8 @@ import torch
 from torch import Tensor
 
 from likelihood.divergence import Divergence, Exact, Hutchinson
+from likelihood.draw_places import PILOT
+from likelihood.integration import check_data
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
 from likelihood.probability_flow import log_likelihood
@@ -136,10 +138,12 @@ def choose_steps(
         most: the limit of steps, 16 or more.
 
     Raises:
-        UserError: for a tolerance that is not positive, a limit below 16, or a score that is not finite.
+        UserError: for a tolerance that is not positive, a limit below 16, an x that is not a floating, finite batch, or a score
+            that is not finite.
     """
     require_positive(tolerance, "tolerance")
     require_count(most, "most", 16)
+    check_data(x)
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     counted, passes = CountedScore(score), 0
 
@@ -158,7 +162,8 @@ def choose_steps(
         nonlocal passes
         some = x if steps <= _LONG else first
         method = fast_on(grid, steps=steps, data_std=flow.data_std, t_min=t_min)
-        found = log_likelihood(sde, run(some), some, divergence=trace, method=method, generator=SampleStreams(seed))
+        probe = SampleStreams(seed, draw=PILOT + 1)
+        found = log_likelihood(sde, run(some), some, divergence=trace, method=method, generator=probe)
         passes += len(some) * (found.nfe + 2 * found.nbe)
         values[steps] = found.log_prob / (D * math.log(2))
         errors[steps] = found.state_error

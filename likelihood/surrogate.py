@@ -17,11 +17,11 @@ import math
 import torch
 from torch import Tensor
 
+from likelihood.draw_places import PREDICTORS
 from numerics import SampleStreams, batch_time, expand_as
 from sde_lib import SDE, Score
 
 CANDIDATES = 10
-_PREDICTOR_DRAWS = 1 << 28  # where the streams of the predictors' noise begin, far from those of the values
 
 
 def noise_levels(sde: SDE, *, data_std: float, t_min: float, n: int = CANDIDATES) -> Tensor:
@@ -47,7 +47,7 @@ def denoising_errors(
     found = []
     with torch.no_grad():
         for j in which:
-            own = SampleStreams(streams.seed, streams.ids, draw=_PREDICTOR_DRAWS + j)
+            own = SampleStreams(streams.seed, streams.ids, draw=PREDICTORS + j)
             eps = own.normal(x.shape, device=x.device).to(x.dtype)
             t = batch_time(float(times[j]), x)
             alpha, sigma = sde.alpha(t), sde.sigma(t)

@@ -4,12 +4,14 @@ Every image gets predictors (`likelihood.surrogate`), a random sample its exact 
 (`likelihood.regression_estimate`) from a sample whose size a pilot has fixed (`likelihood.survey_design`). Images whose
 predictors are far from all others' are suspect: what predicts the others need not predict them, and a few of them in or out of
 the sample would decide the mean. They are scored all. Which these are follows from predictors alone, so that what is drawn of
-the rest is a random sample of it.
+the rest is a random sample of it. Images whose steps are far too few are told only when they are scored, and all of these are
+solved again with more (`likelihood.step_correction`).
 """
 
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import replace
 
 import torch
@@ -18,13 +20,14 @@ from torch import Tensor
 from data.transforms import Transform
 from likelihood.dequantization import Dequantizer, default_dequantizer
 from likelihood.divergence import Divergence
+from likelihood.draw_places import ORDER
 from likelihood.image_set import ImageSet
 from likelihood.method import Method
 from likelihood.regression_estimate import regression_estimate
-from likelihood.step_correction import DIFFERENCES, TRIAL, Correction, half_will_do
+from likelihood.step_correction import DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
-from likelihood.survey_population import Population
+from likelihood.survey_population import Population, Values
 from likelihood.survey_result import Survey
 from likelihood.suspects import suspects
 from numerics import SampleStreams, UserError, require_count, require_positive, uniform
@@ -35,7 +38,7 @@ __all__ = ["Survey", "conduct", "order_of", "plan_survey", "survey"]
 
 def order_of(size: int, seed: int) -> Tensor:
     """A random order of the images `(size,)`, which the seed fixes."""
-    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=1 << 29)).squeeze(1).argsort(stable=True)
+    return uniform((size, 1), SampleStreams(seed, torch.arange(size), draw=ORDER)).squeeze(1).argsort(stable=True)
 
 
 def plan_survey(population: Population, *, precision: float, seed: int = 0, before: int = 0) -> Design:
@@ -52,6 +55,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     require_count(N, "the number of images")
     budget = Budget(size=N)
     correction, compared = (Correction(), 0) if budget.at_once else _correction(population, order, precision)
+    population = population.refining(correction.refinement)
     index = order[: budget.pilot].sort().values
     first = population.values(index, 0, correction.half)
     good, noise, repeated = first.bits.isfinite(), first.noise, 0
@@ -103,13 +107,15 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
     """
     budget, passes = Budget(size=len(order)), 0
     trial = population.halving(order[-TRIAL:].sort().values) if budget.tries_half else None
-    half = trial is not None and half_will_do(trial, precision)
+    refinement = None if trial is None else refinement_of(trial, precision)
+    half = trial is not None and half_will_do(trial, precision, refinement)
     passes += 0 if trial is None else trial.passes
     if half or budget.corrects_all_steps:
-        found = population.differences(order[-TRIAL - DIFFERENCES : -TRIAL].sort().values)
+        others = order[-TRIAL - DIFFERENCES : -TRIAL].sort().values
+        found = population.refining(refinement).differences(others)
         if found is not None:
-            return Correction.of(found, half) or Correction(), passes + found.passes
-    return Correction(), passes
+            return Correction.of(found, half, refinement) or Correction(refinement=refinement), passes + found.passes
+    return Correction(refinement=refinement), passes
 
 
 def _require_most(good: Tensor) -> None:
@@ -123,6 +129,7 @@ def _require_most(good: Tensor) -> None:
 def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     """The survey of a design; the seed is that of `plan_survey`."""
     N = made.size
+    population = population.refining(made.correction.refinement)
     everyone = torch.arange(N)
     order = order_of(N, seed)
     pilot = order[: Budget(size=N).pilot].sort().values
@@ -152,10 +159,11 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     passes += before.passes if made.at_once else 0
     bits = torch.full((N,), math.nan, dtype=torch.float64)
     solver = torch.full((N,), math.nan, dtype=torch.float64)
-    bits[pilot], solver[pilot] = before.bits, before.solver_error
+    refined = torch.zeros(N, dtype=torch.bool)
+    bits[pilot], solver[pilot], refined[pilot] = before.bits, before.solver_error, _again(before)
     if len(rest):
         found = population.values(rest, 0, half)
-        bits[rest], solver[rest] = found.bits, found.solver_error
+        bits[rest], solver[rest], refined[rest] = found.bits, found.solver_error, _again(found)
         passes += found.passes
         if found.noise == found.noise and before.noise == before.noise:  # all the draws there are
             made = replace(
@@ -180,8 +188,14 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         exact=values,
         solver_error=solver[sample],
         suspect=suspect,
+        refined=sample[refined[sample]],
         passes=passes,
     )
+
+
+def _again(found: Values) -> Tensor:
+    """`(k,)`: which images were solved again."""
+    return torch.zeros(len(found.bits), dtype=torch.bool) if found.refined is None else found.refined.cpu() > 0
 
 
 def survey(
@@ -198,7 +212,7 @@ def survey(
     data_std: float | None = None,
     seed: int = 0,
     batch_size: int = 64,
-    ids: Tensor | None = None,
+    ids: Sequence[int] | Tensor | None = None,
 ) -> Survey:
     """The mean bits/dim of a set of images to a precision, most of them not scored.
 
@@ -227,9 +241,11 @@ def survey(
     if data_std is not None:
         require_positive(data_std, "data_std")
     images = transform.grey_values(images)
-    if ids is not None and (ids.shape != (len(images),) or ids.is_floating_point() or bool((ids < 0).any())):
+    ids = None if ids is None else SampleStreams(seed, ids).ids
+    if ids is not None and (len(ids) != len(images) or len(ids.unique()) < len(ids)):
         raise UserError(
-            f"got ids of shape {tuple(ids.shape)} for {len(images):,} images; expected one integer >= 0 for each"
+            f"got {len(ids):,} ids, {len(ids.unique()):,} different ones, for {len(images):,} images; expected an integer >= 0 "
+            "of its own for each: images with one id would share their noise"
         )
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
     dequantizer.check(images, transform)

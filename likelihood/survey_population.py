@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -9,6 +10,8 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+
+from likelihood.refinement import Refinement
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -21,12 +24,14 @@ class Values:
         passes: network passes: forward 1, vector-Jacobian product 2.
         noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; NaN of one
             draw.
+        refined: `(k,)`, how often an image's steps were doubled; None where they never are.
     """
 
     bits: Tensor
     solver_error: Tensor
     passes: int
     noise: float = math.nan
+    refined: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -51,10 +56,12 @@ class Halving:
     Attributes:
         lost: `(k,)` bits/dim, of the method's steps less those of half of them; NaN where one failed.
         passes: network passes.
+        state_error: `(k,)`, half the steps' own estimate of their state's error (`Refinement`); None where there is none.
     """
 
     lost: Tensor
     passes: int
+    state_error: Tensor | None = None
 
 
 class Population(ABC):
@@ -82,6 +89,10 @@ class Population(ABC):
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
         """Exact values; another `repeat` has new noise and new probes, and `half` is with half the method's steps."""
 
+    def refining(self, refinement: Refinement | None) -> Population:
+        """The same set, of which values are made again with twice the steps where the refinement says so."""
+        return self
+
     def halving(self, index: Tensor) -> Halving | None:
         """What half the steps lose; None of a method of which no half is taken."""
         return None
@@ -100,12 +111,22 @@ class Table(Population):
         passes: of a value.
         differences: `(N,)`, what twice the steps change where values have half of them, which `bits` then are; of all the steps
             nothing is lost, and they take twice the passes. None unless given.
+        state_errors: `(N,)`, half the steps' own estimate of their state's error. None unless given.
     """
 
     def __init__(
-        self, free: Tensor, paid: Tensor, bits: Tensor, *, passes: int = 100, differences: Tensor | None = None
+        self,
+        free: Tensor,
+        paid: Tensor,
+        bits: Tensor,
+        *,
+        passes: int = 100,
+        differences: Tensor | None = None,
+        state_errors: Tensor | None = None,
     ) -> None:
         self._free, self._paid, self._bits, self._passes, self._differences = free, paid, bits, passes, differences
+        self._state_errors = state_errors
+        self._refined = torch.zeros(bits.shape[1], dtype=torch.bool)
 
     @property
     def size(self) -> int:
@@ -121,19 +142,36 @@ class Table(Population):
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
         return self._paid[index][:, list(which)]
 
+    def refining(self, refinement: Refinement | None) -> Population:
+        if refinement is None or self._state_errors is None or self._differences is None:
+            return self
+        made = copy.copy(self)
+        made._refined = refinement.too_large(self._state_errors)
+        return made
+
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
-        bits, passes = self._bits[min(repeat, len(self._bits) - 1)][index], self._passes
-        if self._differences is not None and not half:
-            bits, passes = bits + self._differences[index], 2 * passes
-        return Values(bits=bits, solver_error=torch.full_like(bits, math.nan), passes=passes * len(index))
+        bits, again = self._bits[min(repeat, len(self._bits) - 1)][index], self._refined[index]
+        passes = self._passes * len(index)
+        if self._differences is not None:
+            bits = (
+                torch.where(again, bits + self._differences[index], bits) if half else bits + self._differences[index]
+            )
+            passes = passes + 2 * self._passes * int(again.sum()) if half else 2 * passes
+        return Values(
+            bits=bits,
+            solver_error=torch.full_like(bits, math.nan),
+            passes=passes,
+            refined=again.long() if half else None,
+        )
 
     def halving(self, index: Tensor) -> Halving | None:
         if self._differences is None:
             return None
-        return Halving(lost=self._differences[index], passes=3 * self._passes * len(index))
+        error = None if self._state_errors is None else self._state_errors[index]
+        return Halving(lost=self._differences[index], passes=3 * self._passes * len(index), state_error=error)
 
     def differences(self, index: Tensor) -> Differences | None:
         if self._differences is None:
             return None
-        found = self._differences[index]
+        found = torch.where(self._refined, 0.0, self._differences)[index]
         return Differences(half=found, whole=torch.zeros_like(found), passes=7 * self._passes * len(index))

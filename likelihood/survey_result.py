@@ -5,11 +5,18 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+import torch
 from torch import Tensor
 
 from likelihood.regression_estimate import RegressionEstimate
+from likelihood.step_correction import FAR
 from likelihood.survey_budget import SHARE
 from likelihood.survey_design import Design
+
+
+def _named(images: Tensor) -> str:
+    """The first few images by number."""
+    return ", ".join(str(int(i)) for i in images[:10]) + (", ..." if len(images) > 10 else "")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,6 +31,7 @@ class Survey:
             failed.
         solver_error: `(n,)` bits/dim, as stated.
         suspect: `(N,)`, the images scored in any case.
+        refined: `(k,)`, the scored images that were solved again with more steps, because theirs were far too few.
         passes: network passes in all, the pilot's included: forward 1, vector-Jacobian product 2.
     """
 
@@ -33,6 +41,7 @@ class Survey:
     exact: Tensor
     solver_error: Tensor
     suspect: Tensor
+    refined: Tensor
     passes: int
 
     @property
@@ -99,15 +108,22 @@ class Survey:
                 else "the pilot's images were easier to predict than the sample's"
             )
             lines.append(f"asked for ± {d.precision:g}: {cause}")
+        far = FAR * d.precision
+        kept = torch.isin(self.scored, self.refined) & (self.solver_error > far)
+        if bool(kept.any()):
+            named = _named(self.scored[kept])
+            lines.append(
+                f"{int(kept.sum())} of {len(self.refined)} images that were solved again with more steps ({named}) still err "
+                f"by up to {float(self.solver_error[kept].max()):.2g} bits/dim: take more steps"
+            )
         k = len(self.failed)
         if k:
-            named = ", ".join(str(int(i)) for i in self.failed[:10]) + (", ..." if k > 10 else "")
             known = self.exact[~self.exact.isnan()]
             furthest = float((known - e.mean).abs().max()) if len(known) else math.nan
             share = self._failing
             lines.append(
-                f"{k} of {len(self.scored):,} scored images failed ({named}) and have no value; were such images off "
-                f"by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
+                f"{k} of {len(self.scored):,} scored images failed ({_named(self.failed)}) and have no value; were such images "
+                f"off by {furthest:.2g} bits/dim, the furthest value, the mean would move by {share * furthest:.2g}"
             )
         return lines
 
@@ -149,6 +165,7 @@ class Survey:
                 "noise": self.design.noise,
                 "correction": {"half_the_steps": c.half, "mean": c.mean, "stderr": c.stderr, "images": c.images},
                 "suspect": int(self.suspect.sum()),
+                "solved_again": len(self.refined),
                 "pilot_evaluations": self.design.spent,
                 "evaluations_for_all": self.design.all_passes,
                 "most_above_all": SHARE,

@@ -34,7 +34,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from models.initialization import linear
-from numerics import Generator, UserError, expand_as, normal, require_choice, require_positive
+from numerics import Generator, UserError, expand_as, normal, require_choice, require_count, require_positive
 from sde_lib import TableVPSDE
 
 Estimator = Literal["sampled", "closed_form"]
@@ -54,9 +54,19 @@ def normal_kl(mean: Tensor, log_var: Tensor, other_mean: Tensor, other_log_var: 
 
 
 class Decoder(ABC):
-    """p(x | mean, log_std) of each entry: a density, or the mass of a grey value's bin."""
+    """p(x | mean, log_std) of each entry: a density, or the mass of a grey value's bin.
+
+    Attributes:
+        mean_range: what the mean is kept within, by a tanh: from the smallest to the largest value that data have.
+    """
 
     unit_variance: bool = False
+    mean_range: tuple[float, float] = (-1.0, 1.0)
+
+    def within(self, raw: Tensor) -> Tensor:
+        """The mean in `mean_range` of a network's output."""
+        low, high = self.mean_range
+        return (low + high) / 2 + (high - low) / 2 * raw.tanh()
 
     @abstractmethod
     def log_prob(self, x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
@@ -64,9 +74,16 @@ class Decoder(ABC):
 
 
 class UnitGaussian(Decoder):
-    """N(mean, 1), a density, whatever the log_std: even where the mean is x it costs log(2 pi) / 2 = 0.919 nats an entry."""
+    """N(mean, 1), a density, whatever the log_std: even where the mean is x it costs log(2 pi) / 2 = 0.919 nats an entry.
+
+    Args:
+        low, high: the smallest and the largest value that data have, in model units.
+    """
 
     unit_variance = True
+
+    def __init__(self, *, low: float = -1.0, high: float = 1.0) -> None:
+        self.mean_range = (low, high)
 
     def log_prob(self, x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         return normal_log_prob(x, mean, torch.zeros_like(mean))
@@ -78,12 +95,14 @@ class GreyGaussian(Decoder):
     Ho et al. 2020 (arXiv:2006.11239), equation (13).
 
     Args:
-        bin_width, low, high: of the bins, and where the first begins and the last ends, in model units.
+        bin_width, low, high: of the bins, and where the first begins and the last ends, in model units. The mean goes from the
+            first bin's centre to the last one's.
     """
 
     def __init__(self, *, bin_width: float, low: float, high: float) -> None:
         require_positive(bin_width, "bin_width")
         self.bin_width, self.low, self.high = bin_width, low, high
+        self.mean_range = (low + bin_width / 2, high - bin_width / 2)
 
     def log_prob(self, x: Tensor, mean: Tensor, log_std: Tensor) -> Tensor:
         half, scale = self.bin_width / 2, (-log_std).exp()
@@ -127,10 +146,13 @@ class OwnSteps(Steps):
         dim: numbers in one sample.
         steps: T, at least 2.
         width: of the hidden layers.
+        decoder: whose mean is kept in its range; in (-1, 1) unless given.
     """
 
-    def __init__(self, *, dim: int, steps: int, width: int = 256) -> None:
+    def __init__(self, *, dim: int, steps: int, width: int = 256, decoder: Decoder | None = None) -> None:
         super().__init__()
+        require_count(width, "width")
+        self.within = (UnitGaussian() if decoder is None else decoder).within
         self.bodies = nn.ModuleList(_body(dim, width, 2 * dim) for _ in range(steps - 1))
         self.decoder = _body(dim, width, 2 * dim)
 
@@ -141,7 +163,7 @@ class OwnSteps(Steps):
 
     def decode(self, z: Tensor) -> tuple[Tensor, Tensor]:
         mean, log_std = _halves(self.decoder, z)
-        return mean.tanh(), log_std - 1
+        return self.within(mean), log_std - 1
 
 
 def _halves(net: nn.Module, z: Tensor) -> tuple[Tensor, Tensor]:
@@ -164,6 +186,7 @@ class SharedSteps(Steps):
 
     def __init__(self, *, dim: int, betas: Sequence[float], width: int = 256) -> None:
         super().__init__()
+        require_count(width, "width")
         self.embedding = nn.Sequential(linear(17, width), nn.SiLU(), linear(width, width))
         self.first = linear(dim, width)
         self.layers = nn.ModuleList(linear(width, width) for _ in range(2))

@@ -265,14 +265,19 @@ class ConditionedScore:
         except (TypeError, ValueError, RuntimeError) as error:
             raise UserError(f"got labels={labels!r}; expected integers of shape () or (B,)") from error
         if self.labels is not None and (
-            self.labels.ndim > 1 or self.labels.is_floating_point() or self.labels.dtype == torch.bool
+            self.labels.ndim > 1
+            or self.labels.is_floating_point()
+            or self.labels.is_complex()
+            or self.labels.dtype == torch.bool
         ):
             raise UserError(
                 f"got labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
                 f"expected integers of shape () or (B,)"
             )
-        if self.labels is not None and bool(((self.labels < 0) | (self.labels >= int(num_classes or 0))).any()):
-            raise UserError(f"got labels={self.labels.tolist()}; expected classes 0 to {int(num_classes or 0) - 1}")
+        if self.labels is not None:
+            wrong = self.labels[(self.labels < 0) | (self.labels >= int(num_classes or 0))]
+            if wrong.numel():
+                raise UserError(f"got the label {int(wrong[0])}; expected classes 0 to {int(num_classes or 0) - 1}")
         if self.labels is not None:
             self.labels = ordinary(self.labels.to(torch.int64))
 

@@ -177,9 +177,9 @@ class VAE(nn.Module):
         return mean, log_var - 2
 
     def decode(self, z: Tensor, shape: tuple[int, ...]) -> tuple[Tensor, Tensor]:
-        """The decoder's mean, within (-1, 1), and log_std, `(B, *)`."""
+        """The decoder's mean, within its range, and log_std, `(B, *)`."""
         mean, log_std = self.decoder_net(z).chunk(2, dim=1)
-        return mean.tanh().reshape(len(z), *shape), (log_std - 1).reshape(len(z), *shape)
+        return self.decoder.within(mean).reshape(len(z), *shape), (log_std - 1).reshape(len(z), *shape)
 
     def parts(self, x: Tensor, eps: Tensor, u: Tensor) -> tuple[Tensor, Tensor, Tensor]:
         """-log p(x | z), minus the entropy, and the cross-entropy of (1), each `(B,)` nats, from a draw.

@@ -37,7 +37,7 @@ def require_range(value: Any, name: str, low: float, high: float = math.inf) -> 
     Raises:
         UserError: with the value, by `name`.
     """
-    if not isinstance(value, (int, float)) or not math.isfinite(value) or not low <= value <= high:
+    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not low <= float(value) <= high:
         above = "" if low == -math.inf else f" >= {low}"
         expected = f"a finite number{above}" if high == math.inf else f"a number in [{low}, {high}]"
         raise UserError(f"got {name}={value!r}; expected {expected}")

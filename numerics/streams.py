@@ -23,6 +23,7 @@ from torch import Tensor
 
 from numerics.errors import UserError
 
+_INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers and Weyl increments of Philox4x32
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
@@ -41,8 +42,11 @@ class SampleStreams:
 
     def __init__(self, seed: int, ids: Sequence[int] | Tensor | None = None, *, draw: int = 0) -> None:
         self.seed = int(seed)
-        given = None if ids is None else torch.as_tensor(ids)
-        if given is not None and (given.is_floating_point() or bool((given < 0).any())):
+        try:
+            given = None if ids is None else torch.as_tensor(ids)
+        except (TypeError, ValueError, RuntimeError) as error:
+            raise UserError(f"got ids={ids!r}; expected integers >= 0, one a sample") from error
+        if given is not None and (given.dtype not in _INTEGERS or bool((given < 0).any())):
             raise UserError(f"got ids {given.tolist()}; expected integers >= 0, one a sample")
         self.ids = None if given is None else given.to(torch.int64)
         if self.ids is not None and self.ids.ndim != 1:

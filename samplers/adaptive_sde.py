@@ -90,7 +90,7 @@ class AdaptiveSDE(Sampler):
         ids = torch.arange(batch, device=x.device)
         attempts = torch.zeros(batch, dtype=torch.int64, device=x.device)
         field = _Field(sde, run.batched)
-        streams = generator
+        streams, begun = generator, generator.draw if isinstance(generator, SampleStreams) else 0
         t, h = reached.clone(), torch.full_like(reached, min(self.first_step * sde.T, t_start - t_end))
         before = x
         # what is known of the path ahead of t: its increment W over a length, both 0 at first
@@ -145,8 +145,9 @@ class AdaptiveSDE(Sampler):
                 f"got {len(t)} of {batch} samples unfinished after max_steps={self.max_steps} attempts, the first at "
                 f"t = {float(t[0]):.6g}; expected them to arrive: loosen rtol and atol or raise max_steps"
             )
-        if isinstance(generator, SampleStreams) and isinstance(streams, SampleStreams):
-            generator.draw = streams.draw
+        if isinstance(generator, SampleStreams):
+            # not where the slowest sample left it, or what is drawn next would depend on the batch mates
+            generator.draw = begun + self.max_steps
         evaluations = 2 * attempts
         if self.denoise:
             everyone = run.denoised(everyone, t_end)

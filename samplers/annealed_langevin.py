@@ -16,7 +16,7 @@ from torch import Tensor
 from numerics import UserError, require_count, require_range
 from samplers.base import Sampler
 from samplers.correctors import Corrector
-from samplers.langevin import langevin_steps, signal_ratio
+from samplers.langevin import langevin_steps, require_contracting, signal_ratio
 from samplers.result import SampleResult
 from samplers.run import Run
 from samplers.step import Step
@@ -54,12 +54,12 @@ class AnnealedLangevinCorrector(Corrector):
       al. 2021 (arXiv:2011.13456), which is `Langevin` with no norms. On VE, snr = sqrt(e) / (2 sigma_L) is NCSN's step.
 
     Args:
-        snr: the signal-to-noise ratio of a step, > 0.
+        snr: the signal-to-noise ratio of a step, above 0 and below 1, from where on the chain diverges.
         steps: K, Langevin steps each time it is applied, of one evaluation each.
         step_size: NCSN's e, instead of `snr`.
 
     Raises:
-        UserError: for a value that is not above 0; when sampling, for a step_size above which the chain diverges.
+        UserError: for a value out of range; when sampling, for a step_size above which the chain diverges.
     """
 
     snr: float = 0.16
@@ -68,6 +68,8 @@ class AnnealedLangevinCorrector(Corrector):
 
     def __post_init__(self) -> None:
         require_range(self.snr, "snr", 1e-12)
+        if self.step_size is None:
+            require_contracting(self.snr)
         require_count(self.steps, "steps")
         if self.step_size is not None:
             require_range(self.step_size, "step_size", 1e-300)

@@ -16,6 +16,7 @@ more evaluation of the score.
 
 from __future__ import annotations
 
+import math
 import warnings
 from abc import ABC, abstractmethod
 from collections.abc import Sequence
@@ -136,10 +137,17 @@ class Sampler(ABC):
             score = in_dtype(score, asked)
         run = Run(sde, score, self.corrections, generator, x, keep_path=keep_path, callback=callback)
         found = self._sample(run, x, times)
-        if x_T is None and run.counted.shown is not None:
-            warning = mismatch_warning(sde, float(run.counted.shown), "a score of data")
+        # corrections keep the denoised mean in range, whatever the score makes of pure noise
+        if x_T is None and run.counted.shown is not None and not self.corrections:
+            nats = float(run.counted.shown)
+            warning = mismatch_warning(sde, nats, "a score of data")
             if warning is not None:
-                warnings.warn(f"{warning}: the samples begin from another law than theirs", stacklevel=4)
+                size = math.sqrt(2 * nats) * sde.prior_std / float(sde.alpha(sde.T))
+                warnings.warn(
+                    f"{warning}: the samples begin from another law than theirs; where data are not as large as its denoised "
+                    f"mean at T, {size:.2g}, the score has not learned that noise: train longer, or clip",
+                    stacklevel=4,
+                )
         return found
 
     @abstractmethod

@@ -12,7 +12,7 @@ from numerics import UserError, require_range
 from samplers.base import GridSampler
 from samplers.run import Run, numbers
 from samplers.step import Step, affine
-from sde_lib import SDE, Score
+from sde_lib import SDE, Score, in_dtype
 from sde_lib.flow_map import check_batch
 
 
@@ -57,6 +57,8 @@ class DDIM(GridSampler):
         Euler's method on the same flow, and the way down returns to `x` only up to an error of order 1 in the step.
         `ProbabilityFlow.encode` and `likelihood.encode` solve the flow instead.
 
+        The state, and so the latent, is in float32 at least; the score is given x in its own dtype.
+
         Raises:
             UserError: for an eta above 0, which has no inverse, or an x that is not a floating batch.
         """
@@ -66,6 +68,9 @@ class DDIM(GridSampler):
             )
         check_batch(x)
         times = self._times(sde).flip(0)
+        state = torch.promote_types(x.dtype, torch.float32)
+        if state != x.dtype:
+            score, x = in_dtype(score, x.dtype), x.to(state)
         run = Run(sde, score, self.corrections, None, x)
         alpha, kappa = sde.alpha(times), torch.exp(-sde.log_snr(times) / 2)
         of_x, of_score = numbers(alpha[1:] / alpha[:-1]), numbers(-alpha[1:] * kappa.diff() * sde.sigma(times[:-1]))

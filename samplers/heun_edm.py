@@ -71,6 +71,7 @@ class HeunEDM(GridSampler):
         t_hat = torch.where(hat > kappa[:-1], sde.time_of_log_snr(-2 * hat.log()), times[:-1])
         alpha, alpha_hat = sde.alpha(times), sde.alpha(t_hat)
         added = (hat.square() - kappa[:-1].square()).clamp(min=0).sqrt()
+        lifted: list[bool] = (hat > kappa[:-1]).tolist()
         lift, of_noise = numbers(alpha_hat / alpha[:-1]), numbers(alpha_hat * added * self.noise_scale)
         of_x, at, then = numbers(alpha[1:] / alpha_hat), numbers(t_hat), numbers(times[1:])
         # alpha_s (kappa_s - kappa^) eps, eps = -sigma score, at both ends
@@ -78,8 +79,10 @@ class HeunEDM(GridSampler):
         first, second = numbers(-span * sde.sigma(t_hat)), numbers(-span * sde.sigma(times[1:]))
 
         def step(i: int, x: Tensor, run: Run) -> Tensor:
+            if lifted[i]:
+                x = x * lift[i]
             if of_noise[i] > 0:
-                x = (x * lift[i]).add_(run.noise(x), alpha=of_noise[i])
+                x = torch.add(x, run.noise(x), alpha=of_noise[i])
             slope = run.score(x, at[i]) * first[i]
             x = x * of_x[i]
             guess = x + slope

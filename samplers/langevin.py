@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from numerics import expand_as, require_choice, require_count, require_range
+from numerics import UserError, expand_as, require_choice, require_count, require_range
 from samplers.correctors import Corrector
 from samplers.run import Run, numbers
 from samplers.step import Step
@@ -34,12 +34,12 @@ class Langevin(Corrector):
     sub-VP) and 0.3 % (VE).
 
     Args:
-        snr: the signal-to-noise ratio of a step, > 0.
+        snr: the signal-to-noise ratio of a step, > 0; without a norm below 1, from where on the chain diverges.
         steps: number of Langevin steps each time, of one evaluation each.
         norm: None, "batch" (a sample then depends on its batch mates) or "sample".
 
     Raises:
-        UserError: for an snr or a number of steps that is not above 0, or another norm.
+        UserError: for an snr out of range, a number of steps that is not above 0, or another norm.
     """
 
     snr: float = 0.16
@@ -47,9 +47,11 @@ class Langevin(Corrector):
     norm: Literal["batch", "sample"] | None = None
 
     def __post_init__(self) -> None:
-        require_range(self.snr, "snr", 1e-12)
         require_count(self.steps, "steps")
         require_choice(self.norm, "norm", (None, "batch", "sample"))
+        require_range(self.snr, "snr", 1e-12)
+        if self.norm is None:
+            require_contracting(self.snr)
 
     @property
     def evaluations(self) -> int:
@@ -75,6 +77,19 @@ class Langevin(Corrector):
             return x
 
         return correct
+
+
+def require_contracting(snr: float) -> None:
+    """Refuses a ratio at which a chain without norms diverges: on N(0, sigma_t^2 I) a step multiplies x by 1 - 2 snr^2.
+
+    Raises:
+        UserError: unless snr < 1.
+    """
+    if snr >= 1:
+        raise UserError(
+            f"got snr={snr:g}; expected less than 1, from where on the chain diverges (a step multiplies x by 1 - 2 snr^2): "
+            "published values are 0.01 to 0.2"
+        )
 
 
 def signal_ratio(sde: SDE, times: Tensor) -> Tensor:

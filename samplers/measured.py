@@ -34,7 +34,9 @@ class MeasuredSampler(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         if not isinstance(self.measurement, Measurement):
-            raise UserError(f"got measurement={self.measurement!r}; expected Measurement(operator, y, std)")
+            raise UserError(
+                f"got a {type(self.measurement).__name__} for a measurement; expected Measurement(operator, y, std)"
+            )
         if self.needs_svd:
             _ = self._svd
 

@@ -68,10 +68,13 @@ class Pairs:
     Attributes:
         noise: `(n, *)`, the state at T.
         x: `(n, *)`, the denoised mean at t_end.
+        nfe, seconds: what the solution took: evaluations of the network, times samples, and wall clock.
     """
 
     noise: Tensor
     x: Tensor
+    nfe: int = 0
+    seconds: float = 0.0
 
     def errors(self, sampler: Sampler, sde: SDE, score: Score, batch_size: int) -> Tensor:
         """`(n,)`: the root mean square per entry by which a sampler misses, infinite where its values are."""
@@ -90,8 +93,9 @@ class Tuning:
         tuned: the fitted sampler.
         plain: the best plain one, as `samplers.create` takes it.
         tuned_errors, plain_errors: `(n,)`, of samples from noise that neither has seen.
-        nfe: evaluations of the network that it took, times samples.
-        seconds: of wall clock.
+        nfe: evaluations of the network that it took, times samples, those of the pairs' tight solution included, also where
+            that serves several fits.
+        seconds: of wall clock, likewise.
     """
 
     evaluations: int
@@ -168,12 +172,12 @@ def tune(
     require_count(evaluations, "evaluations", 2)
     require_count(rounds, "rounds")
     require_count(batch_size, "batch_size")
-    begun, counted = time.perf_counter(), _Counted(score)
     if pairs is None:
         pairs = teach(
-            sde, counted, shape, data_std=data_std, tolerance=tolerance, seed=seed, batch_size=batch_size, device=device
+            sde, score, shape, data_std=data_std, tolerance=tolerance, seed=seed, batch_size=batch_size, device=device
         )
     fit, judge = pairs
+    begun, counted = time.perf_counter(), _Counted(score)
     plain = min(
         plain_methods(evaluations),
         key=lambda options: float(fit.errors(create(**options), sde, counted, batch_size).mean()),
@@ -188,8 +192,8 @@ def tune(
         plain=plain,
         tuned_errors=judge.errors(tuned, sde, counted, batch_size),
         plain_errors=judge.errors(create(**plain), sde, counted, batch_size),
-        nfe=counted.samples,
-        seconds=time.perf_counter() - begun,
+        nfe=counted.samples + fit.nfe + judge.nfe,
+        seconds=time.perf_counter() - begun + fit.seconds + judge.seconds,
     )
 
 
@@ -220,7 +224,9 @@ def teach(
     def made(kind: int) -> Pairs:
         streams = SampleStreams(seed, torch.arange(shape[0]) + kind * _BETWEEN)
         x_T = sde.prior_sample(tuple(shape), generator=streams, device=device, dtype=torch.float32)
-        return Pairs(noise=x_T, x=_run(teacher, sde, score, x_T, batch_size))
+        begun, counted = time.perf_counter(), _Counted(score)
+        x = _run(teacher, sde, counted, x_T, batch_size)
+        return Pairs(noise=x_T, x=x, nfe=counted.samples, seconds=time.perf_counter() - begun)
 
     return made(_FIT), made(_JUDGE)
 

@@ -32,6 +32,7 @@ from torch import Tensor
 from numerics import (
     Generator,
     UserError,
+    expand_as,
     normal,
     real_dtype,
     require_count,
@@ -48,6 +49,8 @@ from samplers.step import StatefulStep, Step
 from sde_lib import SDE, Measurement, Score, check_score
 from sde_lib.score import tweedie
 from sde_lib.time_grids import LogSNR, TimeGrid
+
+_SIGNS = 16
 
 
 @dataclass(frozen=True, kw_only=True, repr=False)
@@ -208,7 +211,10 @@ class _Target:
         self.measurement = measurement.take(owner)
         self.svd = self.measurement.svd
         self.known = None if self.svd is None else self.svd.left(self.measurement.y)
-        self.mean_square = 0.0 if self.svd is not None or not measurement.linear else _mean_square(measurement)
+        self.mean_square = torch.zeros((), device=owner.device)
+        if self.svd is None and measurement.linear:
+            mean_square = _mean_square(measurement)
+            self.mean_square = mean_square if mean_square.ndim == 0 else mean_square[owner]
         self._time = run.times(0.0)[:1]
 
     def __call__(self, x: Tensor, t: float) -> _Particles:
@@ -243,7 +249,7 @@ class _Target:
             terms = off.square() / (n.square() + r2 * s.square())
         else:
             off = self.measurement.residual(D)
-            terms = off.square() / (self.measurement.variance(off) + r2 * self.mean_square)
+            terms = off.square() / (self.measurement.variance(off) + r2 * expand_as(self.mean_square, off))
         return -0.5 * terms.flatten(1).to(real_dtype(D.device)).sum(dim=1)
 
 
@@ -252,12 +258,16 @@ def width(kappa2: Tensor, data_std: float) -> Tensor:
     return data_std**2 * kappa2 / (data_std**2 + kappa2)
 
 
-def _mean_square(measurement: Measurement) -> float:
-    """The mean of the diagonal of A A^T, from random signs."""
-    batch = len(measurement.y) if hasattr(measurement.operator, "take") else 16
-    signs = torch.randint(0, 2, (batch, *measurement.y.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    v = signs.to(measurement.y)
-    return float(measurement.adjoint(v).square().sum() / v.square().sum())
+def _mean_square(measurement: Measurement) -> Tensor:
+    """The mean of the diagonal of A A^T, from sixteen vectors of random signs: `()`, or `(B,)` of an operator that differs by
+    sample, each from the same vectors."""
+    y = measurement.y
+    signs = torch.randint(0, 2, (_SIGNS, *y.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
+    v = signs.to(y)
+    if not hasattr(measurement.operator, "take"):
+        return measurement.adjoint(v).square().sum() / v.numel()
+    squares = [measurement.adjoint(one.expand_as(y)).square().flatten(1).sum(dim=1) for one in v]
+    return torch.stack(squares).sum(dim=0) / v.numel()
 
 
 def _drawn(run: Run, shape: tuple[int, ...], like: Tensor) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError
+from numerics import UserError, ordinary
 from sde_lib.operators import SVD, Operator, as_numbers
 
 
@@ -41,7 +41,7 @@ class Masks(Operator):
                 f"got masks of shape {tuple(self.masks.shape)} that are not each of zeros and ones with at least one 1; "
                 "expected (B, *), 1 where data are seen: leave out samples of which nothing is"
             )
-        object.__setattr__(self, "masks", seen)
+        object.__setattr__(self, "masks", ordinary(seen))
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape != self.masks.shape:
@@ -49,7 +49,7 @@ class Masks(Operator):
                 f"got masks of shape {tuple(self.masks.shape)} for x of shape {tuple(x.shape)}; expected one mask a sample, "
                 "of its shape with every channel: Mask(mask) is one for all"
             )
-        return torch.where(self.masks, x, 0.0)
+        return torch.where(self.masks.to(x.device), x, 0.0)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
@@ -64,11 +64,11 @@ class Masks(Operator):
             noise=noise.flatten(),
             left=lambda y: self(y).flatten(1),
             right=lambda x: self(x).flatten(1),
-            lift=lambda c: torch.where(masks, c.reshape(masks.shape), 0.0),
+            lift=lambda c: torch.where(masks.to(c.device), c.reshape(masks.shape), 0.0),
         )
 
     def take(self, index: Tensor) -> Masks:
         """The masks of the samples at `index` `(b,)`."""
         fewer = copy.copy(self)  # what was checked is
-        object.__setattr__(fewer, "masks", self.masks[index])
+        object.__setattr__(fewer, "masks", ordinary(self.masks[index.to(self.masks.device)]))
         return fewer

@@ -24,7 +24,7 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from numerics import UserError, take
+from numerics import UserError, ordinary, ordinary_mode, take
 from sde_lib.operators import SVD
 
 _PROBES = 2
@@ -38,7 +38,7 @@ class Measurement:
 
     Args:
         operator: A; a callable with `adjoint` is linear, another one need not be.
-        y: `(B, ...)`, one for each sample, or `(1, ...)`, one for all.
+        y: `(B, ...)`, one for each sample, or `(1, ...)`, one for all; kept in float32 at least.
         std: n, a number >= 0 or a tensor that broadcasts to the shape of one measurement `(...)`.
 
     Attributes:
@@ -72,12 +72,13 @@ class Measurement:
             )
         adjoint = getattr(self.operator, "adjoint", None)
         observed = getattr(self.operator, "observed", None)
-        y = self.y if observed is None else observed(self.y)
+        y = self.y.to(torch.promote_types(self.y.dtype, torch.float32))
+        y = y if observed is None else _applied(observed, y, "observed")
         if not bool(y.isfinite().all()):
             raise UserError(
                 "got y with values that are not finite; expected numbers: mask what is missing by Mask(mask)"
             )
-        settled: dict[str, object] = {"y": y, "linear": adjoint is not None, "event_shape": None}
+        settled: dict[str, object] = {"y": ordinary(y), "linear": adjoint is not None, "event_shape": None}
         settled["std"] = _noise(self.std, y, observed)
         settled["noiseless"] = bool((torch.as_tensor(settled["std"]) == 0).any())
         for name, value in settled.items():
@@ -106,6 +107,8 @@ class Measurement:
                 f"got x of shape {tuple(x.shape)} for a measurement of data (B, {', '.join(map(str, self.event_shape))}); "
                 "expected that shape"
             )
+        if not x.is_floating_point():
+            raise UserError(f"got x of {x.dtype}; expected real numbers, such as torch.float32")
         if x.device != self.y.device:
             raise UserError(f"got x on {x.device} and y on {self.y.device}; expected one device: move y there first")
 
@@ -123,12 +126,22 @@ class Measurement:
         try:
             seen = self.operator(x_0)
         except RuntimeError as error:
+            if "nference tensor" in str(error):
+                raise UserError(
+                    "got an operator that holds tensors made under torch.inference_mode(), which autograd cannot save; "
+                    "expected ordinary ones: make them outside of it, or give it their clone() made outside"
+                ) from error
             if not x_0.requires_grad or not self._takes(x_0.detach()):
                 raise
             raise UserError(
                 "got an operator that autograd cannot follow, which leaves torch; expected operations of torch on x, or, where "
                 "it is linear, LinearMap(forward, transpose)"
             ) from error
+        if not isinstance(seen, Tensor) or not seen.is_floating_point():
+            got = seen.dtype if isinstance(seen, Tensor) else type(seen).__name__
+            raise UserError(
+                f"got an operator that makes {got} of x; expected real numbers: torch.view_as_real makes them of complex ones"
+            )
         if seen.shape[1:] != self.y.shape[1:]:
             raise UserError(
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "
@@ -191,8 +204,9 @@ class Measurement:
         if decompose is None:
             return None
         one = self.y[0]
-        noise = self.std.to(one) if isinstance(self.std, Tensor) else torch.full_like(one, self.std)
-        found: SVD | None = decompose(noise.expand_as(one))
+        with ordinary_mode(one.device):  # kept for whoever asks next, who may differentiate through it
+            noise = self.std.to(one) if isinstance(self.std, Tensor) else torch.full_like(one, self.std)
+            found: SVD | None = decompose(noise.expand_as(one))
         return found
 
     def take(self, index: Tensor) -> Measurement:
@@ -203,7 +217,8 @@ class Measurement:
         fewer = copy.copy(self)  # what was checked is
         object.__setattr__(fewer, "operator", operator)
         # of an operator that differs by sample, what was one for all is one for each
-        object.__setattr__(fewer, "y", self.y[torch.zeros_like(index) if len(self.y) == 1 else index])
+        chosen = torch.zeros_like(index) if len(self.y) == 1 else index
+        object.__setattr__(fewer, "y", ordinary(self.y[chosen.to(self.y.device)]))
         if operator is not self.operator:
             fewer.__dict__.pop("svd", None)
         return fewer
@@ -212,7 +227,10 @@ class Measurement:
 def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] | None) -> float | Tensor:
     """The noise as a number, or a tensor on the device of `y`, checked; 1 in entries that no sample observes."""
     try:
-        value = torch.as_tensor(std, dtype=y.dtype)
+        given = torch.as_tensor(std)
+        if given.is_complex() or given.dtype == torch.bool:
+            raise TypeError  # refused below
+        value = torch.as_tensor(std, dtype=y.dtype)  # once more: a number of Python's has more digits than float32
         fits = value.expand(y.shape[1:]).shape == y.shape[1:] and bool((value.isfinite() & (value >= 0)).all())
     except (RuntimeError, TypeError, ValueError):
         fits = False
@@ -225,7 +243,9 @@ def _noise(std: float | Tensor, y: Tensor, observed: Callable[[Tensor], Tensor] 
     if value.ndim == 0:
         return float(value)
     value = value.to(y.device)
-    return value if observed is None else torch.where((observed(torch.ones_like(y)) != 0).any(dim=0), value, 1.0)
+    if observed is not None:
+        value = torch.where((observed(torch.ones_like(y)) != 0).any(dim=0), value, 1.0)
+    return ordinary(value)
 
 
 def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], Tensor], y: Tensor) -> tuple[int, ...]:
@@ -259,10 +279,29 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
             scale = float(seen.double().norm() * v.double().norm() + u.double().norm() * back.double().norm())
             if not abs(there - here) <= _ROUNDING * torch.finfo(y.dtype).eps * scale + 1e-300:
                 raise UserError(
-                    f"got an adjoint with <A u, v> = {there:.6g} and <u, adjoint v> = {here:.6g} for random u and v; expected "
+                    f"got an adjoint with <A u, v> = {there:.9g} and <u, adjoint v> = {here:.9g} for random u and v; expected "
                     "the same number: the operator is not linear, or this is not its transpose"
                 )
+        if not hasattr(operator, "take"):
+            _require_alone(operator, u, "forward map")
+            _require_alone(adjoint, v, "adjoint")
     return tuple(back.shape[1:])
+
+
+def _require_alone(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> None:
+    """Refuses a function of batches, an operator's `name`, that makes something else of `x` `(1, ...)` beside another sample.
+
+    Raises:
+        UserError: where it does.
+    """
+    mate = 3 + 2 * x.flip(*range(1, x.ndim))
+    alone, beside = _applied(function, x, name), _applied(function, torch.cat([x, mate]), name)
+    off = beside[:1] - alone if len(beside) == 2 else torch.full_like(alone, torch.inf)
+    if not float(off.norm()) <= _ROUNDING * torch.finfo(x.dtype).eps * float(beside.norm()):
+        raise UserError(
+            f"got an operator whose {name} makes something else of a sample where the batch has others; expected each sample "
+            "by itself: means and norms over all axes but the first"
+        )
 
 
 def _applied(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -> Tensor:

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError, require_count
+from numerics import UserError, ordinary, require_count
 
 LARGEST_MATRIX = 4096
 """A matrix has its singular values where the smaller side is at most this: some seconds."""
@@ -48,7 +48,7 @@ class SVD:
 
 
 def as_numbers(value: object, name: str) -> Tensor:
-    """`value`, a tensor or what torch makes one of, such as nested lists or an array of numpy.
+    """`value`, a tensor or what torch makes one of, such as nested lists or an array of numpy, that autograd can save.
 
     Raises:
         UserError: for anything else, or numbers that are not finite.
@@ -57,9 +57,9 @@ def as_numbers(value: object, name: str) -> Tensor:
         made = value if isinstance(value, Tensor) else torch.as_tensor(value)
     except (TypeError, ValueError, RuntimeError) as error:
         raise UserError(f"got {name}={value!r}; expected a tensor, or lists of numbers of equal lengths") from error
-    if not bool(made.isfinite().all()):
-        raise UserError(f"got {name} with entries that are not finite; expected numbers")
-    return made
+    if made.is_complex() or not bool(made.isfinite().all()):
+        raise UserError(f"got {name} with entries that are not finite real numbers; expected such ones")
+    return ordinary(made)
 
 
 class Operator(ABC):
@@ -124,7 +124,7 @@ class Linear(Operator):
             )
         D = self.matrix.shape[1]
         shape = (D,) if self.shape is None else tuple(int(n) for n in self.shape)
-        if math.prod(shape) != D:
+        if math.prod(shape) != D or any(n < 1 for n in shape):
             raise UserError(f"got shape={shape} for a matrix of {D} columns; expected a shape of {D} entries")
         object.__setattr__(self, "shape", shape)
 
@@ -180,7 +180,7 @@ class Mask(Operator):
             raise UserError(
                 "got a mask that is not of zeros and ones with at least one 1; expected 1 where data are seen"
             )
-        object.__setattr__(self, "mask", seen)
+        object.__setattr__(self, "mask", ordinary(seen))
 
     def __call__(self, x: Tensor) -> Tensor:
         if x.shape[1:] != self.mask.shape:
@@ -188,7 +188,7 @@ class Mask(Operator):
                 f"got a mask of shape {tuple(self.mask.shape)} for x of shape {tuple(x.shape)}; expected one of "
                 f"{tuple(x.shape[1:])}, expanded to every channel, or Masks(masks) for one a sample"
             )
-        return torch.where(self.mask, x, 0.0)
+        return torch.where(self.mask.to(x.device), x, 0.0)
 
     def adjoint(self, y: Tensor) -> Tensor:
         return self(y)
@@ -197,17 +197,19 @@ class Mask(Operator):
         return self(y)
 
     def svd(self, noise: Tensor) -> SVD | None:
-        index, shape = self.mask.flatten().nonzero().squeeze(1), self.mask.shape
+        index, shape = self.mask.flatten().nonzero().squeeze(1).to(noise.device), self.mask.shape
 
         def entries(x: Tensor) -> Tensor:
-            return x.flatten(1)[:, index]
+            return x.flatten(1)[:, index.to(x.device)]
 
         return SVD(
             values=torch.ones_like(noise.flatten()[index]),
             noise=noise.flatten()[index],
             left=entries,
             right=entries,
-            lift=lambda c: c.new_zeros(len(c), shape.numel()).index_copy(1, index, c).reshape(len(c), *shape),
+            lift=lambda c: (
+                c.new_zeros(len(c), shape.numel()).index_copy(1, index.to(c.device), c).reshape(len(c), *shape)
+            ),
         )
 
 
@@ -262,8 +264,11 @@ class Grey(Operator):
     weights: Sequence[float] = (0.299, 0.587, 0.114)
 
     def __post_init__(self) -> None:
-        weights = tuple(float(w) for w in self.weights)
-        if not weights or not sum(w * w for w in weights) > 0:
+        try:
+            weights = tuple(float(w) for w in self.weights)
+        except (TypeError, ValueError):
+            weights = ()
+        if not math.isfinite(sum(weights)) or not sum(w * w for w in weights) > 0:
             raise UserError(f"got weights={self.weights!r}; expected a number for each channel, not all 0")
         object.__setattr__(self, "weights", weights)
 

@@ -7,6 +7,7 @@ samples and densities are of another model than the one that was trained. Train 
 from __future__ import annotations
 
 import functools
+import itertools
 from collections.abc import Callable, Iterator
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -18,14 +19,15 @@ from torch.nn.modules.dropout import _DropoutNd
 from numerics import UserError
 
 _DEEP = 8  # wrappers around wrappers
+_WIDE = 64  # of a list or a table, so many entries are looked at: an ensemble's networks, and not a data set
 
 
 def require_eval_mode(score: Callable[..., Any]) -> None:
     """Refuses a score whose network is in train mode and has dropout or batch statistics at work.
 
     Args:
-        score: a module, a method of one, or an object that holds one (labels, corrections, guidance). What a plain function
-            refers to is not seen.
+        score: a module, a method of one, or an object that holds one (labels, corrections, guidance), or several in a list or a
+            dict. What a plain function refers to is not seen.
 
     Raises:
         UserError: with the first such part, and where it is.
@@ -73,6 +75,9 @@ def _networks(held: Any, seen: set[int], depth: int) -> Iterator[nn.Module]:
     elif isinstance(held, MethodType):
         inner = [held.__self__]
     elif not isinstance(held, FunctionType | BuiltinFunctionType | ModuleType | type):
-        inner = [v for v in getattr(held, "__dict__", {}).values() if callable(v) or isinstance(v, nn.Module)]
+        entries = getattr(held, "__dict__", {}).values()
+        if isinstance(held, dict | list | tuple):
+            entries = itertools.islice(held.values() if isinstance(held, dict) else held, _WIDE)
+        inner = [v for v in entries if callable(v) or isinstance(v, nn.Module | dict | list | tuple)]
     for value in inner:
         yield from _networks(value, seen, depth - 1)

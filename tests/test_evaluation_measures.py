@@ -340,6 +340,14 @@ def test_bad_features_are_refused(measure) -> None:
             measure(good[:1], good)
 
 
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, mmd, sliced_wasserstein, manifold, nearest])
+def test_features_are_taken_to_the_cpu_first(measure) -> None:
+    """Where the measures' generators are; of "meta" there is nothing to take, and torch says so."""
+    for x, y in ((normal(20, 3, 0).to("meta"), normal(20, 3, 1)), (normal(20, 3, 0), normal(20, 3, 1).to("meta"))):
+        with pytest.raises(NotImplementedError, match="copy out of meta"):
+            measure(x, y)
+
+
 def test_other_refusals() -> None:
     good = normal(20, 3, 0)
     with pytest.raises(DataError, match="reference half of whose"):

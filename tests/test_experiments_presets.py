@@ -195,6 +195,23 @@ def test_a_users_own_array_trains_and_is_drawn(shape, dtype, model, tmp_path):
             assert len(set(picture.convert("L").getdata())) > 1
 
 
+@pytest.mark.parametrize("script", ["ddpm", "iddpm", "ddim", "edm", "flow_matching", "vdm", "classes"])
+def test_a_preset_keeps_what_the_system_is(script, monkeypatch):
+    """The meaning of the network's output is the system's; a published one of another meaning is not offered."""
+    own = config_of(script, "digits")["model"]["parametrization"]["name"]
+    offered = presets.of(script)
+    assert {"digits", "fashion_mnist"} <= set(offered)
+    assert ("cifar10" in offered) == (script not in ("iddpm", "vdm", "classes")) and "image_256" not in offered
+    for name in offered:
+        config = config_of(script, name)
+        assert config["model"]["parametrization"]["name"] == own
+        with_data(monkeypatch, pictures(name))
+        monkeypatch.setattr("models.for_data", lambda *arguments, **options: torch.nn.Identity())
+        monkeypatch.setattr("models.ScoreModel.learned_variance", script == "iddpm")
+        if script != "classes":
+            assert setup.resolve(config).sde is not None
+
+
 def test_an_unknown_name_is_refused():
     with pytest.raises(UserError, match="did you mean 'fashion_mnist'"):
         config_of("vp", "fashion")

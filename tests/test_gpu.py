@@ -18,10 +18,26 @@ from training_cases import digest, options, points, tiny_model
 import models
 import samplers
 import training
+from evaluation import frechet_distance, kernel_distance, manifold, mmd, nearest, sliced_wasserstein
+from guidance import DPS, MomentMatching, PiGDM, posterior
 from likelihood import Exact, Hutchinson, accurate, elbo, fast, log_likelihood
 from models import Preconditioned, ScoreModel, presets
-from numerics import SampleStreams
-from sde_lib import VESDE, VPSDE, SubVPSDE, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
+from numerics import SampleStreams, normal
+from sde_lib import (
+    VESDE,
+    VPSDE,
+    Downsample,
+    Linear,
+    Mask,
+    Masks,
+    Measurement,
+    SubVPSDE,
+    TableVESDE,
+    TableVPSDE,
+    geometric_sigmas,
+    linear_betas,
+)
+from sde_lib.analytic import Gaussian
 from training import Callback, Interrupted, train
 from training.streams import StepStreams
 
@@ -131,6 +147,38 @@ def test_likelihoods_are_the_cpus(process, divergence, way):
         return log_likelihood(sde, model, data, method=method, divergence=divergence, generator=streams)
 
     close(scored(there, x.to(DEVICE)).log_prob, scored(here, x).log_prob, 1e-3)
+
+
+@pytest.mark.parametrize("name", ["mask", "masks", "linear", "downsample"])
+def test_samples_given_a_measurement_are_the_cpus(name):
+    """The operator's own tensors stay on the CPU, as a script makes them."""
+    sde, x = VPSDE(), normal((2, 1, 4, 4), SampleStreams(5))
+    seen = normal((2, 1, 4, 4), SampleStreams(6)) > 0
+    operator = {
+        "mask": Mask(seen[0]),
+        "masks": Masks(seen),
+        "linear": Linear(normal((5, 16), SampleStreams(7)), shape=(1, 4, 4)),
+        "downsample": Downsample(2),
+    }[name]
+    law = Gaussian(torch.zeros(1, 4, 4), torch.linspace(0.1, 1, 16))
+    index = torch.tensor([1])
+
+    def found(device):
+        m, score = Measurement(operator, operator(x.to(device)), 0.2), law.score(sde)
+        yield samplers.DDNM(measurement=m, steps=6)(sde, score, x.shape, generator=SampleStreams(0), device=device).x
+        for method in (MomentMatching(), PiGDM(), DPS()):
+            given = posterior(sde, score, m, method=method)
+            yield samplers.DDIM(steps=6)(sde, given, x.shape, generator=SampleStreams(0), device=device).x
+            yield given.take(index.to(device))(x.to(device)[1:], torch.tensor(0.5))
+
+    for there, here in zip(found(DEVICE), found("cpu"), strict=True):
+        close(there, here, 1e-4)
+
+
+@pytest.mark.parametrize("measure", [frechet_distance, kernel_distance, mmd, sliced_wasserstein, manifold, nearest])
+def test_measures_of_samples_are_the_cpus(measure):
+    x, y = (normal((40, 3), SampleStreams(seed)) for seed in (8, 9))
+    assert repr(measure(x.to(DEVICE), y.to(DEVICE))) == repr(measure(x, y))
 
 
 @pytest.mark.parametrize("process", SDES)

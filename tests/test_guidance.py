@@ -99,6 +99,8 @@ class TestClassifierFree:
         far = torch.tensor(0.9 * sde.T, dtype=torch.float64)
         torch.testing.assert_close(guided(x, far), model.condition(LABELS)(x, far.expand(6)))
         assert not model.without
+        none = classifier_free(model, LABELS, 0.0, interval=(low, high))  # the scale holds within, at 0 too
+        torch.testing.assert_close(none(x, t), torch.where(inside.unsqueeze(1), s_0, s_c), rtol=1e-10, atol=1e-12)
 
     @each_sde
     def test_rescaling_brings_the_denoised_spread_to_that_of_the_class(self, sde):
@@ -199,6 +201,8 @@ class TestClassifierFree:
             (lambda m: classifier_free(m, 1, 2.0, interval=(2, -2)), "log-SNR"),
             (lambda m: classifier_free(m, 1, 2.0, interval=(1,)), "low < high"),
             (lambda m: classifier_free(m, 1, 2.0, interval=3.0), "low < high"),
+            (lambda m: classifier_free(m, 1, 2.0, interval=(math.nan, 1.0)), "low < high"),
+            (lambda m: classifier_free(m, 1, 2.0, interval="01"), "low < high"),
             (lambda m: classifier_free(lambda x, t: -x, 1, 2.0), "no condition"),
             (lambda m: classifier_free(network(3), torch.tensor([True, False]), 2.0), "integers"),
             (lambda m: classifier_free(m, 1, 2.0, rescale=1.5), "rescale=1.5"),
@@ -206,6 +210,8 @@ class TestClassifierFree:
             (lambda m: classifier_free(network(3), [0, 3], 2.0), "classes 0 to 2"),
             (lambda m: classifier_free(network(3), -1, 2.0), "classes 0 to 2"),
             (lambda m: classifier_free(network(3), 0.5, 2.0), "integers"),
+            (lambda m: classifier_free(network(3), torch.zeros(2, dtype=torch.complex64), 2.0), "integers"),
+            (lambda m: classifier_free(network(3), [0] * 999 + [7], 2.0), "the label 7; expected classes 0 to 2"),
             (lambda m: classifier_free(network(None), 0, 2.0), "no classes"),
             (lambda m: classifier_free(network(3), [0, 1], 2.0)(torch.zeros(3, 2), torch.tensor(0.5)), r"\(3,\)"),
         ],
@@ -330,9 +336,15 @@ class TestClassifierGuidance:
             (lambda x: x, LABELS, 1.0, "cannot be called"),
             (torch.nn.Linear(2, 3), LABELS, 1.0, "told the noise level"),
             (lambda x, t: x @ torch.eye(2, 3, dtype=x.dtype), LABELS, 1.0, "same at t = "),
+            # the noise shifts all logits alike, which says nothing of the classes
+            (lambda x, t: x @ torch.eye(2, 3, dtype=x.dtype) + t.unsqueeze(1), LABELS, 1.0, "same at t = "),
+            (lambda x, t: x @ torch.eye(2, 3, dtype=x.dtype) * math.nan, LABELS, 1.0, "not finite"),
+            (lambda x, t: [[0.0, 1.0, 2.0]] * len(x), LABELS, 1.0, "logits as list"),
+            (None, LABELS, 1.0, "cannot be called"),
             (posterior(VPSDE()), [0, 1, 2, 3, 0, 1], 1.0, "classes 0 to 2"),
             (posterior(VPSDE()), [0, -1], 1.0, "label -1"),
             (posterior(VPSDE()), [0.5], 1.0, "integers"),
+            (posterior(VPSDE()), torch.zeros(6, dtype=torch.complex64), 1.0, "integers"),
             (posterior(VPSDE()), torch.zeros(2, 2, dtype=torch.long), 1.0, "integers"),
             (posterior(VPSDE()), [0, 1], 1.0, "2 labels for 6 samples"),
             (posterior(VPSDE()), LABELS, math.inf, "scale=inf"),

@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 import data
-from evaluation import ProjectedGradient, auroc, calibration
+from data import DataError
+from evaluation import ProjectedGradient, auroc, calibration, share
 from experiments import jem
 from models import ClassifierEnergy, energy_of
 from models.classifier_energy import Residual
@@ -219,6 +220,19 @@ class TestTheBuffer:
         for a, b in zip(*end.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+    def test_a_second_training_takes_nothing_from_the_first(self):
+        digits, objective = data.create("digits"), JointEnergy(buffer=40, length=2, box=(-1.0, 1.0))
+        options = TrainingOptions(
+            steps=2, batch_size=16, warmup=1, label_dropout=0.0, progress=False, tensorboard=False
+        )
+        ends = []
+        for _ in range(2):
+            model = classifier()
+            train(model, digits.split("train"), digits.transform(), options, objective=objective)
+            ends.append((objective.chains.states, next(model.parameters()).detach()))
+        for a, b in zip(*ends, strict=True):
+            torch.testing.assert_close(a, b, rtol=0, atol=0)
+
     def test_a_batch_larger_than_the_buffer(self):
         with pytest.raises(UserError, match="buffer=4 for batches of 8"):
             JointEnergy(buffer=4).draw(SDE, (8, 2), StepStreams(0, 0))
@@ -254,6 +268,23 @@ def test_divergence_is_said_in_one_line():
 
 
 class TestMeasures:
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            ([0, -1, 2], "labels from -1 to 2; expected classes 0 to 2"),
+            ([0, 1, 3], "labels from 0 to 3"),
+            ([0.0, 1.7, 2.0], "float32; expected integers"),
+            ([True, False, True], "bool; expected integers"),
+        ],
+    )
+    def test_labels_that_are_no_classes_are_refused(self, labels, words):
+        with pytest.raises(DataError, match=words):
+            calibration(torch.zeros(3, 3), torch.tensor(labels))
+
+    def test_a_share_of_nothing_is_refused(self):
+        with pytest.raises(DataError, match="no samples"):
+            share(torch.zeros(0))
+
     def test_ece_by_hand(self):
         """Two bins: confidences 0.6, 0.6 with one right, 0.9, 0.9 with both: (2 |0.5 - 0.6| + 2 |1 - 0.9|) / 4."""
         p = torch.tensor([[0.6, 0.4], [0.6, 0.4], [0.9, 0.1], [0.1, 0.9]])

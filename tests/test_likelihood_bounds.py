@@ -412,3 +412,18 @@ def test_data_that_cannot_be_scored_are_refused(x_0, options, message):
     with pytest.raises(ValueError, match=message) as error:
         elbo(VPSDE(), lambda x, t: -x, x_0, **options)
     assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("decoder", [Bins, DiscretizedGaussian])
+def test_sixteen_bits_a_pixel_are_decoded(decoder):
+    """uint16, which has no amin, as int64."""
+    transform, sde, law = Rescale(levels=65536), VPSDE(), Gaussian(torch.zeros(4), 0.1 * torch.ones(4))
+    grey = torch.randint(0, 65536, (3, 4), generator=torch.Generator().manual_seed(0))
+
+    def bound(data):
+        x_0, streams = transform.centres(grey).double(), SampleStreams(0)
+        return elbo(
+            sde, law.score(sde), x_0, data=data, decoder=decoder(transform=transform), draws=8, generator=streams
+        ).nats
+
+    assert torch.equal(bound(grey.to(torch.uint16)), bound(grey))

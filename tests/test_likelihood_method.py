@@ -32,6 +32,7 @@ from likelihood import (
 )
 from numerics import RK4, Adams, Dopri5, SampleStreams, UserError
 from sde_lib import CountedScore, PlainFlow, WhitenedFlow
+from sde_lib.analytic import GaussianMixture
 from sde_lib.time_grids import Custom, Karras, LogSNR
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
@@ -191,6 +192,29 @@ class TestCompanions:
         larger = torch.maximum(both.solver_error[:3], both.companion_error[:3])
         assert torch.equal(both.stated_error, torch.cat([larger, both.solver_error[3:]]))
         assert both.asdict()["solver_error"] == pytest.approx(float(both.stated_error.mean()))
+
+    def test_an_images_error_is_its_own(self):
+        """Whatever its place and its batch: by its id where there are ids, else by one probe for all."""
+        images = torch.randint(0, 17, (8, 1, 2, 2), generator=torch.Generator().manual_seed(0))
+        sde, ids, order = SDES["vp"], torch.arange(8), torch.tensor([7, 2, 5, 4, 3, 6, 1, 0])
+        law = GaussianMixture(torch.tensor([[0.4] * 4, [-0.4, 0.4, 0.0, 0.2]]), torch.tensor([0.3, 0.2]), torch.ones(2))
+        score = lambda x, t: law.score(sde)(x.flatten(1), t).reshape(x.shape)
+        method = Method(Adams(steps=12), flow=WhitenedFlow(data_std=0.5))
+
+        def stated(which):
+            streams = SampleStreams(1, ids[which])
+            transform = Rescale(levels=17)
+            return bits_per_dim(sde, score, images[which], transform, method=method, generator=streams).companion_error
+
+        whole = stated(ids)
+        assert float(whole.min()) > 0
+        assert torch.allclose(stated(order), whole[order], rtol=1e-6)
+        assert torch.allclose(stated(ids[5:6]), whole[5:6], rtol=1e-6)
+        x = 2 * images.double() / 17 - 1
+        for streams in (lambda which: None, lambda which: SampleStreams(1, which)):
+            each = companion_error(sde, score, x, method=method, generator=streams(ids))
+            alone = companion_error(sde, score, x[3:4], method=method, generator=streams(ids[3:4]))
+            assert torch.allclose(each[3:4], alone, rtol=1e-9)
 
     def test_a_grid_of_own_times_has_none(self):
         sde = SDES["vp"]

@@ -13,19 +13,25 @@ from oracles import SDES
 
 from data.transforms import Standardize
 from likelihood import (
+    Coloured,
     Exact,
     Hutchinson,
     Method,
+    NoDequantization,
     Refinement,
     accurate,
     bits_per_dim,
     choose_steps,
+    companion_error,
     fast,
     log_likelihood,
     pilot_grid,
 )
+from likelihood.draw_places import COMPANIONS
+from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.steps import choice_of
+from likelihood.survey import order_of
 from numerics import Adams, Dopri5, SampleStreams, UserError, expand_as
 from sde_lib import CountedScore, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
@@ -184,6 +190,26 @@ class TestRefinement:
         expected = D * everyone.state_error
         assert torch.allclose(everyone.solver_error, expected)
 
+    @pytest.mark.parametrize("divergence", [Hutchinson(probes=2, fresh=False), Coloured(spacing=2, fresh=False)])
+    def test_one_probe_along_the_path_stays_a_samples_own(self, divergence):
+        """Solved again it is the solution of more steps with the same probe, to the last digit; of any draw."""
+        score, x = law().score(self.sde), samples(12, 2).reshape(12, 1, 2, 4)
+
+        def flat(x, t):
+            return score(x.flatten(1), t).reshape(x.shape)
+
+        def value(method, draw):
+            streams = SampleStreams(5, torch.arange(12), draw=draw)
+            return log_likelihood(self.sde, flat, x, method=method, divergence=divergence, generator=streams)
+
+        above = float(value(self.coarse, 0).state_error.median())
+        for draw in (0, 7):
+            found = value(self.method(above=above, times=1), draw)
+            again = found.refined > 0
+            assert 0 < int(again.sum()) < 12
+            finer = value(self.coarse.with_steps(24), draw)
+            assert torch.allclose(found.log_prob[again], finer.log_prob[again], atol=1e-9)
+
     def test_probes_stay_unbiased(self):
         """The mean over probes is the solution with the exact trace, also of those that were solved again."""
         score, x = law().score(self.sde), samples(1, 2).expand(2000, -1)
@@ -224,11 +250,54 @@ class TestRefinement:
             method=method,
             draws=3,
             divergence=divergence,
-            companions=0,
+            companions=3,
             generator=SampleStreams(0),
         )
-        assert int(found.refined.min()) == 2 and len(used) >= 3 * 3 * (13 + 25 + 49)
-        assert len(set(used)) == len(used)
+        assert int(found.refined.min()) == 2 and len(used) >= 3 * 3 * (13 + 25 + 49) + 9
+        companions = [place for place in used if place[1] >= COMPANIONS]
+        assert len(set(companions)) == 3 and len(companions) == 9  # one probe for the three solutions
+        assert len(set(used)) == len(used) - 6
+
+    def test_no_number_of_a_survey_serves_twice(self, monkeypatch):
+        """Values of many draws, their repetitions, both solved again, what more steps change, the order, and the pilot's."""
+        images = samples(8, 2).float()
+        survey_of = ImageSet(
+            self.sde,
+            law().score(self.sde),
+            images,
+            Standardize(),
+            method=replace(self.method(above=1e-12, times=2), solver=Adams(steps=8, points=3)),
+            dequantizer=NoDequantization(),
+            divergence=None,
+            draws=5,
+            data_std=1.0,
+            seed=0,
+            batch_size=8,
+        )
+        index, uses = torch.arange(2), {}
+        words = SampleStreams.words
+
+        def noted(self, shape, *, device=None):
+            ids = range(shape[0]) if self.ids is None else self.ids.tolist()
+            uses[use].update((self.seed, i, self.draw) for i in ids)
+            return words(self, shape, device=device)
+
+        monkeypatch.setattr(SampleStreams, "words", noted)
+        for use, ask in {
+            "values": lambda: survey_of.values(index, 0, False),
+            "repetitions": lambda: survey_of.values(index, 1, False),
+            "predictors": lambda: survey_of.paid(index, range(10)),
+            "compared": lambda: survey_of.compare_steps(index, twice=True),
+            "order": lambda: order_of(8, 0),
+            "pilot": lambda: choose_steps(self.sde, law().score(self.sde), images, tolerance=1.0),
+            "companions": lambda: companion_error(
+                self.sde, law().score(self.sde), images[:3], method=self.coarse, generator=SampleStreams(0)
+            ),
+        }.items():
+            uses[use] = set()
+            ask()
+            assert uses[use]
+        assert len(set().union(*uses.values())) == sum(len(numbers) for numbers in uses.values())
 
     def test_it_wants_fixed_steps(self):
         with pytest.raises(
@@ -237,6 +306,21 @@ class TestRefinement:
             Method(Dopri5(), refinement=Refinement(ratio=1.0, above=1.0))
         with pytest.raises(UserError, match="above"):
             Refinement(ratio=1.0, above=0.0)
+
+
+@pytest.mark.parametrize("ask", [fast, choose_steps, lambda *a: fast(*a, steps=8)], ids=["fast", "choose", "steps"])
+@pytest.mark.parametrize(
+    ("x", "says"),
+    [
+        (torch.zeros(8, D, dtype=torch.uint8), "uint8; expected a floating batch"),
+        (torch.zeros(8), "x of shape"),
+        (torch.zeros(0, D), "x of shape"),
+        (torch.full((8, D), math.nan), "8 samples with values that are not finite"),
+    ],
+)
+def test_a_pilot_of_no_data_is_refused(ask, x, says):
+    with pytest.raises(UserError, match=says):
+        ask(SDES["vp"], law().score(SDES["vp"]), x)
 
 
 def test_a_choice_can_be_written_down():

@@ -16,12 +16,12 @@ from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
 from likelihood.roughness import roughness
-from likelihood.step_correction import PART, Correction
+from likelihood.step_correction import PART, Correction, half_will_do, refinement_of
 from likelihood.steps import fast_on
 from likelihood.survey import _correction, conduct, plan_survey
 from likelihood.survey_budget import AT_ONCE, SHARE, Budget
 from likelihood.survey_design import sample_size
-from likelihood.survey_population import Differences, Table
+from likelihood.survey_population import Differences, Halving, Table
 from likelihood.suspects import suspects
 from numerics import Adams, SampleStreams, UserError
 from sde_lib import VPSDE, WhitenedFlow
@@ -321,6 +321,65 @@ class TestCorrection:
         assert 0 < result.solver < 0.1 * abs(correction.mean)
 
 
+class TestSolvedAgain:
+    """Images of which half the steps lose far more than of the others: told by their state's error, once they are scored."""
+
+    def rare(self, share=0.015, *, told=True):
+        """Some lose two bits, the others 0.03; the truth."""
+        table, _ = population()
+        N, g = table.size, torch.Generator().manual_seed(8)
+        far = torch.rand(N, generator=g) < share
+        table._differences = torch.where(far, 2.0 + 0.3 * numbers(N, seed=9), 0.03 + 0.006 * numbers(N, seed=10))
+        table._state_errors = 0.4 * table._differences.abs() * torch.exp(0.1 * numbers(N, seed=11)) if told else None
+        return table, float((table._bits[0] + table._differences).mean()), far
+
+    def pulls(self, table, truth):
+        found = [conduct(table, plan_survey(table, precision=0.012, seed=seed), seed=seed) for seed in range(80)]
+        return torch.tensor([(r.mean - truth) / r.estimate_stderr for r in found]), found
+
+    def test_all_that_are_scored_are_and_the_error_holds(self):
+        table, truth, far = self.rare()
+        z, found = self.pulls(table, truth)
+        assert abs(float(z.square().mean().sqrt()) - 1) < 3 / math.sqrt(160)
+        for result in found:
+            made = result.design.correction
+            assert made.half and abs(made.mean - 0.03) < 0.01  # what is mended already is not in it
+            assert set(result.refined.tolist()) == set(result.scored[far[result.scored]].tolist())
+        assert sum(len(result.refined) for result in found) > 80 and found[0].asdict()["survey"]["solved_again"] > 0
+        plain, _, _ = self.rare(0.0)
+        assert found[0].passes < 1.4 * conduct(plain, plan_survey(plain, precision=0.012)).passes
+
+    def test_without_them_the_mean_would_lack_what_they_lose(self):
+        table, truth, _ = self.rare(told=False)
+        z, _ = self.pulls(table, truth)
+        assert float((z < -1.5).double().mean()) > 0.5
+
+    def test_they_are_none_where_all_images_lose_as_much(self):
+        table, truth, _ = self.rare(0.6)
+        made = plan_survey(table, precision=0.012)
+        assert made.correction.refinement is None and not made.correction.half
+        assert len(conduct(table, made).refined) == 0
+
+    def test_who_errs_all_the_same_is_named(self):
+        table, _, far = self.rare()
+        result = conduct(table, plan_survey(table, precision=0.012))
+        assert "still err" not in str(result)
+        error = torch.where(torch.isin(result.scored, result.refined), 0.4, 0.01)
+        (line,) = [line for line in replace(result, solver_error=error).notes if "still err" in line]
+        assert f"({int(result.refined[0])}" in line and "up to 0.4 bits/dim" in line
+
+    def test_what_is_refined_is_told_by_the_trial(self):
+        lost = torch.tensor([0.01, -0.02, 0.03, 0.01, 0.02, 0.01, 0.02, 3.0], dtype=torch.float64)
+        trial = Halving(lost=lost, passes=1, state_error=2 * lost.abs())
+        found = refinement_of(trial, 0.012)
+        assert found.ratio == pytest.approx(math.log(2) / 2) and found.above == pytest.approx(8 * 0.012 * math.log(2))
+        assert found.too_large(trial.state_error).tolist() == [False] * 7 + [True]
+        assert half_will_do(trial, 0.012, found) and not half_will_do(trial, 0.012)
+        assert refinement_of(Halving(lost=lost, passes=1), 0.012) is None
+        nothing = torch.zeros(8, dtype=torch.float64)
+        assert refinement_of(Halving(lost=nothing, passes=1, state_error=nothing), 0.012) is None
+
+
 class TestSurvey:
     def test_reaches_the_precision_with_few_passes(self):
         table, _ = population()
@@ -550,18 +609,32 @@ def test_numbers_without_grey_levels():
     assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr + 1e-4
 
 
+@pytest.mark.parametrize("own", [False, True])
 @pytest.mark.parametrize("half", [False, True])
-def test_what_corrects_values_is_what_they_lack(half):
-    """Value and difference together are the value of twice the steps, also where an image was solved again with more."""
+def test_what_corrects_values_is_what_they_lack(half, own):
+    """Value and difference together are the value of twice the steps, also where an image was solved again with more: by the
+    method's own rule, or by the survey's, which half the steps have too."""
     law = GaussianMixture(
         torch.tensor([[-1.0, 0.2, 0.0, 0.4], [1.0, 0.0, -0.3, 0.1]]), torch.tensor([0.1, 0.3]), torch.tensor([0.5, 0.5])
     )
     x = law.sample(60, generator=torch.Generator().manual_seed(0)).float()
     plain = fast_on(fallback_grid(SDE, t_min=SDE.t_min), steps=24, data_std=1.0)
-    method = replace(plain, refinement=Refinement(ratio=1.0, above=0.003))
-    given = dict(method=method, dequantizer=NoDequantization(), divergence=Exact(), draws=1, data_std=1.0, seed=0)
+    again = Refinement(ratio=1.0, above=0.003)
+    method = replace(plain, refinement=again)
+    given = dict(
+        method=method if own else plain,
+        dequantizer=NoDequantization(),
+        divergence=Exact(),
+        draws=1,
+        data_std=1.0,
+        seed=0,
+    )
     made, index = ImageSet(SDE, law.score(SDE), x, Standardize(), batch_size=60, **given), torch.arange(60)
+    plainly = made.values(index, 0, half)
+    made = made if own else made.refining(again)
     values, found = made.values(index, 0, half).bits, made.differences(index)
+    changed = (made.values(index, 0, half).refined > plainly.refined).sum()
+    assert own == (int(changed) == 0) and made.refining(made.refinement) is made
     wanted = bits_per_dim(
         SDE, law.score(SDE), x, Standardize(), method=plain.with_steps(48), divergence=Exact(), companions=0
     )
@@ -582,5 +655,14 @@ def test_a_value_is_its_images_own_by_its_id():
     other = survey(SDE, LAW.score(SDE), x[order], transform, ids=ids[order], **given)
     assert torch.allclose(other.exact, one.exact[order], atol=1e-6)
     assert not torch.allclose(survey(SDE, LAW.score(SDE), x, transform, **given).exact, one.exact, atol=1e-3)
-    with pytest.raises(UserError, match="ids"):
-        survey(SDE, LAW.score(SDE), x, transform, ids=ids[:3], **given)
+    listed = survey(SDE, LAW.score(SDE), x, transform, ids=ids.tolist(), **given)
+    assert listed.mean == one.mean
+    for wrong, says in (
+        (ids[:3], "got 3 ids, 3 different ones, for"),
+        (torch.cat([ids[:1], ids[:-1]]), "images with one id would share their noise"),
+        (torch.ones(len(ids), dtype=torch.bool), "expected integers >= 0"),
+        (ids.double(), "expected integers >= 0"),
+        (["a"] * len(ids), "ids="),
+    ):
+        with pytest.raises(UserError, match=says):
+            survey(SDE, LAW.score(SDE), x, transform, ids=wrong, **given)

@@ -7,8 +7,10 @@ import math
 import pytest
 import torch
 
+from guidance import posterior
 from numerics import UserError, conjugate_gradients
-from sde_lib import Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
+from samplers import DDNM
+from sde_lib import VPSDE, Blur, Downsample, Grey, Linear, LinearMap, Mask, Masks, Measurement
 
 
 def random(*shape, seed=0):
@@ -99,6 +101,51 @@ def test_downsampling_is_average_pooling_and_grey_the_luma():
     x = random(2, 3, 4, 6)
     torch.testing.assert_close(Downsample(2)(x), torch.nn.functional.avg_pool2d(x, 2))
     torch.testing.assert_close(Grey()(x)[:, 0], 0.299 * x[:, 0] + 0.587 * x[:, 1] + 0.114 * x[:, 2])
+
+
+@pytest.mark.parametrize("name", [*OPERATORS, "masks"])
+def test_an_operator_goes_where_the_data_are(name):
+    """Its tensors are made on the CPU; "meta" has no values, but mixed devices raise there as they do on a GPU."""
+    operator, event = OPERATORS[name] if name != "masks" else (Masks(random(2, 5) > 0), (5,))
+    x = random(2, *event).to("meta")
+    y = operator(x)
+    assert y.device.type == "meta" and operator.adjoint(y).device.type == "meta"
+    if name in ("mask", "masks", "downsample", "grey"):  # the others look at values
+        svd = operator.svd(torch.ones(y.shape[1:], device="meta"))
+        parts = (svd.values, svd.noise, svd.left(y), svd.right(x), svd.lift(svd.left(y)))
+        assert all(part.device.type == "meta" for part in parts)
+
+
+def test_a_measurement_in_half_precision_is_kept_in_float32():
+    """The state is in float32 at least, and a half-precision y would be compared, and decomposed, in its own digits."""
+    y = random(2, 3).half()
+    made = Measurement(Linear(random(3, 6)), y, torch.full((3,), 0.1))
+    assert made.y.dtype == torch.float32 and torch.equal(made.y, y.float())
+    svd = made.svd
+    assert svd.values.dtype == torch.float32
+    torch.testing.assert_close(svd.left(made.y).square().sum(), made.y.square().sum())
+
+
+@pytest.mark.parametrize(
+    ("operator", "says"),
+    [
+        (lambda x: torch.fft.fft(x), "makes torch.complex128 of x; expected real numbers"),
+        (lambda x: x.argmax(dim=1, keepdim=True).expand_as(x), "makes torch.int64 of x"),
+        (lambda x: x.tolist(), "makes list of x"),
+    ],
+)
+def test_what_is_no_real_measurement_is_refused_in_one_line(operator, says):
+    with pytest.raises(UserError, match=says):
+        Measurement(operator, random(2, 4), 0.1).residual(random(2, 4))
+
+
+def test_what_an_operator_cannot_say_is_observed_is_refused():
+    class Fails(Mask):
+        def observed(self, y):
+            return y @ torch.ones(9, 9)
+
+    with pytest.raises(UserError, match="observed cannot take"):
+        Measurement(Fails([1, 0]), torch.ones(1, 2), 0.1)
 
 
 def test_taking_samples_takes_their_measurements():
@@ -212,6 +259,16 @@ def test_lists_and_arrays_are_operators():
         (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.squeeze(9)), random(1, 3), 0.1), "adjoint cannot"),
         (lambda: Measurement(LinearMap(lambda x: x, lambda y: y.sum()), random(1, 3), 0.1), "expected data"),
         (lambda: Measurement(Masks([[1, 0]]), random(1, 2), 0.1).check(random(3, 2)), "one of each"),
+        (
+            lambda: Measurement(Linear(random(3, 6)), random(1, 3), 0.1).check(torch.ones(1, 6, dtype=torch.int64)),
+            "int64",
+        ),
+        (lambda: Mask(torch.tensor([1, 0j])), "real"),
+        (lambda: Grey("abc")(random(1, 3)), "weights='abc'"),
+        (lambda: Measurement(Mask([1, 0]), random(1, 2), True), "std=True"),
+        (lambda: Measurement(Mask([1, 0]), random(1, 2), torch.tensor([0.1, 0.1j])), "std"),
+        (lambda: DDNM(measurement=random(3, 4)), "got a Tensor for a measurement"),
+        (lambda: posterior(VPSDE(), lambda x, t: -x, random(3, 4)), "got a Tensor for a measurement"),
     ],
 )
 def test_what_was_a_traceback_is_refused_in_one_line(make, says):
@@ -236,6 +293,16 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         (lambda: Blur.gaussian(0.0, size=5), "std"),
         (lambda: Linear(random(3)), "matrix"),
         (lambda: Linear(random(3, 6), shape=(2, 2)), "6 columns"),
+        (lambda: Linear(random(3, 6), shape=(-2, -3)), "6 columns"),
+        # right for one sample, and for more of them another with every batch
+        (
+            lambda: Measurement(LinearMap(lambda x: x.flip(0), lambda y: y.flip(0)), random(1, 3), 0.1),
+            "batch has others",
+        ),
+        (
+            lambda: Measurement(LinearMap(lambda x: x, lambda y: y / len(y)), random(1, 3), 0.1),
+            "adjoint makes something else",
+        ),
         (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
         (lambda: Downsample(0), "factor"),
         (lambda: Blur(random(2, 2)), "odd"),

@@ -171,6 +171,8 @@ class TestSurvey:
     def test_it_is_planned_taken_up_again_and_kept(self, run):
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
+        # with the pilot that was kept
+        assert "minutes; all images" in called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "results.json" not in plan and not any(
             k.startswith("nll/test-survey") for k in json.loads((run / "results.json").read_text())
         )

@@ -22,10 +22,11 @@ from likelihood import (
     fast,
     log_likelihood,
 )
+from likelihood.draw_places import COMPANIONS
 from likelihood.methods import fast_on
 from models import MLP, NCSNpp, ScoreModel
 from models.conditioning import DiscreteIndex
-from numerics import Adams, SampleStreams, UserError
+from numerics import Adams, SampleStreams, UserError, expand_as
 from samplers import EulerMaruyama, PredictorCorrector
 from sde_lib import (
     SDE,
@@ -325,6 +326,22 @@ class TestPriorMismatch:
         scored = bits_per_dim(sde, law.score(sde), x, Standardize(), divergence=Exact())
         assert "does not hide these data" in str(scored) and scored.asdict()["prior_mismatch"] > 0.1
 
+    def test_a_score_that_is_wrong_at_T_is_told_from_data_that_show(self):
+        """Where alpha(T) is 5e-5 no data show; a clipped mean is in range, whatever the score says."""
+        sde = TableVPSDE(betas=cosine_betas(steps=1000), t_min=1e-3, t_end=1e-3)
+
+        def score(x, t):
+            return -0.5 * x / expand_as(sde.sigma(t), x).square()
+
+        def draw(**options):
+            samplers.create("ddim", steps=3, **options)(sde, score, (50, 2), generator=torch.Generator().manual_seed(0))
+
+        with pytest.warns(UserWarning, match=r"denoised mean at T, 1e\+04, the score has not learned"):
+            draw()
+        with warnings.catch_warnings():
+            warnings.simplefilter("error")
+            draw(clip=True)
+
     @each_sde
     def test_usual_data_are_hidden(self, sde):
         law = Gaussian(torch.full((2,), 0.5), torch.ones(2))
@@ -346,13 +363,14 @@ class TestStatedErrors:
         from likelihood import Hutchinson
 
         def value(method):
+            same_probe = SampleStreams(0, draw=COMPANIONS)
             return log_likelihood(
-                sde, score, x, method=method, divergence=Hutchinson(fresh=False), generator=SampleStreams(0)
+                sde, score, x, method=method, divergence=Hutchinson(fresh=False), generator=same_probe
             ).log_prob
 
         method = fast_on(grid.grid, steps=steps, data_std=grid.flow.data_std)
         true = (value(method) - value(accurate(tolerance=1e-7, data_std=grid.flow.data_std))).abs()
-        stated = companion_error(sde, score, x, method=method)
+        stated = companion_error(sde, score, x, method=method, generator=SampleStreams(0))
         assert float((2 * stated >= true).double().mean()) >= 0.95
         assert 1 < float((stated / true).median()) < 5
 
@@ -376,10 +394,24 @@ class TestStatedErrors:
                 x,
                 method=Method(Adams(steps=steps, points=3)),
                 divergence=Hutchinson(fresh=False),
-                generator=SampleStreams(0),
+                generator=SampleStreams(0, draw=COMPANIONS),
             ).log_prob
 
         first, second = ((value(12) - value(steps)).abs() for steps in (18, 36))
-        stated = companion_error(sde, NARROW.score(sde), x, method=Method(Adams(steps=12, points=3)))
+        method = Method(Adams(steps=12, points=3))
+        stated = companion_error(sde, NARROW.score(sde), x, method=method, generator=SampleStreams(0))
         assert torch.allclose(stated, 2 * torch.maximum(first, second), rtol=1e-12)
         assert bool((first > second).any()) and bool((second > first).any())
+
+
+def test_whole_numbers_among_the_parameters_are_no_coarse_weights():
+    class Counting(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.seen = torch.nn.Parameter(torch.tensor([1]), requires_grad=False)
+
+        def forward(self, x, t):
+            return -x
+
+    found = log_likelihood(VPSDE(), Counting(), torch.zeros(2, 3), method=Method(Adams(steps=4)))
+    assert bool(found.converged.all())

@@ -61,6 +61,58 @@ def test_probes_are_enough_and_the_default_grid_too():
     assert found.joint == again.joint
 
 
+class Dropped(torch.nn.Module):
+    """A law's score, through dropout."""
+
+    def __init__(self, score):
+        super().__init__()
+        self.score, self.drop = score, torch.nn.Dropout(0.2)
+        self.weight = torch.nn.Parameter(torch.zeros(6, dtype=torch.float64))
+
+    def forward(self, x, t):
+        return self.drop(self.score(x, t)) + 0 * self.weight * x
+
+
+def test_it_is_asked_for_as_a_likelihood_is():
+    """Data and networks that `log_likelihood` refuses are refused here too; what was a traceback says what to do."""
+    sde, law, y = VPSDE(), GaussianMixture(MEANS, STDS, WEIGHTS), noisy(6)
+    ask = lambda y, score=law.score(sde), sde=sde, **more: estimate_noise_level(
+        sde, score, y, generator=SampleStreams(0), **more
+    )
+    missing = y.clone()
+    missing[3, 0] = math.nan
+    unknown = lambda x, t: torch.where(x[:, :1] > 0, math.nan, law.score(sde)(x, t))
+    refused = [
+        ("not finite .the first at 3", lambda: ask(missing)),
+        ("score that is not finite for", lambda: ask(y, unknown)),
+        ("train mode with Dropout", lambda: ask(y, Dropped(law.score(sde)).train())),
+        ("float16 for a log-density", lambda: ask(y.half())),
+        ("bfloat16 for a log-density", lambda: ask(y.float(), Dropped(law.score(sde)).eval().bfloat16())),
+        ("x of shape", lambda: ask(y[:, 0])),
+        ("x of shape", lambda: ask(y[:0])),
+        ("torch.int64", lambda: ask(y.round().long())),
+        ("low=0.0", lambda: ask(y, sde=VPSDE(t_min=0.0))),
+        ("low=0", lambda: ask(y, low=0)),
+        ("high=nan", lambda: ask(y, high=math.nan)),
+    ]
+    for says, call in refused:
+        with pytest.raises(UserError, match=says):
+            call()
+    assert ask(y, Dropped(law.score(sde)).eval()).joint == pytest.approx(ask(y).joint, rel=1e-6)
+
+
+def test_the_same_numbers_in_every_autograd_mode():
+    sde, law = VPSDE(), GaussianMixture(MEANS, STDS, WEIGHTS)
+    ask = lambda y: estimate_noise_level(sde, law.score(sde), y, generator=SampleStreams(0)).each
+    plain = ask(noisy(6))
+    with torch.inference_mode():
+        assert torch.equal(ask(noisy(6)), plain)
+    with torch.no_grad():
+        assert torch.equal(ask(noisy(6)), plain)
+    followed = ask(noisy(6).requires_grad_())
+    assert torch.equal(followed, plain) and not followed.requires_grad
+
+
 def test_refuses_and_warns():
     sde = VPSDE()
     law = Gaussian(torch.zeros(2), torch.eye(2))

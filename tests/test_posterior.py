@@ -13,6 +13,7 @@ from evaluation import exact_posterior, posterior_errors
 from guidance import (
     DPS,
     TMPD,
+    Blur,
     Linear,
     LinearMap,
     Mask,
@@ -24,7 +25,7 @@ from guidance import (
     posterior,
 )
 from likelihood import Exact, Method, log_likelihood
-from numerics import Dopri5, SampleStreams, UserError
+from numerics import Adams, Dopri5, SampleStreams, UserError
 from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector
 from sde_lib import CorrelatedMixture, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
 from sde_lib.analytic import Gaussian, GaussianMixture
@@ -243,6 +244,46 @@ def test_batch_mates_and_modes_change_nothing(name, method):
     followed = score(x.clone().requires_grad_(), t)
     assert followed.requires_grad and not together.requires_grad
     torch.testing.assert_close(followed.detach(), together, rtol=1e-12, atol=1e-12)
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("name", ["linear", "mask", "masks", "blur"])
+def test_what_is_made_in_inference_mode_can_be_differentiated(name, method):
+    """Operator, measurement and score made there: the same log-likelihood as made outside, also of samples taken there."""
+    sde, event = SDES["vp"], {"blur": (1, 1, 6)}.get(name, (6,))
+    seen = torch.tensor([[1, 0, 1, 1, 0, 1], [0, 1, 1, 0, 0, 0]])
+    make = {
+        "linear": lambda: Linear(random(3, 6).clone()),
+        "mask": lambda: Mask(seen[0].clone()),
+        "masks": lambda: Masks(seen.clone()),
+        "blur": lambda: Blur(random(1, 3).clone()),
+    }[name]
+    once = Method(Adams(steps=3))
+
+    def found():
+        operator, oracle = make(), law(event)
+        x = random(2, *event, seed=3)
+        std = torch.full(operator(x).shape[1:], 0.3, dtype=torch.float64)
+        given = posterior(sde, oracle.score(sde), Measurement(operator, operator(x), std), method=METHODS[method])
+        both = torch.tensor([1, 0])
+        one = log_likelihood(sde, given, x, method=once, divergence=Exact()).log_prob
+        return one, log_likelihood(sde, given.take(both), x[both], method=once, divergence=Exact()).log_prob
+
+    plain = found()
+    with torch.inference_mode():
+        for a, b in zip(found(), plain, strict=True):
+            assert torch.equal(a, b)
+
+
+@pytest.mark.parametrize("kind", ["function", "adjoint"])
+def test_a_users_operator_of_inference_tensors_is_told_from_one_that_leaves_torch(kind):
+    sde, oracle = SDES["vp"], law((6,))
+    with torch.inference_mode():
+        A = random(3, 6).clone()
+    operator = {"function": lambda x: x @ A.T, "adjoint": LinearMap(lambda x: x @ A.T, lambda y: y @ A)}[kind]
+    given = posterior(sde, oracle.score(sde), Measurement(operator, random(1, 3), 0.3), method=DPS())
+    with pytest.raises(UserError, match="holds tensors made under torch.inference_mode"):
+        log_likelihood(sde, given, random(2, 6), method=Method(Adams(steps=3)), divergence=Exact())
 
 
 def test_samples_do_not_depend_on_their_batch_mates():

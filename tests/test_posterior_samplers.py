@@ -247,6 +247,40 @@ def test_batch_mates_change_nothing(kind):
         assert float((alone.x - together.x[index]).abs().max()) < 1e-6
 
 
+class Weighted:
+    """Each sample's entries times a number of its own; without singular values."""
+
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, x):
+        return self.weights.to(x).unsqueeze(1) * x
+
+    adjoint = __call__
+
+    def take(self, index):
+        return Weighted(self.weights[index])
+
+
+def test_an_operator_of_each_samples_own_changes_nothing_for_its_mates():
+    sde, oracle = SDES["vp"], law((6,))
+    sampler = ALL["twisted_smc"](Measurement(Weighted(torch.tensor([1.0, 3.0, 0.2])), random(3, 6), 0.3))
+    together = sampler(sde, oracle.score(sde), (3, 6), generator=SampleStreams(3), dtype=torch.float64).x
+    for i in range(3):
+        index = torch.tensor([i])
+        streams = SampleStreams(3, index)
+        alone = sampler.take(index)(sde, oracle.score(sde), (1, 6), generator=streams, dtype=torch.float64).x
+        assert float((alone - together[index]).abs().max()) < 1e-6
+    # of equal operators, that of one for all
+    equal = ALL["twisted_smc"](Measurement(Weighted(torch.full((3,), 2.0)), random(3, 6), 0.3))
+    double = lambda x: 2 * x
+    shared = ALL["twisted_smc"](Measurement(LinearMap(double, double), random(3, 6), 0.3))
+    a, b = (
+        s(sde, oracle.score(sde), (3, 6), generator=SampleStreams(3), dtype=torch.float64).x for s in (equal, shared)
+    )
+    assert float((a - b).abs().max()) < 1e-6
+
+
 @pytest.mark.parametrize("name", WITH_SVD)
 @pytest.mark.parametrize("kind", ALL)
 def test_every_operator_in_single_precision_and_inference_mode(kind, name):

@@ -545,6 +545,8 @@ def call(sampler, shape=(3, 2), **options):
         (lambda: AdaptiveSDE(rtol=0.0, atol=0.0), "one of them > 0"),
         (lambda: AdaptiveSDE(safety=2.0), "safety=2.0"),
         (lambda: Langevin(snr=0.0), "snr=0.0"),
+        (lambda: Langevin(snr=1.0), "snr=1; expected less than 1"),
+        (lambda: AnnealedLangevin(snr=1.5), "snr=1.5; expected less than 1"),
         (lambda: Langevin(norm="l2"), "'batch', 'sample'"),
         (lambda: Langevin(steps=0), "steps=0"),
         (lambda: EulerMaruyama(stochasticity=-0.1), "stochasticity"),
@@ -665,3 +667,32 @@ def test_norms_of_the_langevin_step_are_the_published_ones() -> None:
         ratio = sde.sigma(0.5) if norm is None else of_z / of_s
         e = 2 * (sde.alpha(0.5) / sde.alpha(0.2)) ** 2 * (0.1 * ratio) ** 2
         assert float((path[1] - (x + e * s + (2 * e).sqrt() * z)).abs().max()) < 1e-10
+
+
+def test_ddims_encoding_keeps_its_digits_in_half_precision() -> None:
+    """The state is in float32; the score alone is asked in float16."""
+    sde, asked = SDES["vp"], set()
+    x = mixture().sample(6, generator=torch.Generator().manual_seed(0)).half()
+
+    def score(x, t):
+        asked.add(x.dtype)
+        return mixture().score(sde)(x.float(), t).to(x.dtype)
+
+    half, fine = (DDIM(steps=200).encode(sde, score, each) for each in (x, x.float()))
+    assert half.dtype == torch.float32 and asked == {torch.float16, torch.float32}
+    assert float((half - fine).abs().max()) < 2e-3
+
+
+def test_what_is_drawn_after_an_adaptive_run_does_not_depend_on_the_batch() -> None:
+    sde, score = SDES["vp"], mixture().score(SDES["vp"])
+    sampler = AdaptiveSDE(rtol=0.2, atol=0.2)
+
+    def twice(ids):
+        streams = SampleStreams(0, ids)
+        return [sampler(sde, score, (len(ids), 2), generator=streams, dtype=torch.float64).x for _ in range(2)]
+
+    together = twice([0, 1, 2, 3])
+    assert float((together[1] - together[0]).abs().min()) > 1e-6
+    for i in range(4):
+        for alone, mates in zip(twice([i]), together, strict=True):
+            torch.testing.assert_close(alone, mates[i : i + 1], rtol=1e-9, atol=1e-9)

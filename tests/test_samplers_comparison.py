@@ -11,8 +11,8 @@ from oracles import mixture
 
 import data
 from evaluation.sampler_comparison import compare_samplers, dataset_quality, flow_error
-from samplers import DDIM, DPMSolver, HeunEDM, ProbabilityFlow, SampleStreams
-from sde_lib import VPSDE
+from samplers import DDIM, DDNM, DPMSolver, HeunEDM, ProbabilityFlow, SampleStreams
+from sde_lib import VPSDE, Mask, Measurement
 from sde_lib.analytic import EmpiricalDistribution
 
 SDE = VPSDE()
@@ -66,6 +66,17 @@ def test_all_methods_start_from_the_same_noise_whatever_the_batch() -> None:
         assert float((a.samples - b.samples).abs().max()) < 1e-5
     alone = DDIM(eta=1.0, steps=4)(SDE, score, (9, 2), generator=SampleStreams(3))
     assert float((runs[0].rows[0].samples - alone.x).abs().max()) < 1e-5
+
+
+def test_a_samplers_measurements_go_along_with_the_batches() -> None:
+    y = torch.randn(9, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    sampler = DDNM(measurement=Measurement(Mask([1, 0]), y, 0.0))
+    found = [
+        compare_samplers(SDE, mixture().score(SDE), {"ddnm": sampler}, (9, 2), nfe=[5], batch_size=n).rows[0].samples
+        for n in (9, 4)
+    ]
+    torch.testing.assert_close(found[0], found[1], rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[1][:, 0].double(), y[:, 0], rtol=0, atol=1e-5)
 
 
 def test_against_a_data_set_with_pictures(tmp_path) -> None:

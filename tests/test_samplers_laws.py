@@ -18,7 +18,7 @@ from oracles import (
     whitened_moments_p,
 )
 
-from numerics import Dopri5
+from numerics import Dopri5, SampleStreams
 from samplers import (
     DDIM,
     SEEDS,
@@ -393,6 +393,17 @@ def test_a_shorter_step_takes_its_part_of_the_same_path() -> None:
     beyond = _increment(torch.full((n,), 1.0, dtype=torch.float64), length, known, z)
     assert float(beyond.mean()) == pytest.approx(1.5, abs=4 * math.sqrt(0.2 / n))
     assert float(beyond.var()) == pytest.approx(0.2, rel=4 * math.sqrt(2 / n))
+
+
+def test_churn_without_noise_is_the_limit_of_little_noise() -> None:
+    """The state is at kappa^ in units of y = x / alpha, also where nothing is added."""
+    sde, x_T = SDES["vp"], torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+
+    def drawn(scale):
+        sampler = HeunEDM(steps=20, churn=8.0, noise_scale=scale)
+        return sampler(sde, mixture().score(sde), (50, 2), x_T=x_T, generator=SampleStreams(0), dtype=torch.float64).x
+
+    torch.testing.assert_close(drawn(0.0), drawn(1e-9), rtol=0, atol=1e-6)
 
 
 def test_karras_churn_at_its_limit_stays_within_T() -> None:

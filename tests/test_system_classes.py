@@ -18,6 +18,7 @@ from numerics import SampleStreams, UserError, batch_time
 from samplers import DDIM
 from sde_lib import VPSDE, WhitenedFlow
 from sde_lib.analytic import GaussianMixture
+from training.streams import StepStreams
 from workflow import systems
 from workflow.class_likelihood import bits_by_class, bits_of_classes, class_shares
 from workflow.configuration import config_for
@@ -111,6 +112,11 @@ def test_a_sweep_over_exact_scores_gains_class_and_loses_variety(tmp_path):
         ({"scales": ()}, "scales"),
         ({"scales": (2.0, 1.0)}, "rising"),
         ({"scales": ("a",)}, "scales"),
+        ({"scales": (1.0, math.nan)}, "scales"),
+        ({"scales": (1.0, math.inf)}, "scales"),
+        ({"scales": 2.0}, "scales=2.0"),
+        ({"interval": (3.0, -3.0)}, "low < high"),
+        ({"interval": 3.0}, "low < high"),
         ({"samples": 3}, "samples=3"),
         ({"rescale": 2.0}, "rescale=2"),
         ({"images": -1}, "images=-1"),
@@ -128,6 +134,7 @@ def test_a_study_that_does_not_fit(options, words):
         ({"model.class_conditional": False}, "class_conditional=False"),
         ({"training.label_dropout": 0.0}, "label_dropout=0"),
         ({"classes.scales": (3.0, 1.0)}, "rising"),
+        ({"classes.interval": (1.0, 1.0)}, "low < high"),
     ],
 )
 def test_a_configuration_that_does_not_fit(changes, words):
@@ -142,6 +149,42 @@ def test_labels_are_hidden_by_default_wherever_there_are_classes():
     config = config_for("classes")
     assert config["training"]["label_dropout"] == 0.1 and config["model"]["class_conditional"]
     assert systems.create("classes").study(config) == Study()
+
+
+class TwoClasses:
+    """The exact noise of two Gaussian classes around m and -m in the first coordinate, with the spectrum of pictures."""
+
+    def __init__(self, sde, m, variances):
+        self.sde, self.m, self.variances = sde, m, variances
+
+    def noise(self, x, t, labels=None):
+        alpha, sigma = self.sde.alpha(t).unsqueeze(1), self.sde.sigma(t).unsqueeze(1)
+        v = alpha**2 * self.variances + sigma**2
+        mean = torch.zeros_like(x)
+        told = 2.0 * labels - 1 if labels is not None else torch.tanh(self.m * (alpha * x / v)[:, 0])
+        mean[:, 0] = self.m * told
+        return sigma * (x - alpha * mean) / v
+
+
+def test_the_pictures_preset_weighs_the_noise_at_which_a_class_is_decided():
+    """Two classes 20 apart, as those of pictures are, are told apart at log-SNR -5 or so, where the plain loss is next to
+    nothing: of an exact model's loss the class is 0.02 % then, and nothing would teach it. (With the weight it is 3.4 %.)"""
+    sde, D, n = VPSDE(), 784, 600
+    variances = 1 / torch.arange(1, D + 1).double()
+    variances *= 0.7**2 / variances.mean()
+    model, generator = TwoClasses(sde, 10.0, variances), torch.Generator().manual_seed(0)
+    labels = torch.randint(2, (n,), generator=generator)
+    x = variances.sqrt() * torch.randn(n, D, generator=generator, dtype=torch.float64)
+    x[:, 0] += model.m * (2.0 * labels - 1)
+    config = config_for("classes", preset="fashion_mnist", changes={"training.objective.weighting.data_std": 0.7})
+    plain = config_for("classes", preset="fashion_mnist", changes={"training.objective.weighting": "simple"})
+    shares = []
+    for c in (config, plain):
+        objective = systems.create("classes").objective(c)
+        draws = objective.draw(sde, (n, D), StepStreams(0, 0), dtype=torch.float64)
+        told, untold = (objective.loss(model, x, draws, k) * draws["weight"] for k in (labels, None))
+        shares.append(float((untold - told).mean() / untold.mean()))
+    assert shares[0] > 0.01 > 0.001 > shares[1] > 0
 
 
 # few steps that change the network a lot, so that classes differ

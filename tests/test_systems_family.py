@@ -3,6 +3,7 @@
 import copy
 import json
 import math
+import shlex
 from dataclasses import replace
 from types import SimpleNamespace
 
@@ -12,9 +13,10 @@ import torch
 from test_experiments import refused, script
 
 import data
+import samplers
 from evaluation import Estimate
 from evaluation.pictures import shown_channels
-from experiments import ddim, ddpm, edm, iddpm
+from experiments import ddim, ddpm, edm, iddpm, jem, latent, vdm
 from likelihood import GaussianChain
 from numerics import SampleStreams, UserError
 from samplers import DDIM, ClipDenoised, DDPMIndices, HeunEDM
@@ -26,11 +28,14 @@ from workflow import command_line, process_pictures, resolve, systems
 from workflow.beside import train_beside
 from workflow.configuration import config_for
 from workflow.process_pictures import compare_means
+from workflow.run_folder import RunFolder
 from workflow.sampler_table import Cell, SamplerTable
+from workflow.setup import asks_learned_variance
+from workflow.sub_run import sub_run
 from workflow.systems.edm import ABLATION
 from workflow.systems.latent import _difference
 
-SCRIPTS = {"ddpm": ddpm, "iddpm": iddpm, "ddim": ddim, "edm": edm}
+SCRIPTS = {"ddpm": ddpm, "iddpm": iddpm, "ddim": ddim, "edm": edm, "jem": jem, "latent": latent, "vdm": vdm}
 LAW = Gaussian(torch.tensor([0.3, -0.6]), torch.tensor([0.49, 0.2]))
 
 
@@ -406,6 +411,16 @@ def test_a_table_of_samplers_shows_what_it_holds(tmp_path):
     ("name", "flag", "words"),
     [
         ("ddpm", "--config.sampling.variance=learned", ("learned", "iddpm")),
+        ("ddpm", "--config.sampling.second=ancestral --config.sampling.second.variance=learned --config.sampling.sampler=ddim",
+         ("learned", "iddpm")),
+        ("ddpm", "--config.sampling.sampler=none", ("sampler='none'", "sampling.second=none")),
+        ("edm", "--config.sweep.churn_max=-1.0", ("churn_max=-1.0", "churn_min < churn_max")),
+        ("iddpm", "--config.sde.steps=4000 --config.few_steps.evaluations=(10,4000)", ("4000", "at most 1000", "beside=none")),
+        ("jem", "--config.training.label_dropout=0.5", ("label_dropout=0.5", "expected 0")),
+        ("jem", "--config.training.objective.buffer=10", ("buffer=10 for batches of", "or more")),
+        ("latent", "--config.latent_sampler=none", ("latent_sampler='none'", "expected a sampler")),
+        ("latent", "--config.latent_sampler=ancestral --config.latent_sampler.variance=learned", ("learned", "posterior")),
+        ("vdm", "--config.model.conditioning=time", ("conditioning='time'", "log_snr")),
         ("ddpm", "--config.sde.steps=1", ("steps=1", ">= 2")),
         ("ddpm", "--config.sde.beta_first=0.5", ("0.5", "first <= last")),
         ("ddpm", "--config.bound.level_draws=2", ("level_draws=2", ">= 4")),
@@ -413,9 +428,9 @@ def test_a_table_of_samplers_shows_what_it_holds(tmp_path):
         ("iddpm", "--config.sde.s=-0.5", ("s=-0.5", "0.008")),
         ("iddpm", "--config.sde.largest=1.0", ("largest=1.0", "0.999")),
         ("iddpm", "--config.model.learned_variance=False", ("learned_variance=False", "ddpm")),
-        ("iddpm", "--config.few_steps.evaluations=(10, 2000)", ("2000", "at most 1000")),
+        ("iddpm", "--config.few_steps.evaluations=(10,2000)", ("2000", "at most 1000")),
         ("iddpm", "--config.few_steps.beside=vp", ("beside='vp'", "ddpm")),
-        ("ddim", "--config.sweep.eta=(0.0, 1.5)", ("1.5", "[0, 1]")),
+        ("ddim", "--config.sweep.eta=(0.0,1.5)", ("1.5", "[0, 1]")),
         ("ddim", "--config.sde.steps=500", ("train_steps=1000", "grid.train_steps=500")),
         ("ddim", "--config.sweep.all=5000", ("5000", "at most 1000")),
         ("ddim", "--config.encoding.evaluations=(1000,)", ("1000", "at most 999")),
@@ -426,7 +441,7 @@ def test_a_table_of_samplers_shows_what_it_holds(tmp_path):
 )  # fmt: skip
 def test_what_does_not_fit_is_refused_in_one_line(tmp_path, capsys, name, flag, words):
     with pytest.raises(SystemExit) as left:
-        command_line.run(SCRIPTS[name].main, [f"--workdir={tmp_path / 'new'}", flag])
+        command_line.run(SCRIPTS[name].main, [f"--workdir={tmp_path / 'new'}", *shlex.split(flag)])
     refused(SimpleNamespace(returncode=left.value.code, stderr=capsys.readouterr().err), 2, *words)
     assert not (tmp_path / "new").exists()
 
@@ -472,6 +487,42 @@ def test_points_in_the_plane_get_the_process(tmp_path):
     for picture in ("process.gif", "reverse_means.png", "bound_levels.png"):
         assert (folder / picture).stat().st_size > 300 and f"({picture})" in report
     assert len(json.loads((folder / "results.json").read_text())["reverse_means"]) == 4
+
+
+def test_a_run_that_goes_on_takes_its_second_system_along(tmp_path):
+    """What changed in the run was allowed there; what is the second system's own is not."""
+
+    def beside(steps, rows=1000):
+        changes = {"training.steps": steps, "model.channels": 8, "training.batch_size": 8, "training.warmup": 1}
+        run = SimpleNamespace(
+            setup=resolve(config_for("iddpm", changes=changes)), device="cpu", folder=RunFolder(tmp_path)
+        )
+        return sub_run(run, "ddpm", "ddpm", {"sde.steps": rows})
+
+    beside(2)
+    assert beside(3).folder.results()["training"]["steps"] == 3
+    with pytest.raises(UserError, match=r"sde.steps=1100, which was 1000"):
+        beside(4, rows=1100)
+
+
+def test_iddpm_teaches_the_bound_that_it_is_scored_by():
+    """Trained on grey values as they are, the last term is the mass of a bin."""
+    assert resolve(config_for("iddpm")).objective.bin_width is None
+    setup = resolve(config_for("iddpm", changes={"training.dequantize": False}))
+    assert setup.objective.bin_width == pytest.approx(2 / 17) and (setup.objective.low, setup.objective.high) == (-1, 1)
+
+
+def test_a_predictor_can_ask_for_a_learned_variance():
+    pc = samplers.create("pc", predictor={"name": "ancestral", "variance": "learned"})
+    assert asks_learned_variance(pc) and not asks_learned_variance(samplers.create("pc"))
+
+
+def test_a_second_sampler_is_the_systems_own_or_none():
+    setup = resolve(config_for("ddpm", changes={"sampling.sampler": "dpm_solver", "sampling.second": "ancestral"}))
+    assert setup.samplers["ancestral"].evaluations == resolve(config_for("ddpm")).samplers["ancestral"].evaluations
+    assert list(resolve(config_for("vp", changes={"sampling.second": "none"})).samplers) == ["pc"]
+    second = resolve(config_for("ncsn", changes={"sampling.sampler": "ddim", "sampling.second": "ald"})).samplers["ald"]
+    assert second.levels == 23 and second.step_size is not None
 
 
 def test_ddpm_trains_longer_on_points_unless_told():

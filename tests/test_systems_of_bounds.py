@@ -8,12 +8,16 @@ import numpy
 import pytest
 import torch
 
+from data.transforms import Rescale
+from likelihood import Bins
 from models import DDGM, VAE, VDM
+from models.ddgm import GreyGaussian, OwnSteps
 from numerics import UserError
 from workflow import command_line, main, systems
 from workflow.configuration import config_for
 from workflow.setup import resolve
 from workflow.systems.ddgm import ConstantChain, bound_of, entry_of
+from workflow.systems.vdm import LearnedSchedule
 from workflow.trained_run import load_run
 
 NAMES = ("ddgm", "vdm", "latent", "flow_matching")
@@ -73,7 +77,44 @@ def test_the_vdms_weights_include_its_schedule_whose_ends_stay():
     assert isinstance(setup.model, VDM) and any(n.startswith("schedule.") for n, _ in setup.model.named_parameters())
     for p in setup.model.schedule.parameters():
         p.data += torch.randn(p.shape)
-    assert math.isclose(float(setup.sde.log_snr(0.0)), 7.9) and math.isclose(float(setup.sde.log_snr(1.0)), -5.0)
+    first = -2 * math.log(2 / 17 / 6)
+    assert math.isclose(float(setup.sde.log_snr(0.0)), first) and math.isclose(float(setup.sde.log_snr(1.0)), -5.0)
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256, 1000])
+def test_the_first_latent_keeps_a_grey_level(levels):
+    """The noise of z_0 is a sixth of a level, so that the bins cost next to nothing whatever their number."""
+    transform = Rescale(levels=levels)
+    made = LearnedSchedule().on(transform)
+    k = torch.arange(levels).reshape(-1, 1).expand(-1, 20)
+    sigma = math.exp(made.gamma_min / 2)
+    z = transform.centres(k) + sigma * torch.randn(k.shape, generator=torch.Generator().manual_seed(0))
+    bits = -Bins(transform=transform).log_prob(k, z, None, 1.0, sigma).mean() / (20 * math.log(2))
+    assert float(bits) < 0.02
+    assert LearnedSchedule(gamma_min=-3.0).on(transform).gamma_min == -3.0
+
+
+@pytest.mark.parametrize("levels", [2, 17, 256])
+@pytest.mark.parametrize("ends", [(-1.0625, 1.0625), (0.0, 1.0), (-3.0, 3.0)])
+def test_a_decoders_mean_reaches_the_outermost_grey_values(levels, ends):
+    low, high = ends
+    grey = GreyGaussian(bin_width=(high - low) / levels, low=low, high=high)
+    centres = Rescale(levels=levels, low=low, high=high).centres(torch.tensor([0, levels - 1]))
+    torch.testing.assert_close(grey.within(torch.tensor([-20.0, 20.0])), centres)
+    net = OwnSteps(dim=1, steps=2, width=4, decoder=grey)
+    torch.nn.init.constant_(net.decoder[-1].bias, 20.0)
+    torch.testing.assert_close(net.decode(torch.zeros(1, 1))[0].flatten(), centres[1:])
+
+
+def test_a_bound_on_points_is_of_the_datas_own_units():
+    """Standardised data's nats and the logarithm of the scale, so that the number compares with other systems'."""
+    setup = resolve(config_for("ddgm", changes={"data.name": "swiss_roll"}))
+    entry = entry_of(torch.zeros(4, 2), setup.model, setup, "closed_form")
+    assert entry["mean"] == pytest.approx(-2 * setup.transform.log_det) and entry["mean"] != 0
+    assert "a point" in entry["text"] and "image" not in entry["text"]
+    low, high = setup.model.decoder.mean_range  # all points are within the mean's range
+    x = setup.transform.centres(setup.dataset.split("train").x)
+    assert low <= float(x.min()) < -1 < 1 < float(x.max()) <= high
 
 
 @pytest.mark.parametrize(
@@ -81,6 +122,8 @@ def test_the_vdms_weights_include_its_schedule_whose_ends_stay():
     [
         ("ddgm", {"sde.steps": 1}, "steps=1"),
         ("ddgm", {"sde.beta": 1.0}, "beta=1.0"),
+        ("ddgm", {"model.width": 0}, "width=0"),
+        ("ddgm", {"model.width": -1}, "width=-1"),
         ("ddgm", {"decoder": "other"}, "decoder='other'"),
         ("ddgm", {"decoder": "grey", "data.name": "moons"}, "no grey levels"),
         ("vdm", {"sde.gamma_min": 6.0}, "expected one that rises"),

@@ -113,6 +113,20 @@ class TestFallback:
         for one, other in ((fit.noise, drawn), (judge.noise, drawn), (fit.noise, judge.noise)):
             assert float((one[:, None] - other).abs().amax(dim=-1).min()) > 0.01
 
+    def test_pairs_made_beforehand_count_as_they_do_made_on_the_way(self):
+        sde, seen = VPSDE(), [0]
+        law = Gaussian(MEANS, VARIANCES).score(sde)
+
+        def score(x, t):
+            seen[0] += len(x)
+            return law(x, t)
+
+        pairs = teach(sde, score, (8, 6))
+        assert pairs[0].nfe + pairs[1].nfe == seen[0] > 0 and min(p.seconds for p in pairs) > 0
+        given = tune(sde, score, (8, 6), evaluations=3, rounds=1, pairs=pairs)
+        assert given.nfe == seen[0]
+        assert tune(sde, score, (8, 6), evaluations=3, rounds=1).nfe == given.nfe
+
     def test_plain_methods_all_take_so_many_evaluations(self):
         found = [samplers.create(**options) for options in plain_methods(4)]
         assert len(set(map(repr, found))) == len(found) and {s.evaluations for s in found} == {4}
@@ -231,6 +245,8 @@ def test_a_run_keeps_its_tuned_sampler_and_refuses_others(tmp_path):
     refused(called(sample.main, "--run", run, *draw, "--option", "order=2", check=False), 2, "got --option order")
     refused(called(tune_script.main, "--run", run, "--nfe", "1", check=False), 2, "integers >= 2")
     refused(called(tune_script.main, "--run", run, "--nfe", "six", check=False), 2, ">= 2 separated by commas")
+    refused(called(tune_script.main, "--run", run, "--rounds", 0, check=False), 2, "integer >= 1")
+    refused(called(tune_script.main, "--run", run, "--n", 4, check=False), 2, "integer >= 8")
     for text in ("{", '{"samplers": [{"model": "x"}]}', '{"samplers": 3}'):
         (run / FILE).write_text(text)
         refused(called(sample.main, "--run", run, *draw, "--steps", 3, check=False), 2, FILE)

@@ -110,6 +110,9 @@ class JointEnergy(CrossEntropy):
         require_positive(self.limit, "limit")
         require_range(self.restart, "restart", 0, 1)
         _ = self.langevin
+        self.forget()
+
+    def forget(self) -> None:
         object.__setattr__(self, "chains", ReplayBuffer(self.buffer, self.restart, self.box))
         object.__setattr__(self, "energies", torch.zeros(2))
 

@@ -48,6 +48,9 @@ class LossHistory(DiscreteTime):
         super().__post_init__()
         require_count(self.history, "history")
         require_range(self.floor, "floor", 0, 0.999)
+        self.forget()
+
+    def forget(self) -> None:
         # the last row takes what is not kept, so that nothing waits for the device
         object.__setattr__(self, "losses", torch.zeros(self.levels + 1, self.history, dtype=torch.float64))
         object.__setattr__(self, "counts", torch.zeros(self.levels + 1, dtype=torch.int64))

@@ -159,6 +159,8 @@ class MaximumLikelihood(Objective):
         state = x_0.to(torch.float32 if x_0.device.type == "mps" else torch.float64)
         zero = torch.zeros(len(x_0), 1, dtype=state.dtype, device=state.device)
         t_min = sde.t_min if self.t_min is None else self.t_min
+        if not t_min < sde.T:
+            raise UserError(f"got t_min={t_min:g} for times up to T={sde.T:g}; expected less")
         found = self._made(model)(field, (state, zero, zero, zero), t_min, sde.T)
         z, change, kinetic, jacobian = found.y
         log_prob = sde.prior_log_prob(z) + D * change.squeeze(1)

@@ -92,6 +92,9 @@ class Objective(ABC):
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes back what `state_dict` gave."""
 
+    def forget(self) -> None:  # noqa: B027
+        """Drops what was learned: a training that begins anew takes nothing from an earlier one of the same object."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class TimedObjective(Objective):
@@ -138,6 +141,9 @@ class TimedObjective(Objective):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
         self.times.load_state_dict(state)
+
+    def forget(self) -> None:
+        self.times.forget()
 
 
 @dataclass(frozen=True, kw_only=True)

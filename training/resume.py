@@ -44,6 +44,7 @@ def begin(
 
     newest = group.everywhere(found)
     if newest is None:
+        state.objective.forget()  # of an earlier training by the same object: a run is a function of its seed
         return -1
     if newest.step > state.options.steps:
         raise UsageError(

@@ -75,6 +75,8 @@ class TimeSampler(ABC):
         `t_min`: the SDE's unless given.
         """
         t_min = sde.t_min if t_min is None else t_min
+        if not t_min < sde.T:
+            raise UsageError(f"got t_min={t_min:g} for times up to T={sde.T:g}; expected less")
         device = None if generator is None else generator.device
         draws = 1 if self.stratified else n
         u = torch.rand(draws, generator=generator, dtype=real_dtype(device), device=device)
@@ -92,6 +94,9 @@ class TimeSampler(ABC):
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:  # noqa: B027
         """Takes back what `state_dict` gave."""
+
+    def forget(self) -> None:  # noqa: B027
+        """Drops what was learned."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -297,6 +302,9 @@ class Adaptive(TimeSampler):
                 f"got bins={self.bins}, decay={self.decay}, floor={self.floor}; "
                 "expected bins >= 2, decay in (0, 1), floor in (0, 1]"
             )
+        self.forget()
+
+    def forget(self) -> None:
         self.moments = torch.zeros(self.bins, dtype=torch.float64)
         self.counts = torch.zeros(self.bins, dtype=torch.float64)
 

@@ -29,6 +29,7 @@ from likelihood.bounds import DiscretizedGaussian
 from numerics import SampleStreams
 from workflow import progress
 from workflow.chunks import Chunks
+from workflow.report import number
 
 if TYPE_CHECKING:
     from workflow.run_folder import RunFolder
@@ -207,7 +208,9 @@ def report_bound(run: TrainedRun, folder: RunFolder, *, steps: int, draws: int) 
     results = folder.update_results({"vlb": {**entry, "split": run.setup.protocol.split, "seconds": seconds}})
     flow = results["bits_per_dim"]
     rows = [(f"chain's bound, {reading}", value["text"]) for reading, value in scores.items()]
-    rows.append(("flow of the SDE view, dequantised images", f"{flow['mean']:.3f} ± {flow['stderr']:.3f} bits/dim"))
+    rows.append(
+        ("flow of the SDE view, dequantised images", f"{number(flow['mean'])} ± {number(flow['stderr'])} bits/dim")
+    )
     folder.add_section("One network, two models", [f"- {name}: {text}" for name, text in rows])
     print("\none network, two models: the chain and the flow")
     for name, text in rows:

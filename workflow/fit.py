@@ -147,7 +147,7 @@ def _begin(setup: Setup, folder: RunFolder, source: Path | None, resume: bool, g
     origin = initialize_from(setup.model, source)
     if origin.config:
         theirs, own = configuration.restored(origin.config, origin.path)["model"], setup.config["model"]
-        for part in ("parametrization", "conditioning"):
+        for part in {"parametrization", "conditioning"} & set(theirs) & set(own):
             if theirs[part]["name"] != own[part]["name"]:
                 raise UsageError(
                     f"got --init_from={source}, whose network has model.{part}={theirs[part]['name']!r}; expected "

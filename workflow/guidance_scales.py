@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 from torch import Tensor
 
 from evaluation import Estimate
-from guidance import classifier_free
+from guidance.classifier_free import classifier_free, require_interval
 from numerics import UserError, require_count, require_range
 from sde_lib import Score
 from workflow.pictures import draw_samples
@@ -35,8 +35,9 @@ class GuidanceStudy:
     """Scales of guidance, and what likelihoods say of the labels.
 
     Args:
-        scales: of the guidance, rising.
-        interval: log-SNR (low, high) in which classifier-free guidance guides; None for everywhere.
+        scales: of the guidance, finite and rising.
+        interval: log-SNR (low, high) in which classifier-free guidance guides; outside it the score is the conditional one, at
+            every scale. None for everywhere.
         rescale: how much of the denoised mean's excess standard deviation classifier-free guidance takes back, in [0, 1].
         images: test data whose labels likelihoods are asked about; 0 for none.
         flow_steps: of the flow, for it.
@@ -52,12 +53,14 @@ class GuidanceStudy:
     flow_steps: int
 
     def __post_init__(self) -> None:
+        several = isinstance(self.scales, Sequence) and len(self.scales) > 0
         if (
-            not self.scales
-            or not all(isinstance(s, int | float) for s in self.scales)
+            not several
+            or not all(isinstance(s, int | float) and math.isfinite(s) for s in self.scales)
             or list(self.scales) != sorted(set(self.scales))
         ):
             raise UserError(f"got scales={self.scales!r}; expected different numbers, rising, such as (0.0, 1.0, 3.0)")
+        require_interval(self.interval)
         require_range(self.rescale, "rescale", 0, 1)
         require_count(self.images, "images", 0)
         require_count(self.flow_steps, "flow_steps", 2)

@@ -2,8 +2,9 @@
 
     digits         scikit-learn's digits, minutes on a CPU core
     fashion_mnist  28x28 and 256 grey levels: an hour (VP) and 25 minutes (VE, sub-VP, classes) on a CPU core
-    cifar10        the networks and settings of Song et al. 2021 (arXiv:2011.13456, appendix H), for GPUs
-    cifar10_deep   the same with twice the blocks a resolution
+    cifar10        the networks and settings of Song et al. 2021 (arXiv:2011.13456, appendix H), for GPUs; for DDPM its own
+                   network, for EDM and flow matching DDPM++ with what these systems mean by its output
+    cifar10_deep   the same with twice the blocks a resolution (VP, VE, sub-VP)
     image_256      the same at 256x256, for a folder of such pictures (`--config.data.root=...`), for GPUs
 
 With 256 levels the network is asked about finer detail than with 17, so training looks at smaller noise:
@@ -37,8 +38,6 @@ _FINER_NOISE: Changes = {"training.objective.times.mean": -2.5, "training.object
 
 _SONG: Changes = {
     "threads": 0,
-    "model.parametrization": "noise",
-    "model.conditioning": "continuous_time",
     "training.steps": 950_000,
     "training.batch_size": 128,
     "training.learning_rate": 2e-4,
@@ -52,6 +51,7 @@ _SONG: Changes = {
     "training.checkpoint_every": 10_000,
     "baselines": False,
 }
+_NOISE: Changes = {"model.parametrization": "noise", "model.conditioning": "continuous_time"}
 _CONTINUOUS: Changes = {"training.objective.times": "uniform", "sampling.sampler.steps": 1000}
 # sigma_max: about the largest distance between two images; the published networks take data in [0, 1] and map them themselves
 _SONG_VE: Changes = {
@@ -66,11 +66,22 @@ _SONG_VE: Changes = {
 
 def _song(data: Changes, vp: str, ve: str, sigma_max: float) -> dict[str, Changes]:
     """The published settings on `data`, with the network `vp` for VP and sub-VP, and `ve` for VE."""
+    of_vp = {**_SONG, **data, **_NOISE, **_CONTINUOUS, "model.name": vp}
     return {
-        "all": {**_SONG, **data},
-        "vp": {**_CONTINUOUS, "model.name": vp},
-        "sub_vp": {**_CONTINUOUS, "model.name": vp},
-        "ve": {**_SONG_VE, "model.name": ve, "sde.sigma_max": sigma_max},
+        "vp": of_vp,
+        "sub_vp": of_vp,
+        "ve": {**_SONG, **data, **_SONG_VE, "model.name": ve, "sde.sigma_max": sigma_max},
+    }
+
+
+def _others(data: Changes) -> dict[str, Changes]:
+    """Systems beside the three SDEs on `data`, each with what it means by a network's output and its time."""
+    ddpm = {**_SONG, **data, **_NOISE, "model.name": "ddpm_cifar10", "training.steps": 800_000}
+    return {
+        "ddpm": ddpm,
+        "ddim": ddpm,
+        "edm": {**_SONG, **data, "model.name": "ddpmpp_cifar10"},
+        "flow_matching": {**_SONG, **data, "model.name": "ddpmpp_cifar10", "model.conditioning": "continuous_time"},
     }
 
 
@@ -101,12 +112,17 @@ PRESETS: Mapping[str, Mapping[str, Changes]] = {
             "classes.flow_steps": 16,
         },
     },
-    "cifar10": _song({"data.name": "cifar10"}, "ddpmpp_cifar10", "ncsnpp_cifar10", 50.0),
+    "cifar10": {
+        **_song({"data.name": "cifar10"}, "ddpmpp_cifar10", "ncsnpp_cifar10", 50.0),
+        **_others({"data.name": "cifar10"}),
+    },
     "cifar10_deep": _song({"data.name": "cifar10"}, "ddpmpp_deep_cifar10", "ncsnpp_deep_cifar10", 50.0),
     "image_256": _song({"data.name": "image_folder", "data.size": 256}, "ddpm_256", "ncsnpp_256", 348.0),
 }
 
 
 def of(system: str) -> dict[str, Changes]:
-    """What each of them changes for the system of that name, by dotted path."""
-    return {name: {**chosen.get("all", {}), **chosen.get(system, {})} for name, chosen in PRESETS.items()}
+    """What each of them changes for the system of that name, by dotted path. One that says nothing of all systems is offered to
+    those that it names: what a published network is told and says is no other system's."""
+    offered = {name: chosen for name, chosen in PRESETS.items() if not chosen or "all" in chosen or system in chosen}
+    return {name: {**chosen.get("all", {}), **chosen.get(system, {})} for name, chosen in offered.items()}

@@ -34,7 +34,8 @@ class Protocol:
             with single samples whose own error is far above it solved again with more.
         tolerance: of the fast solver in bits/dim, the mean |error| of its steps, None for 0.001, in a survey for a fifth of
             the precision; of the other solvers relative and absolute, None for 1e-5.
-        refine: where pilot runs choose the steps: solve single samples again whose own error is far above the tolerance?
+        refine: where pilot runs choose the steps: solve single samples again whose own error is far above the tolerance? In a
+            survey also those of which half the steps, or fixed ones, lose far more than of the others.
         probes: estimates of the trace for each draw of the noise; 0 for the exact trace, None for the exact trace in at most
             16 dimensions and 2 estimates in more, 1 in a survey.
         spacing: spacing k of coloured probes on pixel lattices, which take k^2 products an estimate; 0 for independent probes.

@@ -148,6 +148,11 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         n = (64 if dataset.levels is not None else 2000) if c["sampling"]["n"] is None else c["sampling"]["n"]
         require_count(n, "n")
         sections = [c["sampling"][k] for k in ("sampler", "second") if k in c["sampling"]]
+        if sections and sections[0]["name"] == "none":
+            raise UserError(
+                "got sampler='none'; expected a sampler: --config.sampling.second=none leaves out the second alone"
+            )
+        sections = [s for s in sections if s["name"] != "none"]
         drawn_by = {s["name"]: system.sampler(c, s) for s in sections}
         if len(drawn_by) < len(sections):
             raise UserError(f"got sampler and second both {sections[0]['name']!r}; expected two different samplers")
@@ -160,6 +165,13 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
             )
         checked_split(dataset, protocol.split)
     system.check(c)
+    with _part("sampling"):
+        for name, sampler in drawn_by.items():
+            if asks_learned_variance(sampler) and not getattr(model, "learned_variance", False):
+                raise UserError(
+                    f"got variance='learned' for the sampler {name!r}, and {system.name} learns none; expected 'posterior' or "
+                    "'transition': the system iddpm learns variances"
+                )
     place = chosen_device(config["device"] if device is None else device)
     made = Setup(
         config=config,
@@ -180,6 +192,12 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         baselines=bool(config["baselines"]),
     )
     return system.settled(made)
+
+
+def asks_learned_variance(sampler: Sampler) -> bool:
+    """Whether its steps, or its predictor's, need a network that says the variance, too."""
+    parts = (sampler, getattr(sampler, "predictor", None))
+    return any(getattr(part, "variance", None) == "learned" for part in parts)
 
 
 _PROTOCOL: Catalogue[Protocol] = Catalogue("likelihood", {"protocol": Protocol})

@@ -28,7 +28,7 @@ def sub_run(
     *,
     options: TrainingOptions | None = None,
 ) -> TrainedRun:
-    """Trains `system` beside `run`, in RUN/`name`, or takes up what is there.
+    """Trains `system` beside `run`, in RUN/`name`, or takes up what is there; what changed in the run itself may change there.
 
     Args:
         changes: of its configuration, by dotted path, beside what it shares with the run.
@@ -41,11 +41,13 @@ def sub_run(
     from workflow.setup import resolve
     from workflow.trained_run import load_run
 
-    setup = resolve(config_for(system, changes={**shared(run.setup), **(changes or {})}), device=str(run.device))
+    common = shared(run.setup)
+    setup = resolve(config_for(system, changes={**common, **(changes or {})}), device=str(run.device))
     given = run.setup.options if options is None else options
     setup = replace(setup, options=given, validation=0, protocol=run.setup.protocol)
     folder = RunFolder(run.folder.path / name)
-    fit(setup, folder, Group(), resume=True, quiet=True)
+    # what the run shares it has been asked for already
+    fit(setup, folder, Group(), resume=True, quiet=True, allow_change=tuple(common))
     return load_run(folder.path, setup=setup)
 
 

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from likelihood import BitsPerDim, Survey
 from likelihood.image_set import ImageSet, differences_of, halving_of, values_of
+from likelihood.refinement import Refinement
 from likelihood.survey import conduct, plan_survey
 from likelihood.survey_design import Design
 from likelihood.survey_population import Differences, Halving, Values
@@ -105,6 +106,7 @@ def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
         ids=images.ids.numpy(),
         predictions=found.estimate.predictions.numpy() if not made.everything else found.exact.numpy(),
         suspect=found.suspect.numpy(),
+        solved_again_ids=images.ids[found.refined].numpy(),
         correction=np.asarray(made.correction.mean),
         scored_ids=images.ids[found.scored].numpy(),
         scored=found.exact.numpy(),
@@ -160,7 +162,18 @@ class StoredImages(ImageSet):
         )
         self.run, self.folder = run, folder
         self.unwatched = self.score
-        self.seconds_a_pass = float("nan")
+        self.refines = protocol.refine
+        self._timed: dict[str, tuple[float, int]] = {}
+
+    @property
+    def seconds_a_pass(self) -> float:
+        """Of wall clock, from the values that have been asked for, also where an earlier run has made them."""
+        seconds = sum(each for each, _ in self._timed.values())
+        passes = sum(each for _, each in self._timed.values())
+        return seconds / passes if passes else float("nan")
+
+    def refining(self, refinement: Refinement | None) -> ImageSet:
+        return super().refining(refinement) if self.refines else self
 
     def batch(self, index: Tensor) -> Tensor:
         return self.images[index].to(self.run.device)
@@ -178,20 +191,30 @@ class StoredImages(ImageSet):
         return differences_of(self._compared(index, twice=True)) if self.steps else None
 
     def _compared(self, index: Tensor, *, twice: bool) -> list[Tensor]:
-        chunks = self._chunks("steps", index, {"twice": twice})
+        chunks = self._chunks("steps", index, {"twice": twice, "state_errors": True, **self._solved_again})
         for k, part in self._todo(chunks, index, "comparing steps"):
             chunks.save(k, ids=self.ids[part].numpy(), compared=self.compare_steps(part, twice=twice).numpy())
         return [torch.from_numpy(part["compared"]) for part in chunks.load()]
 
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
-        chunks = self._chunks("repeats" if repeat else "values", index, {"repeat": repeat, "half_the_steps": half})
+        asked = {"repeat": repeat, "half_the_steps": half, **self._solved_again}
+        chunks = self._chunks("repeats" if repeat else "values", index, asked)
         for k, part in self._todo(chunks, index, "scoring again" if repeat else "scoring"):
             begun = time.perf_counter()
             result = self.score_exactly(part, repeat, half)
-            self.seconds_a_pass = (time.perf_counter() - begun) / max(1, values_of([result]).passes)
-            chunks.save(k, ids=self.ids[part].numpy(), **to_arrays(result))
-        parts: list[BitsPerDim] = [from_arrays(part) for part in chunks.load()]
+            arrays = to_arrays(result)
+            chunks.save(k, ids=self.ids[part].numpy(), seconds=time.perf_counter() - begun, **arrays)
+        stored = chunks.load()
+        parts: list[BitsPerDim] = [from_arrays(part) for part in stored]
+        for k, (kept, result) in enumerate(zip(stored, parts, strict=True)):
+            if "seconds" in kept:  # earlier parts have none
+                self._timed[str(chunks.file(k))] = (float(kept["seconds"]), values_of([result]).passes)
         return values_of(parts)
+
+    @property
+    def _solved_again(self) -> dict[str, Any]:
+        """Which images are, as the parts' index states it."""
+        return {} if self.refinement is None else {"solved_again": dataclasses.asdict(self.refinement)}
 
     def _chunks(self, name: str, index: Tensor, stated: dict[str, Any]) -> Chunks:
         ids = self.ids[index].tolist()

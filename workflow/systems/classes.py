@@ -23,7 +23,7 @@ from torch import Tensor, nn
 
 from data import Dataset
 from data.transforms import Transform
-from evaluation import Calibration, calibration, save_grid
+from evaluation import Calibration, Estimate, calibration, save_grid
 from guidance import classifier_guidance
 from models import NoiseClassifier
 from numerics import UserError, batch_time, require_count
@@ -284,7 +284,11 @@ def _lines(
     lines += [*shown(pictures), "Bits/dim by class:", ""]
     lines += table(
         ("class", "test data", "bits/dim"),
-        [[name, str(n), f"{mean:.3f} ± {error:.3f}"] for name, (n, mean, error) in zip(names, costs, strict=True)],
+        # a survey may have scored a class's data nowhere, or once
+        [
+            [name, str(n), str(Estimate(value=mean, stderr=error)) if n else ""]
+            for name, (n, mean, error) in zip(names, costs, strict=True)
+        ],
     )
     if found:
         lines += [f"The class of {study.images:,} test data, told by:", ""]

@@ -107,7 +107,7 @@ class DiffusionDGM(System):
     def get_config(self) -> ConfigDict:
         """The digits' settings."""
         config = base_config("ddgm")
-        # bin centres from -1 to 1, which a tanh spans: 2 k / 16 - 1, not 2 k / 17 - 1
+        # the digits' bin centres from -1 to 1: 2 k / 16 - 1, not 2 k / 17 - 1
         config.data.low, config.data.high = -1.0625, 1.0625
         config.sde = section(CHAINS, "constant")
         config.model = section(NETWORKS, "perceptrons")
@@ -147,11 +147,14 @@ class DiffusionDGM(System):
         """A network for each step, and the decoder that the configuration names."""
         chain, width = self.chain(config), config["model"]["width"]
         data_range = (float(config["data"]["low"]), float(config["data"]["high"]))
-        decoder = decoder_of(config["decoder"], dataset, data_range)
+        decoder = decoder_of(config["decoder"], dataset, transform, data_range)
         return seeded(
             config["seed"],
             lambda: DDGM(
-                OwnSteps(dim=dataset.dim, steps=chain.steps, width=width), chain.betas, decoder, data_range=data_range
+                OwnSteps(dim=dataset.dim, steps=chain.steps, width=width, decoder=decoder),
+                chain.betas,
+                decoder,
+                data_range=data_range,
             ),
         )
 
@@ -223,18 +226,21 @@ class DiffusionDGM(System):
             _chains(run, folder)
 
 
-def decoder_of(name: str, dataset: Dataset, data_range: tuple[float, float]) -> Decoder:
-    """p(x | z_1) by name.
+def decoder_of(name: str, dataset: Dataset, transform: Transform, data_range: tuple[float, float]) -> Decoder:
+    """p(x | z_1) by name, its mean within what the data can be.
 
     Raises:
         UserError: grey values of data that have none.
     """
-    if name == "gaussian":
-        return UnitGaussian()
+    if dataset.levels is None and name == "gaussian":
+        x = transform.centres(dataset.split("train").x)
+        return UnitGaussian(low=float(x.min()), high=float(x.max()))
     if dataset.levels is None:
         raise UserError(f"got decoder='grey' for {dataset.name}, which has no grey levels; expected decoder='gaussian'")
     low, high = data_range
-    return GreyGaussian(bin_width=(high - low) / dataset.levels, low=low, high=high)
+    grey = GreyGaussian(bin_width=(high - low) / dataset.levels, low=low, high=high)
+    first, last = grey.mean_range
+    return grey if name == "grey" else UnitGaussian(low=first, high=last)
 
 
 def model_of(setup: Setup) -> DDGM:
@@ -266,9 +272,11 @@ def bound_of(model: DDGM, data: Split, setup: Setup, *, draws: int, estimator: s
 
 
 def entry_of(nats: Tensor, model: DDGM, setup: Setup, estimator: str) -> dict[str, Any]:
-    """What results.json says of a bound `(n, draws)`."""
+    """What results.json says of a bound `(n, draws)`: of points in the data's own units, of images in model units."""
     in_nats = isinstance(model.decoder, UnitGaussian)
     unit = "nats" if in_nats else "bits/dim"
+    if setup.dataset.levels is None:
+        nats = nats - setup.dataset.dim * setup.transform.log_det
     per_image = nats.mean(dim=1) / (1 if in_nats else setup.dataset.dim * math.log(2))
     n = len(per_image)
     mean, stderr = float(per_image.mean()), float(per_image.std()) / math.sqrt(n) if n > 1 else math.nan
@@ -280,7 +288,9 @@ def entry_of(nats: Tensor, model: DDGM, setup: Setup, estimator: str) -> dict[st
             f"a density with a decoder of unit variance, which costs at least {least:.2f} bits/dim on {setup.dataset.levels} "
             f"levels, where uniform has {uniform:.2f}: in nats"
         )
-    text = f"negative ELBO {mean:.3f} ± {stderr:.3f} {unit}{' an image' if in_nats else ''} ({n:,} {setup.noun}s)"
+    text = (
+        f"negative ELBO {mean:.3f} ± {stderr:.3f} {unit}{f' a {setup.noun}' if in_nats else ''} ({n:,} {setup.noun}s)"
+    )
     return {
         "mean": mean,
         "stderr": stderr,
@@ -376,6 +386,7 @@ def _estimates(run: TrainedRun, folder: RunFolder) -> None:
                     estimator,
                     f"{entry['mean']:.3f} ± {noise:.3f} {entry['unit']}",
                     f"{entry['spread_over_draws']:.2f} nats",
+                    f"{setup.options.steps if trained == own.estimator else steps:,}",
                 )
             )
     folder.update_results({"estimates": found})
@@ -384,7 +395,10 @@ def _estimates(run: TrainedRun, folder: RunFolder) -> None:
     folder.add_section(
         "Two estimates of one bound",
         [
-            *table(("trained with", "measured by", "negative ELBO (± by Monte Carlo)", "spread of one draw"), rows),
+            *table(
+                ("trained with", "measured by", "negative ELBO (± by Monte Carlo)", "spread of one draw", "updates"),
+                rows,
+            ),
             *shown,
         ],
     )
@@ -429,7 +443,7 @@ def _chains(run: TrainedRun, folder: RunFolder) -> None:
     data = setup.dataset.split(setup.protocol.split)
     data = data.take(slice(0, setup.protocol.limit or len(data)))
     data_range = model_of(setup).data_range
-    decoder = decoder_of("grey", setup.dataset, data_range)
+    decoder = decoder_of("grey", setup.dataset, setup.transform, data_range)
     base, width, dim = system.chain(setup.config), setup.config["model"]["width"], setup.dataset.dim
     found, rows = {}, []
     for length in own["lengths"]:

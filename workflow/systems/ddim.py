@@ -97,7 +97,6 @@ class DDIMSystem(DDPM):
                     raise UserError(
                         f"got {n} evaluations in config.{part} on a chain of config.sde.steps={steps}; expected at most {most}"
                     )
-        self.check_variance(config)
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few evaluations and samples."""

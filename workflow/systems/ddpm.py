@@ -173,7 +173,12 @@ class DDPM(System):
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
         """With the chain in place of an SDE."""
-        own = {"sde": CHAINS, "training.objective": OBJECTIVES, "sampling.sampler": SAMPLERS}
+        own = {
+            "sde": CHAINS,
+            "training.objective": OBJECTIVES,
+            "sampling.sampler": SAMPLERS,
+            "sampling.second": SAMPLERS,
+        }
         return {**super().catalogues, **own}
 
     def chain(self, config: Config) -> BetaTable:
@@ -196,20 +201,11 @@ class DDPM(System):
         return made.on(self.chain(config)) if isinstance(made, Algorithm2) else made
 
     def check(self, config: Config) -> None:
-        """The bound's draws, and a variance that this system does not learn."""
+        """The bound's draws."""
         require_count(config["bound"]["draws"], "config.bound.draws", 2)
         if config["bound"]["level_draws"] != 0:
             require_count(config["bound"]["level_draws"], "config.bound.level_draws", 4)
         require_count(config["bound"]["level_images"], "config.bound.level_images", 1)
-        self.check_variance(config)
-
-    def check_variance(self, config: Config) -> None:
-        """Refuses a learned variance, which L_simple does not teach."""
-        if config["sampling"]["sampler"].get("variance") == "learned":
-            raise UserError(
-                f"got config.sampling.sampler.variance='learned' for {self.name}, which learns none; expected 'posterior' or "
-                "'transition': the system iddpm learns variances"
-            )
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With four draws for the bound, and of each level's term."""

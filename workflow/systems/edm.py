@@ -100,11 +100,12 @@ class EDM(ScoreSDE):
         for part in ("sweep", "ablation"):
             require_count(config[part]["samples"], f"config.{part}.samples", 10)
         require_count(config["ablation"]["images"], "config.ablation.images", 2)
-        if (
-            config["sampling"]["sampler"]["name"] == "ancestral"
-            and config["sampling"]["sampler"].get("variance") == "learned"
-        ):
-            raise UserError("got a learned variance for edm, which learns none; expected 'posterior' or 'transition'")
+        low, high = sweep["churn_min"], sweep["churn_max"]
+        require_range(low, "config.sweep.churn_min", 0)
+        if high is not None and not high > low:
+            raise UserError(
+                f"got config.sweep.churn_min={low}, churn_max={high}; expected churn_min < churn_max, or None for no end"
+            )
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few churns, steps and samples."""

@@ -22,6 +22,7 @@ import copy
 import time
 from collections.abc import Mapping
 from dataclasses import replace
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
 
 import torch
@@ -91,11 +92,13 @@ class FlowMatching(System):
         )
         config.sampling.sampler = section(samplers.SAMPLERS, "ddim", steps=50)
         config.sampling.second = section(samplers.SAMPLERS, "ancestral", steps=250)
-        # a second probe would take half as long again, and the images' own spread is ten times what it saves
-        config.likelihood.probes = 1
+        # two flows are trained and scored within minutes: fewer images than other systems score, each once, as the images'
+        # own spread is ten times what a second probe or draw would save, in steps that need no pilot runs
+        config.training.steps = 1000
+        config.likelihood.update({"steps": 128, "limit": 100, "draws": 1, "probes": 1})
         # reflow: pairs of noise and sample, evaluations for each, steps of training on them, images scored after it;
         # compared: evaluations and samples for each of all samplers, and whether those that choose their own steps take part
-        config.reflow = ConfigDict({"pairs": 2000, "evaluations": 40, "steps": 400, "scored": 50})
+        config.reflow = ConfigDict({"pairs": 1000, "evaluations": 40, "steps": 250, "scored": 50})
         config.compared = ConfigDict({"evaluations": 50, "samples": 12, "adaptive": True})
         return config
 
@@ -217,6 +220,12 @@ def _all_samplers(run: TrainedRun, folder: RunFolder) -> None:
     )
 
 
+def reflow_folder(run: TrainedRun, root: Path) -> Path:
+    """Where a round of reflow is kept, to be gone on from: of these weights and these pairs, as a longer run has another."""
+    own = run.setup.config["reflow"]
+    return root / "reflow" / f"{run.fingerprint[:12]}-{own['pairs']}-{own['evaluations']}-{own['steps']}"
+
+
 def _reflow(run: TrainedRun, folder: RunFolder) -> None:
     """A round of reflow, and both flows measured."""
     own, begun = run.setup.config["reflow"], time.perf_counter()
@@ -228,11 +237,15 @@ def _reflow(run: TrainedRun, folder: RunFolder) -> None:
         Reflow(times=times),
         steps=own["steps"],
         pairs=pairs,
-        folder=folder.path / "reflow",
+        folder=reflow_folder(run, folder.path),
     )
     after = replace(run, setup=replace(run.setup, model=model), fingerprint=fingerprint(model))
     results: dict[str, Any] = {"pairs": own["pairs"], "steps": own["steps"]}
-    before = score_split(run, run.setup.protocol, alone=True)  # the run's own parts, read again
+    # the run's own parts, read again; of a survey, which scores some images of all, as many as are compared
+    whole = run.setup.protocol
+    before = score_split(
+        run, whole if whole.precision is None else replace(whole, precision=None, limit=own["scored"]), alone=True
+    )
     assert before is not None
     n = min(own["scored"], len(before.result.status))
     # in the steps that the first flow has: a pilot would cost as much as these images, and the companions state the error

@@ -20,6 +20,7 @@ code: the images lie in that range, so the clipped chain is the better model, an
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -43,6 +44,8 @@ if TYPE_CHECKING:
     from workflow.trained_run import TrainedRun
 
 EVALUATIONS = (10, 25, 50, 100, 1000)
+_BESIDE = 1000
+"""Betas of the DDPM that is trained beside."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -96,10 +99,11 @@ class IDDPM(DDPM):
         "and samples in few steps beside DDPM's."
     )
     help: ClassVar[Mapping[str, str]] = {
+        "bound.images": "images of the whole chain's bound; 0 for all of the split",
         "few_steps.evaluations": "numbers of evaluations at which both models are compared",
         "few_steps.samples": "samples for each Fréchet distance",
         "few_steps.images": "images for each bound",
-        "few_steps.beside": "the system that is trained beside this one for the comparison; None trains none",
+        "few_steps.beside": "the system that is trained beside this one for the comparison; none for no such",
     }
 
     def get_config(self) -> ConfigDict:
@@ -107,13 +111,15 @@ class IDDPM(DDPM):
         config = self.chain_config(section(CHAINS, "cosine"))
         config.model.learned_variance = True
         config.training.objective = section(OBJECTIVES, "hybrid")
-        config.training.steps = 900
+        # of each of the two networks, so that the run stays within minutes
+        config.training.steps = 600
         config.sampling.sampler = section(SAMPLERS, "ancestral", steps=99, variance="learned", spacing="linspace")
-        config.bound = ConfigDict({"draws": 64})
+        # the whole chain's bound, the number to quote, is cheap: of all images, where the flow's likelihood takes some
+        config.bound = ConfigDict({"draws": 32, "images": 0})
         # few steps beside DDPM: how many samples and images, and numbers of evaluations; None trains no DDPM
-        config.few_steps = ConfigDict({"evaluations": EVALUATIONS, "samples": 128, "images": 64, "beside": "ddpm"})
+        config.few_steps = ConfigDict({"evaluations": EVALUATIONS, "samples": 96, "images": 50, "beside": "ddpm"})
         # the flow of such a chain is hard to integrate: many steps on few images, where few steps would state a large error
-        config.likelihood.update({"steps": 256, "limit": 100, "draws": 1, "probes": 1})
+        config.likelihood.update({"steps": 128, "limit": 50, "draws": 1, "probes": 1})
         return config
 
     @property
@@ -130,6 +136,7 @@ class IDDPM(DDPM):
     def check(self, config: Config) -> None:
         """The bound's draws, the numbers of evaluations, and a network without variances."""
         require_count(config["bound"]["draws"], "config.bound.draws", 8)
+        require_count(config["bound"]["images"], "config.bound.images", 0)
         asked, steps = config["few_steps"], self.chain(config).steps
         for name in ("samples", "images"):
             require_count(asked[name], f"config.few_steps.{name}", 10)
@@ -140,6 +147,11 @@ class IDDPM(DDPM):
                     f"got config.few_steps.evaluations={asked['evaluations']} of a chain of config.sde.steps={steps}; "
                     "expected at "
                     f"most {steps} each"
+                )
+            if asked["beside"] == "ddpm" and n > _BESIDE:
+                raise UserError(
+                    f"got config.few_steps.evaluations={asked['evaluations']} beside a DDPM of {_BESIDE} betas; expected at "
+                    f"most {_BESIDE} each, or --config.few_steps.beside=none"
                 )
         if asked["beside"] not in ("ddpm", "none"):
             raise UserError(f"got config.few_steps.beside={asked['beside']!r}; expected 'ddpm' or 'none'")
@@ -156,12 +168,18 @@ class IDDPM(DDPM):
             name: sampler if sampler.corrections else replace(sampler, corrections=clip(setup))
             for name, sampler in setup.samplers.items()
         }
-        return replace(setup, samplers=drawn_by)
+        made = replace(setup, samplers=drawn_by)
+        if setup.dataset.levels is None or setup.options.dequantize:
+            return made
+        # grey values as they are: the last term is the mass of a bin, as it is scored, and no density
+        assert isinstance(setup.objective, VLB)
+        width, (low, high) = math.exp(setup.transform.log_det), setup.score_model.data_range
+        return replace(made, objective=replace(setup.objective, bin_width=width, low=low, high=high))
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With few draws, evaluations, samples and images."""
         few = {"evaluations": (4, 8), "samples": 16, "images": 10, "beside": setup.config["few_steps"]["beside"]}
-        return replace(setup, config={**setup.config, "bound": {"draws": 8}, "few_steps": few})
+        return replace(setup, config={**setup.config, "bound": {"draws": 8, "images": 10}, "few_steps": few})
 
     def effort(self, setup: Setup, images: int) -> float:
         """Evaluations of images: of the bound, of samples and of their bounds, and three of each in a step of DDPM's
@@ -170,7 +188,8 @@ class IDDPM(DDPM):
         rows = 2 if asked["beside"] == "ddpm" else 1
         trained = (rows - 1) * 3 * setup.options.steps * setup.options.batch_size
         drawn = rows * sum(asked["evaluations"]) * asked["samples"]
-        bounds = 2 * images + (1 + 2 * rows) * len(asked["evaluations"]) * asked["images"]
+        own = setup.config["bound"]["images"] or len(setup.dataset.split(setup.protocol.split))
+        bounds = 2 * own + (1 + 2 * rows) * len(asked["evaluations"]) * asked["images"]
         return float(trained + drawn + bounds * setup.config["bound"]["draws"])
 
     def finish(self, run: TrainedRun, folder: RunFolder) -> None:
@@ -182,17 +201,17 @@ class IDDPM(DDPM):
         self.report_own_bound(run, folder)
         runs = {"iddpm": run}
         if asked["beside"] == "ddpm":
-            runs["ddpm"] = sub_run(run, "ddpm", "ddpm", {"sde.steps": 1000})
+            runs["ddpm"] = sub_run(run, "ddpm", "ddpm", {"sde.steps": _BESIDE})
         self.report_few_steps(runs, folder, quick=asked["samples"] < 32)
 
     def report_own_bound(self, run: TrainedRun, folder: RunFolder) -> None:
-        """The bound over all rows, of the split that is scored, in results.json."""
+        """The bound over all rows, of images of the split that is scored, in results.json."""
         from workflow.chain_levels import chain_of
 
         rows, draws = self.chain(run.setup.config).steps, run.setup.config["bound"]["draws"]
         chain = chain_of(run, rows=rows, evaluations=rows, variance="learned")
         data = run.dataset.split(run.setup.protocol.split)
-        n = min(len(data), run.setup.protocol.limit or len(data))
+        n = min(len(data), run.setup.config["bound"]["images"] or len(data))
         found = {}
         for reading in READINGS if run.transform.levels is not None else READINGS[1:]:
             found[reading] = bound_of(run, chain, data.x[:n], data.ids[:n], reading, draws)

@@ -147,12 +147,22 @@ class JEM(System):
         return made
 
     def check(self, config: Config) -> None:
-        """The study's values."""
+        """The study's values, and labels that stay."""
         self.study(config)
+        if config["training"]["label_dropout"]:
+            raise UserError(
+                f"got config.training.label_dropout={config['training']['label_dropout']}; expected 0: a classifier learns "
+                "from labels, and its energy needs none"
+            )
 
     def settled(self, setup: Setup) -> Setup:
         """With the chains of grey values in the data's box."""
         assert isinstance(setup.objective, JointEnergy)
+        if setup.options.batch_size > setup.objective.buffer:
+            raise UserError(
+                f"got config.training.objective.buffer={setup.objective.buffer} for batches of {setup.options.batch_size}; "
+                "expected as many chains or more"
+            )
         return replace(setup, objective=replace(setup.objective, box=energy_classifier.box_of(setup)))
 
     def callbacks(self, setup: Setup, folder: RunFolder) -> Sequence[Callback]:

@@ -40,8 +40,9 @@ from workflow import progress
 from workflow.beside import seeded, train_beside
 from workflow.defaults import base_config
 from workflow.draw import Drawn, Samples, draw_by
-from workflow.report import table
+from workflow.report import number, table
 from workflow.sections import section
+from workflow.setup import asks_learned_variance
 from workflow.system import Config, System
 
 if TYPE_CHECKING:
@@ -101,7 +102,7 @@ class Latent(System):
     def get_config(self) -> ConfigDict:
         """The digits' settings."""
         config = base_config("latent")
-        # bin centres from -1 to 1, which a tanh spans
+        # the digits' bin centres from -1 to 1
         config.data.low, config.data.high = -1.0625, 1.0625
         # latents have no structure below the encoder's own noise, so the score stops at a noise of 0.01
         config.sde = section(SDES, "vp", t_min=1e-3, t_end=1e-3)
@@ -183,7 +184,13 @@ class Latent(System):
 
     def latent_sampler(self, config: Config) -> Sampler:
         """The sampler of latents."""
+        if config["latent_sampler"]["name"] == "none":
+            raise UserError("got config.latent_sampler='none'; expected a sampler: it draws the latents")
         made: Sampler = samplers.SAMPLERS.make(config["latent_sampler"])
+        if asks_learned_variance(made):
+            raise UserError(
+                "got variance='learned' in config.latent_sampler, whose score says none; expected 'posterior' or 'transition'"
+            )
         return made
 
     def draw(self, run: TrainedRun) -> Mapping[str, Drawn]:
@@ -338,8 +345,14 @@ def _priors(run: TrainedRun, folder: RunFolder) -> None:
         parts = bound_of(model, _data(setup), setup)
         entry = {**entry_of(parts), "seconds": time.perf_counter() - begun}
         found[name] = entry
+        updates = setup.options.steps if name == own else setup.config["beside"]["steps"]
         rows.append(
-            (name, f"{entry['mean']:.3f} ± {entry['stderr']:.3f}", *(f"{v:.3f}" for v in entry["parts"].values()))
+            (
+                name,
+                f"{number(entry['mean'])} ± {number(entry['stderr'])}",
+                *(f"{v:.3f}" for v in entry["parts"].values()),
+                f"{updates:,}",
+            )
         )
         images.append(drawn_from(model, setup, sampler, n, _streams(setup, n))[0])
     folder.update_results({"priors": found})
@@ -354,7 +367,9 @@ def _priors(run: TrainedRun, folder: RunFolder) -> None:
     folder.add_section(
         "Priors",
         [
-            *table(("prior", "bits/dim, at most", "reconstruction", "minus the entropy", "cross-entropy"), rows),
+            *table(
+                ("prior", "bits/dim, at most", "reconstruction", "minus the entropy", "cross-entropy", "updates"), rows
+            ),
             "Samples, a row for each:",
             "",
             f"![priors]({picture.relative_to(folder.path).as_posix()})",

@@ -127,7 +127,12 @@ class NCSN(System):
     @property
     def catalogues(self) -> Mapping[str, Catalogue[Any]]:
         """With the ladder in place of an SDE."""
-        own = {"sde": LADDERS, "training.objective": OBJECTIVES, "sampling.sampler": SAMPLERS}
+        own = {
+            "sde": LADDERS,
+            "training.objective": OBJECTIVES,
+            "sampling.sampler": SAMPLERS,
+            "sampling.second": SAMPLERS,
+        }
         return {**super().catalogues, **own}
 
     def ladder(self, config: Config) -> SigmaLadder:

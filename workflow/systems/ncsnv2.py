@@ -170,7 +170,8 @@ class NCSNv2(NCSN):
         ladder = self.ladder(run.setup.config)
         D = run.dataset.dim
         gamma = ladder.ratio
-        sampler = next(s for s in run.setup.samplers.values() if isinstance(s, AnnealedLangevin))
+        walks = (s for s in run.setup.samplers.values() if isinstance(s, AnnealedLangevin))
+        sampler = next(walks, None) or RuledLangevin().on(ladder)  # what the rule would have taken, where others draw
         step = (sampler.step_size or 0.0) / 2
         found = low_density()
         entry = {

@@ -53,17 +53,30 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, kw_only=True)
 class LearnedSchedule:
-    """A monotone schedule from `gamma_min` at the data to `gamma_max` at the noise, with `units` steps between them."""
+    """A monotone schedule from `gamma_min` at the data to `gamma_max` at the noise, with `units` steps between them.
 
-    gamma_min: float = -13.3
+    Without a `gamma_min` the noise of z_0 is a sixth of a grey level: the paper's -13.3 for 256 levels in [-1, 1], -7.9 for 17,
+    and for points as for 17.
+    """
+
+    gamma_min: float | None = None
     gamma_max: float = 5.0
     units: int = 64
 
+    def on(self, transform: Transform) -> LearnedSchedule:
+        """Those of the data that `transform` maps to model units."""
+        if self.gamma_min is not None:
+            return self
+        level = 2 / _DIGITS if transform.levels is None else math.exp(transform.log_det)
+        return replace(self, gamma_min=2 * math.log(level / 6))
+
     def make(self) -> MonotoneSchedule:
         """A fresh one, nearly linear."""
-        return MonotoneSchedule(gamma_min=self.gamma_min, gamma_max=self.gamma_max, units=self.units)
+        first = 2 * math.log(2 / _DIGITS / 6) if self.gamma_min is None else self.gamma_min
+        return MonotoneSchedule(gamma_min=first, gamma_max=self.gamma_max, units=self.units)
 
 
+_DIGITS = 17  # grey levels
 SCHEDULES: Catalogue[LearnedSchedule] = Catalogue("schedule", {"learned": LearnedSchedule})
 OBJECTIVES: Catalogue[Any] = Catalogue("objective", {"vdm": VDMLoss}, derived=("times", "t_min"))
 
@@ -78,7 +91,7 @@ class VariationalDiffusion(System):
         "schedule, the bound's invariance to it, and a learned forward process."
     )
     help: ClassVar[Mapping[str, str]] = {
-        "sde.gamma_min": "gamma = -log SNR at the data's end",
+        "sde.gamma_min": "gamma = -log SNR at the data's end; None for a noise of a sixth of a grey level",
         "sde.gamma_max": "gamma at the noise's end",
         "sde.units": "width of the schedule's network",
         "bound.compared": "images of the comparisons",
@@ -89,8 +102,7 @@ class VariationalDiffusion(System):
     def get_config(self) -> ConfigDict:
         """The digits' settings."""
         config = base_config("vdm")
-        # the paper's -13.3 puts the noise of z_0 at a sixth of a grey level, 2/256; of 2/17 that is -7.9
-        config.sde = section(SCHEDULES, "learned", gamma_min=-7.9)
+        config.sde = section(SCHEDULES, "learned")
         # sines that turn once in two grey levels and once in one, the paper's 2^6 and 2^7 for 256 levels
         config.model.grey_level_features = (0.5, 1.0)
         config.training.update({"dequantize": False, "steps": 1000})
@@ -99,7 +111,7 @@ class VariationalDiffusion(System):
         # draws of level and noise for each image's bound, and images of the comparisons
         config.bound = ConfigDict({"draws": 64, "compared": 100})
         # steps of training with a learned forward process, and without, to compare; 0: none. width of its networks
-        config.learned_forward = ConfigDict({"steps": 500, "width": 256})
+        config.learned_forward = ConfigDict({"steps": 250, "width": 256})
         return config
 
     @property
@@ -119,7 +131,7 @@ class VariationalDiffusion(System):
 
     def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
         """A score model that owns the schedule."""
-        own: LearnedSchedule = SCHEDULES.make(config["sde"])
+        own = SCHEDULES.make(config["sde"]).on(transform)
         made = score_model(config, sde, dataset, transform, data_std)
         return VDM(
             made.net,
@@ -136,6 +148,11 @@ class VariationalDiffusion(System):
         require_count(config["bound"]["compared"], "config.bound.compared", 2)
         require_count(config["learned_forward"]["steps"], "config.learned_forward.steps", 0)
         require_count(config["learned_forward"]["width"], "config.learned_forward.width", 1)
+        if config["model"]["conditioning"]["name"] != "log_snr":
+            raise UserError(
+                f"got config.model.conditioning={config['model']['conditioning']['name']!r}; expected 'log_snr', which is "
+                "-gamma: the bound is free of the schedule for a network that is told gamma alone"
+            )
         if config["training"]["dequantize"]:
             raise UserError(
                 "got config.training.dequantize=True; expected False: this bound is of grey values at their bins' centres"

@@ -28,9 +28,9 @@ def main(arguments: list[str]) -> int:
         help="evaluations of the network a sample, several separated by commas",
     )
     parser.add_argument(
-        "--n", default=128, type=shared.integer(2), help="number of samples to fit to, and of others to judge by"
+        "--n", default=128, type=shared.integer(8), help="number of samples to fit to, and of others to judge by"
     )
-    parser.add_argument("--rounds", default=15, type=shared.integer(0), help="steps of the fit, at most")
+    parser.add_argument("--rounds", default=15, type=shared.integer(1), help="steps of the fit, at most")
     parser.add_argument("--tolerance", default=1e-4, type=float, help="of the tight solution of the flow")
     parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
     parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of samples at once")
