@@ -466,7 +466,7 @@ class Panel:
 
 
 def save_plot(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
-    """Write panels of lines and marks beside each other.
+    """Write panels of lines and marks beside each other; one name has one colour in all of them.
 
     Raises:
         DataError: no panels, or the file cannot be written.
@@ -476,11 +476,13 @@ def save_plot(path: str | os.PathLike[str], panels: Sequence[Panel]) -> None:
     if not panels:
         raise DataError("got no panels; expected at least one")
     figure = _figure(4.6 * len(panels), 3.6)
+    names = dict.fromkeys(name for panel in panels for name in (*panel.lines, *panel.marks))
+    colours = {name: f"C{i % 10}" for i, name in enumerate(names)}
     for axes, panel in zip(np.atleast_1d(figure.subplots(1, len(panels))), panels, strict=True):
         for name, (x, y) in panel.lines.items():
-            axes.plot(x, y, label=name, linewidth=1.2)
+            axes.plot(x, y, label=name, linewidth=1.2, color=colours[name])
         for name, (x, y) in panel.marks.items():
-            axes.plot(x, y, "o", label=name, markersize=4)
+            axes.plot(x, y, "o", label=name, markersize=4, color=colours[name])
         for name, axis in (("x", axes.xaxis), ("y", axes.yaxis)):
             if name in panel.log:
                 axes.set(**{f"{name}scale": "log"})

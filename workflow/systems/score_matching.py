@@ -143,8 +143,8 @@ def _panels(found: Mapping[str, Found]) -> list[Panel]:
             title="error against the data's score",
             x="sigma of denoising",
             y="E |s - grad log p|^2",
-            lines={"bias, theory": (sigmas, [f.bias for f in denoising]), **flat},
-            marks={"denoising, trained": (sigmas, [f.error for f in denoising])},
+            lines={**flat, "denoising's bias, theory": (sigmas, [f.bias for f in denoising])},
+            marks={"denoising": (sigmas, [f.error for f in denoising])},
             log="xy",
         ),
         Panel(
