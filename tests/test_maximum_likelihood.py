@@ -2,6 +2,7 @@
 
 import json
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -9,6 +10,7 @@ from oracles import gaussian
 from torch import nn
 from training_cases import OracleModel, tiny_model
 
+import samplers
 from experiments import cnf
 from likelihood import Exact, Method, log_likelihood
 from numerics import Dopri5, UserError
@@ -16,6 +18,7 @@ from sde_lib import StraightSDE
 from training import MaximumLikelihood
 from training.streams import StepStreams
 from workflow.configuration import config_for
+from workflow.flow_only import fitting, require_score
 from workflow.setup import resolve
 
 SDE = StraightSDE(T=0.999, t_min=1e-3, t_end=1e-3)
@@ -138,11 +141,28 @@ def test_the_system_refuses_what_does_not_fit():
         ({"training.objective.solver": "rk4"}, "adjoint=False"),
         ({"training.validation": 16}, "expected 0"),
         ({"beside.points": 0}, "config.beside.points"),
-        ({"sampling.sampler": "pc"}, "'pc', which adds noise"),
-        ({"sampling.second.eta": 0.5}, "'ddim' with eta, which adds noise"),
+        ({"sampling.sampler": "pc"}, "PredictorCorrector, which adds noise"),
+        ({"sampling.second.eta": 0.5}, "DDIM with eta, which adds noise"),
     ):
         with pytest.raises(UserError, match=words):
             resolve(config_for("cnf", changes=changes))
+
+
+def test_a_flow_alone_is_drawn_by_its_ode_whoever_asks():
+    """Tools name any sampler: those that add noise are refused, and the denoised mean at the end is left out."""
+    own = resolve(config_for("cnf"))
+    run = SimpleNamespace(setup=own, folder="runs/cnf")
+    for name in ("ancestral", "pc", "torchsde", "seeds", "adaptive_sde", "euler_maruyama"):
+        with pytest.raises(UserError, match="which adds noise"):
+            fitting(samplers.create(name), own.objective)
+    for name in ("ode", "ddim", "dpm_solver", "unipc", "heun", "deis"):
+        assert not fitting(samplers.create(name), own.objective).denoise
+    with pytest.raises(UserError, match="no score of noised data; expected a score: nll.py"):
+        require_score(run, "nll.py")
+    usual = resolve(config_for("vp")).objective
+    assert fitting(samplers.create("pc"), usual) == samplers.create("pc")
+    with pytest.raises(UserError, match="PredictorCorrector, which adds noise"):
+        resolve(config_for("vp", changes={"data.name": "moons", "training.objective": "maximum_likelihood"}))
 
 
 def test_its_preset_for_images_is_small():

@@ -92,6 +92,7 @@ class MaximumLikelihood(Objective):
     jacobian: float = 0.0
     t_min: float | None = None
 
+    of_flow: ClassVar[bool] = True
     differentiates: ClassVar[bool] = True
     """The loss takes derivatives of the network, which then cannot be compiled; see `training.compilation`."""
 

@@ -68,9 +68,11 @@ class Objective(ABC):
 
     Attributes:
         needs: what it asks of the model beside `.sde`, by name.
+        of_flow: whether it trains the probability flow alone, so that the model is no score of noised data.
     """
 
     needs: ClassVar[tuple[str, ...]] = ("noise",)
+    of_flow: ClassVar[bool] = False
 
     @abstractmethod
     def draw(

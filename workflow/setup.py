@@ -25,6 +25,7 @@ from samplers import Sampler
 from sde_lib import SDE, WhitenedFlow
 from training import Objective, TrainingOptions
 from workflow.device import chosen_device
+from workflow.flow_only import fitting
 from workflow.protocol import Protocol
 from workflow.splits import checked_split, training_splits
 from workflow.system import Config, System
@@ -166,6 +167,7 @@ def resolve(config: Config, *, model: nn.Module | None = None, device: str | Non
         checked_split(dataset, protocol.split)
     system.check(c)
     with _part("sampling"):
+        drawn_by = {name: fitting(sampler, objective) for name, sampler in drawn_by.items()}
         for name, sampler in drawn_by.items():
             if asks_learned_variance(sampler) and not getattr(model, "learned_variance", False):
                 raise UserError(

@@ -104,8 +104,6 @@ _IMAGES: Changes = {
     "beside.points": 100,
     "likelihood.limit": 100,
 }
-_OF_FLOWS = ("ode", "ddim", "dpm_solver", "unipc", "heun", "deis", "euler", "dpmpp_2m")
-"""Samplers that follow the flow, as long as they add no noise."""
 OTHERS: Mapping[str, Objective] = {
     "score matching": DSM(times=StratifiedTime(), weighting=Simple()),
     "flow matching": DSM(times=StratifiedTime(), weighting=FlowMatching()),
@@ -162,17 +160,8 @@ class CNF(System):
         return made
 
     def check(self, config: Config) -> None:
-        """The other trainings' values; no sampler of the SDE, and no validation by its bound."""
+        """The other trainings' values, and no validation by the SDE's bound."""
         self.beside(config)
-        for place in ("sampler", "second"):
-            chosen = config["sampling"][place]
-            noise = [key for key in ("eta", "stochastic", "churn") if chosen.get(key)]
-            if chosen["name"] not in _OF_FLOWS or noise:
-                raise UserError(
-                    f"got config.sampling.{place}={chosen['name']!r}{' with ' if noise else ''}{', '.join(noise)}, which adds "
-                    "noise, for a flow trained by likelihood, which has no score of noised data; expected one of "
-                    f"{', '.join(_OF_FLOWS)}, without noise"
-                )
         if config["training"]["validation"]:
             raise UserError(
                 f"got config.training.validation={config['training']['validation']} for a flow trained by likelihood, whose "

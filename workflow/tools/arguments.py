@@ -16,6 +16,7 @@ from numerics import UserError, argument_help
 from samplers import Sampler
 from workflow import progress, tuned
 from workflow.command_line import Parser
+from workflow.flow_only import fitting
 from workflow.trained_run import TrainedRun
 
 
@@ -90,7 +91,7 @@ def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler | Non
                 f"got --option {next(iter(options))}=... for --sampler {tuned.NAME}; expected none: its options are fitted"
             )
         steps = args.steps
-        return lambda run: tuned.tuned_sampler(run, steps)
+        return lambda run: fitting(tuned.tuned_sampler(run, steps), run.setup.objective)
     if args.sampler == OWN:
         if options or args.steps is not None:
             raise UserError(
@@ -100,7 +101,7 @@ def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler | Non
     if args.steps is not None:
         options["steps"] = args.steps
     made = samplers.create(args.sampler, **options)
-    return lambda run: made
+    return lambda run: fitting(made, run.setup.objective)
 
 
 def option(text: str) -> tuple[str, Any]:

@@ -33,6 +33,7 @@ from likelihood import (
 from likelihood.bounds import Bins, Decoder, DiscretizedGaussian
 from numerics import SampleStreams, require_positive
 from workflow import progress
+from workflow.flow_only import require_score
 from workflow.splits import checked_split
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
@@ -211,6 +212,7 @@ def main(arguments: list[str]) -> int:
     options = shared.parsed(parser, arguments)
     require_positive(options.truncation, "--truncation")
     run = load_run(options.run, options.device)
+    require_score(run, "nll.py has this flow's likelihood")
     run = run if options.label is None else run.given(options.label)
     if run.transform.levels is None:
         raise DataError(f"got the run {options.run} on {run.dataset.name}, which has no grey levels; expected images")

@@ -16,8 +16,10 @@ import samplers
 from evaluation import evaluate_samples
 from evaluation.report import AVAILABLE, default_features
 from evaluation.sampler_comparison import ByBudget, compare_samplers, dataset_quality
+from numerics import UserError
 from samplers import Sampler
 from workflow import progress
+from workflow.flow_only import fitting
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 from workflow.tuned import NAME, TunedSamplers
@@ -45,8 +47,13 @@ def main(arguments: list[str]) -> int:
     plain = {name: samplers.create(name) for name in names if name != NAME}  # a wrong name before the run is read
     run = load_run(args.run, args.device)
     run = run if args.label is None else run.given(args.label)
+    objective = run.setup.objective
+    if objective.of_flow and NAME in names:
+        raise UserError(
+            f"got --samplers with {NAME} for a flow trained by likelihood; expected others: ddim, dpm_solver"
+        )
     chosen: dict[str, Sampler | ByBudget] = {
-        name: TunedSamplers(run) if name == NAME else plain[name] for name in names
+        name: TunedSamplers(run) if name == NAME else fitting(plain[name], objective) for name in names
     }
     measures = tuple(args.measures.split(","))
     features = default_features(run.dataset)

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from numerics import require_positive
+from workflow.flow_only import require_score
 from workflow.inverse_problems import FEW, METHODS, PROBLEMS, check_names, report_inverse
 from workflow.run_folder import RunFolder
 from workflow.tools import arguments as shared
@@ -52,6 +53,7 @@ def main(arguments: list[str]) -> int:
     problems, methods = (tuple(name.strip() for name in chosen[key].split(",")) for key in ("problems", "methods"))
     check_names(methods, problems, "--")
     run = load_run(args.run, args.device)
+    require_score(run, "a run of vp, ve or sub_vp")
     report_inverse(
         run,
         RunFolder(args.workdir or args.run),

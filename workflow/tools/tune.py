@@ -13,6 +13,7 @@ from typing import Any
 
 from samplers.tuning import teach, tune
 from workflow import progress
+from workflow.flow_only import require_score
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 from workflow.tuned import keep
@@ -37,6 +38,7 @@ def main(arguments: list[str]) -> int:
     shared.add_label(parser, "class to tune for, for a class-conditional run; None: any")
     args = shared.parsed(parser, arguments)
     run = load_run(args.run, args.device)
+    require_score(run, "draw with sample.py --sampler dpm_solver")
     run = run if args.label is None else run.given(args.label)
     shape = (args.n, *run.dataset.event_shape)
     progress.say(f"solving the flow of {2 * args.n} samples")
