@@ -124,7 +124,8 @@ def test_refusals():
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
         ({"energy.sigmas": (0.1, 0.02)}, "the noise level 0.02 for energy"),
         ({"energy.sigmas": ()}, "one noise level or more"),
-        ({"energy.sigma": 20.0}, "the noise level 20.0 of config.energy"),
+        ({"energy.sigma": 20.0}, "config.energy.sigma=20.0"),
+        ({"energy.sigma": 1.0}, "config.energy.sigma=1.0"),
         ({"sde.sigma_max": 0.15}, "the noise level 0.2 of config.energy"),
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):

@@ -48,7 +48,7 @@ class Reading:
     """Where and how energies are read.
 
     Args:
-        sigma: the noise level, in model units, where the data's standard deviation is 1.
+        sigma: the noise level, at most 0.6, in model units, where the data's standard deviation is 1.
         sigmas: noise levels, one or more, at most 0.6, at which differences of energies are compared with the truth's.
         chains: chains of each kind, and of importance sampling.
         length: transitions of each chain.
@@ -73,7 +73,7 @@ class Reading:
     grid: int = 240
 
     def __post_init__(self) -> None:
-        require_positive(self.sigma, "config.energy.sigma")
+        require_range(self.sigma, "config.energy.sigma", 1e-3, _WIDEST)
         for sigma in self.sigmas:
             require_range(sigma, "one of config.energy.sigmas", 1e-3, _WIDEST)
         for name, least in (("chains", 2), ("length", 1), ("levels", 2), ("flow_points", 2), ("grid", 16)):
