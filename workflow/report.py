@@ -46,9 +46,12 @@ def end(folder: RunFolder) -> None:
     """Adds how long the session took, system's own part and all, and says so."""
     results = folder.results()
     folder.add_section("This run", _protocol(results))
-    print(
-        f"\n{results['seconds']:.0f} s in all, {results['training']['seconds']:.0f} s of them training; {folder.path / REPORT}"
+    session, trained = results["seconds"], results["training"]["seconds"]
+    # a run that was taken up again: its training is that of all sessions
+    parts = (
+        f"{trained:.0f} s of them training" if trained <= session else f"the training of all sessions {trained:.0f} s"
     )
+    print(f"\n{session:.0f} s in all, {parts}; {folder.path / REPORT}")
 
 
 def number(value: float | None) -> str:
