@@ -126,16 +126,12 @@ class Measurement:
         try:
             seen = self.operator(x_0)
         except RuntimeError as error:
-            if "nference tensor" in str(error):
-                raise UserError(
-                    "got an operator that holds tensors made under torch.inference_mode(), which autograd cannot save; "
-                    "expected ordinary ones: make them outside of it, or give it their clone() made outside"
-                ) from error
             if not x_0.requires_grad or not self._takes(x_0.detach()):
                 raise
             raise UserError(
-                "got an operator that autograd cannot follow, which leaves torch; expected operations of torch on x, or, where "
-                "it is linear, LinearMap(forward, transpose)"
+                "got an operator that autograd cannot follow, which leaves torch or holds tensors made under "
+                "torch.inference_mode(); expected operations of torch on x with ordinary tensors, or, where it is linear, "
+                "LinearMap(forward, transpose)"
             ) from error
         if not isinstance(seen, Tensor) or not seen.is_floating_point():
             got = seen.dtype if isinstance(seen, Tensor) else type(seen).__name__

@@ -105,7 +105,7 @@ class TestInferenceMode:
         law = Gaussian(torch.zeros(2), torch.eye(2))
 
         def classifier(x, t):
-            return x @ torch.tensor([[1.0, -1.0], [0.5, 0.0]]) + t.unsqueeze(1).to(x.dtype)
+            return (x @ torch.tensor([[1.0, -1.0], [0.5, 0.0]])) * (2 - t.unsqueeze(1).to(x.dtype))
 
         x = torch.zeros(3, 2)
         with torch.inference_mode():
