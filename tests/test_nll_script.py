@@ -122,6 +122,8 @@ def test_damaged_files_are_named(run):
 def test_wrong_options_are_refused(run):
     for option, value in (("--tolerance", "0"), ("--dequantizer", "normal"), ("--spacing", "-1"), ("--steps", "0")):
         refused(called(nll.main, "--run", run, option, value, check=False), 2, option.removeprefix("--"), "expected")
+    for unused in (("--tolerance", "0.01"), ("--solver", "accurate")):
+        refused(called(nll.main, "--run", run, "--steps", "8", *unused, check=False), 2, "--steps 8", "expected")
 
 
 class TestTolerance:

@@ -22,6 +22,20 @@ from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
 
 
+def _refuse_unused(protocol: Protocol) -> None:
+    """Refuses steps or a tolerance that would change nothing; a configuration may hold both, as a default and a choice."""
+    if protocol.steps is None:
+        return
+    if protocol.solver != "fast":
+        raise UserError(
+            f"got --steps {protocol.steps} with --solver {protocol.solver}, which takes its own; expected --tolerance"
+        )
+    if protocol.tolerance is not None:
+        raise UserError(
+            f"got --steps {protocol.steps} and --tolerance {protocol.tolerance:g}, which chooses steps; expected one of them"
+        )
+
+
 def main(arguments: list[str]) -> int:
     """Scores, and prints the mean with its errors."""
     parser = shared.parser("Bits/dim of a finished run.")
@@ -32,6 +46,7 @@ def main(arguments: list[str]) -> int:
     options = vars(shared.parsed(parser, arguments))
     folder, device, _, plan = (options.pop(name) for name in ("run", "device", "quiet", "plan"))
     protocol = Protocol(**options)
+    _refuse_unused(protocol)
     run = load_run(folder, device)
     if plan:
         if protocol.precision is None:
