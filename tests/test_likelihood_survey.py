@@ -470,7 +470,10 @@ def test_images_of_a_mixture():
     result = survey(SDE, score, images, transform, precision=0.012, batch_size=400, **options)
     everyone = bits_per_dim(SDE, score, images, transform, generator=SampleStreams(0), companions=0, **options)
     assert len(result.scored) < 500 and result.estimate.r2 > 0.5
-    assert torch.allclose(result.exact, everyone.per_image[result.scored], atol=1e-3)
+    # but for the few that the survey solved again with more steps, where these are too few
+    as_it_was = ~torch.isin(result.scored, result.refined)
+    assert 0 < len(result.refined) < 0.1 * len(result.scored)
+    assert torch.allclose(result.exact[as_it_was], everyone.per_image[result.scored][as_it_was], atol=1e-3)
     assert abs(result.mean - everyone.mean) < 3 * result.estimate_stderr
     again = survey(SDE, score, images, transform, precision=0.012, batch_size=100, **options)
     assert again.mean == pytest.approx(result.mean, abs=1e-5)
