@@ -1,6 +1,7 @@
 """Flow matching: the straight path as a member of the family, its velocity as a score, reflow, straightness."""
 
 import math
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -21,7 +22,8 @@ from training import DSM, FlowMatching, Reflow, joined
 from training.streams import StepStreams
 from workflow import systems
 from workflow.configuration import config_for
-from workflow.systems.flow_matching import _suited
+from workflow.device import use_threads
+from workflow.systems.flow_matching import _suited, reflow_folder
 
 STRAIGHT = StraightSDE()
 GENERIC = KernelSDE(alpha_fn=lambda t: 1 - t, sigma_fn=lambda t: t, T=STRAIGHT.T, terminal_std=1.0)
@@ -214,3 +216,27 @@ def test_the_oracle_model_gets_the_papers_least_loss():
     draws = objective.draw(STRAIGHT, x_0.shape, StepStreams(0, 0), dtype=torch.float64)
     loss = objective.loss(model, x_0, draws, None)
     assert abs(float(loss.mean()) - least) < 4 * float(loss.std()) / math.sqrt(len(loss))
+
+
+def test_a_round_of_reflow_is_kept_by_what_it_goes_on_from(tmp_path):
+    """A longer run, or other pairs, have another round: the first was read again once, beside the new weights."""
+
+    def place(fingerprint, **own):
+        reflow = {"pairs": 100, "evaluations": 10, "steps": 20, **own}
+        run = SimpleNamespace(fingerprint=fingerprint, setup=SimpleNamespace(config={"reflow": reflow}))
+        return reflow_folder(run, tmp_path)
+
+    assert place("a" * 32) == place("a" * 32)
+    assert len({place("a" * 32), place("b" * 32), place("a" * 32, pairs=200), place("a" * 32, steps=30)}) == 4
+
+
+def test_threads_are_no_more_than_the_environment_says(monkeypatch):
+    before = torch.get_num_threads()
+    try:
+        monkeypatch.setenv("OMP_NUM_THREADS", "1")
+        assert use_threads(2) == 1 and use_threads(0) == 1
+        monkeypatch.delenv("OMP_NUM_THREADS")
+        monkeypatch.setattr("os.sched_getaffinity", lambda pid: {0, 1, 2}, raising=False)
+        assert use_threads(2) == 2 and use_threads(0) == 2 and use_threads(8) == 3
+    finally:
+        torch.set_num_threads(before)

@@ -20,7 +20,7 @@ HELP = {
     "system": "name of the system, written into config.json",
     "seed": "seed of the weights, the training, the samples and the likelihood",
     "device": "auto (the GPU where there is one), cpu, cuda, cuda:N or mps",
-    "threads": "number of threads of torch on a CPU; 0 for torch's own number",
+    "threads": "number of threads of torch on a CPU, at most OMP_NUM_THREADS where that is set; 0 for torch's own number",
     "baselines": "whether to score simple densities beside the model",
     "data.low": "number that grey level 0 becomes in model units",
     "data.high": "upper end of the highest grey level in model units",

@@ -5,13 +5,12 @@ from __future__ import annotations
 import time
 from contextlib import AbstractContextManager
 
-import torch
-
 from training import process_group
 from training.signals import stopped_at_once
 from workflow import dry_run, progress, report, systems
 from workflow.baselines import bits_per_dim_of_baselines
 from workflow.command_line import Request, parse_system
+from workflow.device import use_threads
 from workflow.fit import fit
 from workflow.run_folder import RunFolder
 from workflow.setup import Setup, resolve
@@ -25,8 +24,7 @@ def main(system: System | str, arguments: list[str]) -> int:
     asked = parse_system(system, arguments)
     progress.silence(asked.quiet)
     setup = resolve(asked.config)
-    if setup.config["threads"]:
-        torch.set_num_threads(setup.config["threads"])
+    use_threads(setup.config["threads"])
     if asked.dry_run:
         dry_run.rehearse(setup, RunFolder(asked.workdir), keep=asked.given, init_from=asked.init_from)
     else:

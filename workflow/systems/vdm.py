@@ -106,6 +106,7 @@ class VariationalDiffusion(System):
         # sines that turn once in two grey levels and once in one, the paper's 2^6 and 2^7 for 256 levels
         config.model.grey_level_features = (0.5, 1.0)
         config.training.update({"dequantize": False, "steps": 1000})
+        config.threads = 2  # a third less time on two free cores
         config.training.objective = section(OBJECTIVES, "vdm")
         config.sampling.sampler = section(samplers.SAMPLERS, "ancestral", steps=250)
         # draws of level and noise for each image's bound, and images of the comparisons
