@@ -147,8 +147,8 @@ def _begin(setup: Setup, folder: RunFolder, source: Path | None, resume: bool, g
     origin = initialize_from(setup.model, source)
     if origin.config:
         theirs, own = configuration.restored(origin.config, origin.path)["model"], setup.config["model"]
-        for part in {"parametrization", "conditioning"} & set(theirs) & set(own):
-            if theirs[part]["name"] != own[part]["name"]:
+        for part in ("parametrization", "conditioning"):  # of systems without a score neither
+            if part in theirs and part in own and theirs[part]["name"] != own[part]["name"]:
                 raise UsageError(
                     f"got --init_from={source}, whose network has model.{part}={theirs[part]['name']!r}; expected "
                     f"{own[part]['name']!r} as here: add --config.model.{part}={theirs[part]['name']}"
