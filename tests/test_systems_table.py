@@ -115,7 +115,9 @@ def test_every_row_is_the_systems_own_but_for_what_all_share() -> None:
     for row in ROWS:
         own, cell = (dict(leaves(c)) for c in (config_for(row.system), configuration(row, 3, TERMS)))
         common = {
-            k for k in own if k.startswith(("training.", "likelihood.")) or k in ("seed", "baselines", *row.changes)
+            k
+            for k in own
+            if k.startswith(("training.", "likelihood.")) or k in ("seed", "threads", "baselines", *row.changes)
         }
         changed = {k for k in cell if cell[k] != own.get(k)}
         assert changed <= common and not any(k.startswith("training.objective") for k in changed)
