@@ -77,7 +77,7 @@ def mixture():
     return GaussianMixture(means=means, stds=torch.tensor([0.1, 0.35]), weights=torch.tensor([0.6, 0.4]))
 
 
-def fresh(folder, surveys, steps, precision, draws=4):
+def fresh(folder, seeds, steps, precision, draws=4):
     """The pulls of whole surveys with their own noise."""
     if folder:
         run = load_run(folder)
@@ -96,7 +96,7 @@ def fresh(folder, surveys, steps, precision, draws=4):
     )  # fmt: skip
     truth, own = everyone.mean, math.sqrt(float(everyone.estimates.mean(dim=2).var(dim=1).mean()) / draws / len(images))
     print(f"truth {truth:.4f} ± {own:.4f} from {draws} draws of {len(images)} images", flush=True)
-    for seed in range(surveys):
+    for seed in seeds:
         yield survey(
             sde, score, images, transform, precision=precision, seed=seed, batch_size=100 if folder else 1000,
             data_std=data_std, method=method, **given,
@@ -144,9 +144,9 @@ def stored_set(file, size, outliers, events):
     return table, float((bits[0] + lost).mean())
 
 
-def from_stored(table, truth, surveys, precision):
+def from_stored(table, truth, seeds, precision):
     """Surveys of a set whose values are known."""
-    for seed in range(surveys):
+    for seed in seeds:
         yield conduct(table, plan_survey(table, precision=precision, seed=seed), seed=seed), truth
 
 
@@ -162,16 +162,21 @@ def main():
         "--events", default=0.0, type=float, help="share of the images that half the steps lose far more of"
     )
     parser.add_argument("--fresh", default=0, type=int, help="how many surveys of the run's test set, with fresh noise")
-    parser.add_argument("--steps", default=24, type=int, help="of the solver, in these")
+    parser.add_argument(
+        "--first", default=0, type=int, help="seed of the first survey; each next one has the next seed"
+    )
+    parser.add_argument("--steps", default=24, type=int, help="of the solver, in fresh ones")
     parser.add_argument("--precision", default=0.005, type=float, help="bits/dim")
     args = parser.parse_args()
     if args.fresh:
-        found = fresh(args.run, args.fresh, args.steps, args.precision)
+        found = fresh(args.run, range(args.first, args.first + args.fresh), args.steps, args.precision)
     else:
         if args.run:
             score(args.run, args.images, args.values)
         found = from_stored(
-            *stored_set(args.values, args.size, args.outliers, args.events), args.surveys, args.precision
+            *stored_set(args.values, args.size, args.outliers, args.events),
+            range(args.first, args.first + args.surveys),
+            args.precision,
         )
     begun, results, every = time.process_time(), [], 50 if args.fresh else 1000
     for result, truth in found:
