@@ -98,7 +98,7 @@ def main():
             "ink": attribute_direction(latents, ink),
             "ink, orthogonal to the classes": attribute_direction(latents, ink, orthogonal_to=classes),
         }
-        sheet = [x]
+        sheet = {"digits": x}
         for name, d in directions.items():
             # as far along each, so that they can be compared
             d = d * directions["ink"].norm() / d.norm()
@@ -107,19 +107,20 @@ def main():
             for s, made in zip(SHIFTS, found.x, strict=True):
                 results["edits"][f"{name}, {s:+g}"] = kept(made)
             results["edits"][f"{name}: error"] = kept.grey_levels(found.round_trip_error)
-            sheet += [found.x[0], found.x[-1]]
+            short = name.replace("orthogonal to the classes", "orthogonal")
+            sheet |= {f"{short} {SHIFTS[i]:+g}": found.x[i] for i in (0, -1)}
         found = edit_latents(sde, score, x, [lambda z, tau=tau: tau * z for tau in TEMPERATURES], method=own)
         for tau, made in zip(TEMPERATURES, found.x, strict=True):
             results["edits"][f"temperature {tau:g}"] = kept(made)
         results["edits"]["temperature: error"] = kept.grey_levels(found.round_trip_error)
-        sheet.append(found.x[0])
+        sheet[f"temperature {TEMPERATURES[0]:g}"] = found.x[0]
         sampler = DPMSolver(order=2, stochastic=True, steps=20)
         for level in LEVELS:
             t = float(sde.time_of_log_snr(torch.tensor(level, dtype=torch.float64)))
             found = sdedit(sampler, sde, score, x, t_start=t, generator=SampleStreams(0, torch.arange(len(x))))
             results["edits"][f"SDEdit from log-SNR {level:g}"] = kept(found.x)
             if level in (0.0, -4.0):
-                sheet.append(found.x)
+                sheet[f"SDEdit from {level:g}"] = found.x
         corners = torch.stack([x[int((kept.labels == k).nonzero()[0])] for k in (0, 1, 3, 8)])
         grid = slerp_grid(sde, score, corners, 5, 5, method=own)
         results["slerp grid: error"] = kept.grey_levels(grid.round_trip_error)
@@ -131,7 +132,7 @@ def main():
     print(json.dumps({k: v for k, v in results.items() if k != "edits"}, indent=1))
     if options.save:
         unit = run.transform.to_unit
-        save_grid(options.save, unit(torch.cat([part[:10] for part in sheet])), 10, scale=8)
+        save_grid(options.save, unit(torch.cat([part[:10] for part in sheet.values()])), 10, scale=8, rows=tuple(sheet))
         other = options.save.with_name(f"{options.save.stem}_grid{options.save.suffix}")
         save_grid(other, unit(grid.x.flatten(0, 1)), 5, scale=8)
     if options.json:

@@ -28,8 +28,16 @@ from collections.abc import Callable, Sequence
 import torch
 from torch import Tensor, nn
 
-from guidance.labels import class_labels, require_below
-from numerics import UserError, batch_time, ordinary, ordinary_mode, require_range, take
+from numerics import (
+    UserError,
+    batch_time,
+    class_labels,
+    ordinary,
+    ordinary_mode,
+    require_classes,
+    require_range,
+    take,
+)
 from sde_lib import SDE, Score, denoised, in_dtype, noise
 
 Classifier = Callable[[Tensor, Tensor], Tensor]
@@ -101,7 +109,7 @@ class ClassifierGuidance:
                 self._logits(made_up, batch_time(torch.tensor(t, dtype=torch.float64), made_up))
                 for t in (self.sde.t_min, self.sde.T)
             )
-        require_below(self.labels, first.shape[1])
+        require_classes(self.labels, first.shape[1])
         if not bool(first.isfinite().all() & last.isfinite().all()):
             raise UserError(
                 f"got a classifier whose logits are not finite at t = {self.sde.t_min:g} or t = {self.sde.T:g}; expected "

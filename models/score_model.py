@@ -20,7 +20,7 @@ from models.conditioning import Conditioning, LogSNR
 from models.network import Network
 from models.parametrization import NOISE, Parametrization
 from models.under import UnderAnotherSDE
-from numerics import UserError, batch_time, expand_as, ordinary
+from numerics import UserError, batch_time, class_labels, expand_as, ordinary
 from sde_lib import SDE
 
 _NO_CLASS = (
@@ -260,26 +260,7 @@ class ConditionedScore:
         if num_classes is None and labels is not None:
             raise UserError("got labels for a network that has no classes; expected a network made with num_classes=…")
         self.model = model
-        try:
-            self.labels = None if labels is None else torch.as_tensor(labels)
-        except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"got labels={labels!r}; expected integers of shape () or (B,)") from error
-        if self.labels is not None and (
-            self.labels.ndim > 1
-            or self.labels.is_floating_point()
-            or self.labels.is_complex()
-            or self.labels.dtype == torch.bool
-        ):
-            raise UserError(
-                f"got labels of shape {tuple(self.labels.shape)} and {self.labels.dtype}; "
-                f"expected integers of shape () or (B,)"
-            )
-        if self.labels is not None:
-            wrong = self.labels[(self.labels < 0) | (self.labels >= int(num_classes or 0))]
-            if wrong.numel():
-                raise UserError(f"got the label {int(wrong[0])}; expected classes 0 to {int(num_classes or 0) - 1}")
-        if self.labels is not None:
-            self.labels = ordinary(self.labels.to(torch.int64))
+        self.labels = None if labels is None else class_labels(labels, num_classes)
 
     @property
     def sde(self) -> SDE:

@@ -7,6 +7,7 @@ from numerics.conjugate_gradients import conjugate_gradients, inner
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
 from numerics.hamiltonian import Chain, Hamiltonian, LogDensity, Point, largest_curvature, point, run_chain
+from numerics.labels import class_labels, require_classes
 from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
@@ -24,6 +25,7 @@ __all__ = [
     "UserError",
     "nearest",
     "require_choice",
+    "require_classes",
     "require_count",
     "ordinary",
     "ordinary_mode",
@@ -47,6 +49,7 @@ __all__ = [
     "argument_help",
     "as_time",
     "batch_time",
+    "class_labels",
     "conjugate_gradients",
     "inner",
     "expand_as",

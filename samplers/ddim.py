@@ -10,6 +10,7 @@ from torch import Tensor
 
 from numerics import UserError, require_range
 from samplers.base import GridSampler
+from samplers.finite import StepWatch
 from samplers.run import Run, numbers
 from samplers.step import Step, affine
 from sde_lib import SDE, Score, in_dtype
@@ -61,6 +62,7 @@ class DDIM(GridSampler):
 
         Raises:
             UserError: for an eta above 0, which has no inverse, or an x that is not a floating batch.
+            SamplingError: where values stop being finite, with the step and t.
         """
         if self.eta != 0:
             raise UserError(
@@ -74,9 +76,11 @@ class DDIM(GridSampler):
         run = Run(sde, score, self.corrections, None, x)
         alpha, kappa = sde.alpha(times), torch.exp(-sde.log_snr(times) / 2)
         of_x, of_score = numbers(alpha[1:] / alpha[:-1]), numbers(-alpha[1:] * kappa.diff() * sde.sigma(times[:-1]))
-        x = x.detach()
-        for i, now in enumerate(numbers(times[:-1])):
+        x, watch = x.detach(), StepWatch(numbers(times), x.device)
+        for i, now in enumerate(watch.times[:-1]):
             x = (x * of_x[i]).add_(run.score(x, now), alpha=of_score[i])
+            watch.see(i, x)
+        watch.check(x)
         return x
 
     def method(self, sde: SDE, times: Tensor) -> Step:

@@ -210,6 +210,7 @@ class TestClassifierFree:
             (lambda m: classifier_free(network(3), [0, 3], 2.0), "classes 0 to 2"),
             (lambda m: classifier_free(network(3), -1, 2.0), "classes 0 to 2"),
             (lambda m: classifier_free(network(3), 0.5, 2.0), "integers"),
+            (lambda m: classifier_free(network(3), torch.zeros(2, dtype=torch.int64, device="meta"), 2.0), "no values"),
             (lambda m: classifier_free(network(3), torch.zeros(2, dtype=torch.complex64), 2.0), "integers"),
             (lambda m: classifier_free(network(3), [0] * 999 + [7], 2.0), "the label 7; expected classes 0 to 2"),
             (lambda m: classifier_free(network(None), 0, 2.0), "no classes"),

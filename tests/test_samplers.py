@@ -683,6 +683,15 @@ def test_ddims_encoding_keeps_its_digits_in_half_precision() -> None:
     assert float((half - fine).abs().max()) < 2e-3
 
 
+def test_ddims_encoding_says_where_it_ends_to_be_finite() -> None:
+    sde, x = SDES["vp"], torch.zeros(3, 2)
+    x[1, 0] = math.nan
+    with pytest.raises(SamplingError, match="step 1 of 10.* in 1 of 3 samples"):
+        DDIM(steps=10).encode(sde, mixture().score(sde), x)
+    with pytest.raises(SamplingError, match="step 10 of 10.* in 3 of 3 samples"):
+        DDIM(steps=10).encode(sde, lambda x, t: x / (t.max() < 0.85), torch.ones(3, 2))
+
+
 def test_what_is_drawn_after_an_adaptive_run_does_not_depend_on_the_batch() -> None:
     sde, score = SDES["vp"], mixture().score(SDES["vp"])
     sampler = AdaptiveSDE(rtol=0.2, atol=0.2)
