@@ -23,6 +23,7 @@ from torch import Tensor
 
 from data import DataError
 from evaluation.estimate import Estimate, plain
+from numerics import mix
 
 __all__ = ["Calibration", "calibration", "share"]
 
@@ -97,7 +98,7 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
     off[torch.arange(n), truth] -= 1
     order = confidence.argsort(stable=True)
     parts = order.tensor_split(min(bins, n))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(mix("calibration"))  # a small seed may be the data's own
     made_up = (torch.rand(_REPLICATES, n, generator=generator, dtype=torch.float64) < confidence).double()
     floors = _ece(confidence, made_up, parts)
     spread = float(floors.std())

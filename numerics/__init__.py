@@ -12,7 +12,7 @@ from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
 from numerics.solvers import SOLVERS
-from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
+from numerics.streams import Generator, SampleStreams, mix, normal, rademacher, uniform
 from numerics.tempered_langevin import TemperedLangevin
 
 __all__ = [
@@ -52,6 +52,7 @@ __all__ = [
     "class_labels",
     "conjugate_gradients",
     "inner",
+    "mix",
     "expand_as",
     "largest_curvature",
     "normal",

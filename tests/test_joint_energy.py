@@ -292,6 +292,18 @@ class TestMeasures:
         assert found.ece.value == pytest.approx(0.1, abs=1e-6)
         assert found.confidence == pytest.approx((0.6, 0.9)) and found.frequency == pytest.approx((0.5, 1.0))
 
+    def test_the_floor_draws_nothing_that_the_data_were_made_from(self):
+        """Points from a small seed, whose first coordinate is the confidence: the floor is that of the same points in another
+        order, and so is its spread."""
+        x = data.create("moons").split("test").x
+        p = 0.5 + 0.1 * x[:, 0].double().sigmoid()
+        logs = torch.stack([p.log(), (1 - p).log()], dim=1)
+        labels = torch.zeros(len(x), dtype=torch.int64)
+        order = torch.randperm(len(x), generator=generator(5))
+        as_it_is, other = (calibration(part, labels).floor for part in (logs, logs[order]))
+        assert as_it_is.stderr < 1.3 * other.stderr
+        assert abs(as_it_is.value - other.value) < 4 * other.stderr / math.sqrt(200 / 2)
+
     def test_auroc_of_shifted_normals(self):
         n, shift = 4000, 1.0
         rest, found = torch.randn(n, generator=generator()), shift + torch.randn(n, generator=generator(1))
