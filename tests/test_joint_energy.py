@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from numerics import TemperedLangevin, UserError
 from sde_lib import VESDE
 from training import CrossEntropy, EnergyWatch, JointEnergy, NonFiniteError, TrainingOptions, train
 from training.streams import StepStreams
-from workflow import systems
+from workflow import energy_classifier, systems
 from workflow.configuration import config_for
 from workflow.setup import resolve
 
@@ -220,6 +221,37 @@ class TestTheBuffer:
         for a, b in zip(*end.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("size", [24, 60])
+    def test_a_resumed_run_of_another_buffer_cuts_it_or_fills_it_up(self, tmp_path, size):
+        """The first chains go on; those that are more begin in the box."""
+        digits, before = data.create("digits"), None
+        for steps, buffer in ((2, 40), (2, size), (4, size)):
+            model, objective = classifier(), JointEnergy(buffer=buffer, length=2, box=(-1.0, 1.0))
+            options = TrainingOptions(
+                steps=steps, batch_size=16, warmup=1, label_dropout=0.0, progress=False, tensorboard=False
+            )
+            train(
+                model, digits.split("train"), digits.transform(), options, objective=objective, folder=tmp_path,
+                resume=before is not None,
+            )  # fmt: skip
+            before = objective.chains.states.clone() if steps == 2 else before
+        states = objective.state_dict()["buffer"]
+        assert len(states) == size and bool((states.abs() <= 1).all())
+        both = min(size, 40)
+        moved = int((states[:both] != before[:both]).flatten(1).any(dim=1).sum())
+        assert moved <= 2 * 16 and (size > 40 or moved > 0)
+        anew = states[both:]
+        assert len({float(x) for x in anew[:, 0, 0, 0]}) == len(anew)
+
+    def test_what_a_checkpoint_is_given_stays_as_it_was(self):
+        objective = JointEnergy(buffer=8, box=(-1.0, 1.0))
+        draws = objective.draw(SDE, (8, 2), StepStreams(0, 0))
+        given = objective.state_dict()["buffer"]
+        was = given.clone()
+        objective.chains.put(draws, torch.zeros(8, 2))
+        objective.chains.commit()
+        assert torch.equal(given, was) and not torch.equal(objective.chains.states, was)
+
     def test_a_second_training_takes_nothing_from_the_first(self):
         digits, objective = data.create("digits"), JointEnergy(buffer=40, length=2, box=(-1.0, 1.0))
         options = TrainingOptions(
@@ -371,6 +403,27 @@ class TestTheSystem:
         ):
             with pytest.raises(UserError, match=words):
                 resolve(config_for("jem", changes=changes))
+
+    def test_a_reference_without_a_likelihood_is_refused_before_the_training(self, tmp_path):
+        for name, words in (("jem", "no likelihood: exp"), ("ddgm", "no likelihood|no score")):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(config_for(name)))
+            with pytest.raises(UserError, match=rf"config\.study\.reference=.*a run of {name}, which has ({words})"):
+                resolve(config_for("jem", changes={"study.reference": str(folder)}))
+        resolve(config_for("jem", changes={"study.reference": str(tmp_path / "nowhere")}))
+
+    @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+    def test_a_reference_is_not_asked_of_images_that_it_was_trained_on(self, seed, same, monkeypatch):
+        monkeypatch.setattr(
+            energy_classifier, "_bits", lambda run, study, kinds, ids: dict.fromkeys(kinds, torch.rand(2))
+        )
+        setup = resolve(config_for("jem", changes={"data.seed": seed}))
+        reference = str(Path(__file__).parents[1] / "pretrained" / "vp_digits")
+        study = energy_classifier.Study(images=2, flow_steps=2, reference=reference)
+        told, said = energy_classifier.outside(setup, study, setup.model, {})
+        assert (f"bits/dim, {reference}" in told) == same
+        assert ("has the same test split" if same else "another test split (seed 0, here digits and seed 1)") in said
 
     def test_it_says_that_it_has_no_likelihood(self):
         system = systems.create("jem")
