@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,9 @@ from workflow import energy_reading
 from workflow.configuration import config_for
 from workflow.energy_reading import Read, Reading
 from workflow.plane import Truth
+from workflow.run_folder import RunFolder
 from workflow.setup import resolve
+from workflow.trained_run import TrainedRun
 
 PLANE = Plane(half=6.0, n=200)
 SIGMA = 0.5
@@ -119,6 +122,13 @@ def test_refusals():
     for changes, words in (
         ({"data.name": "digits"}, "points in the plane"),
         ({"second.name": "digits"}, "config.second.name"),
+        ({"second.name": "checkerboard"}, "config.second: got a density whose integral"),
+        (
+            {"second.radius": 40.0, "second.layout": "ring"},
+            "config.second: got gaussians with points as far out as .* up to",
+        ),
+        ({"second.train": 8000}, "config.second with 8,000 points .*batch_size=8192"),
+        ({"model.class_conditional": True}, "class_conditional=True"),
         ({"energy.gamma": 2.0}, "gamma"),
         ({"energy.steps": ()}, "one step or more"),
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
@@ -130,13 +140,28 @@ def test_refusals():
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):
         with pytest.raises(UserError, match=words):
-            resolve(config_for("energy", changes=changes))
+            few = {f"{part}.train": 20_000 for part in ("data", "second") if f"{part}.name" not in changes}
+            resolve(config_for("energy", changes={**few, **changes}))
     with pytest.raises(UserError, match="the noise level 100.0 of config.energy"):
         Read.of(untrained(), 100.0, PLANE)
 
 
+def test_a_second_energy_without_averages_has_its_last_weights():
+    changes = {
+        "data.train": 3000,
+        "second.train": 2000,
+        "training.ema": (),
+        "training.steps": 2,
+        "training.batch_size": 64,
+    }
+    setup = resolve(config_for("energy", changes={**changes, "training.warmup": 1}))
+    run = TrainedRun(folder=RunFolder(Path("nowhere")), setup=setup, step=2, fingerprint="")
+    second = setup.system._second(run)
+    assert not second.training and bool((next(second.parameters()) != next(setup.model.parameters())).any())
+
+
 def test_the_model_is_an_energy_whose_score_is_its_gradient():
-    model = resolve(config_for("energy")).model
+    model = resolve(config_for("energy", changes={"data.train": 20_000, "second.train": 20_000})).model
     assert isinstance(model, EnergyModel)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (slope,) = torch.autograd.grad(model.energy(x, torch.tensor(0.4)).sum(), x)
