@@ -134,6 +134,7 @@ def test_refusals():
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
         ({"energy.sigmas": (0.1, 0.02)}, "the noise level 0.02 for energy"),
         ({"energy.sigmas": ()}, "one noise level or more"),
+        ({"energy.sigmas": (0.2, 0.2)}, "each once"),
         ({"energy.sigma": 20.0}, "config.energy.sigma=20.0"),
         ({"energy.sigma": 1.0}, "config.energy.sigma=1.0"),
         ({"sde.sigma_max": 0.15}, "the noise level 0.2 of config.energy"),

@@ -83,6 +83,10 @@ class Reading:
         require_range(self.gamma, "config.energy.gamma", 0, 1)
         if not self.sigmas:
             raise UserError("got config.energy.sigmas=(); expected one noise level or more")
+        if len({f"{sigma:g}" for sigma in self.sigmas}) < len(self.sigmas):
+            raise UserError(
+                f"got config.energy.sigmas={self.sigmas}; expected each once, and to differ in their first six digits"
+            )
         if not self.steps:
             raise UserError("got config.energy.steps=(); expected one step or more")
 
