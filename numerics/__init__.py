@@ -2,7 +2,7 @@
 
 from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
-from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
+from numerics.checks import nearest, require_box, require_choice, require_count, require_positive, require_range
 from numerics.conjugate_gradients import conjugate_gradients, inner
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
@@ -24,6 +24,7 @@ __all__ = [
     "Option",
     "UserError",
     "nearest",
+    "require_box",
     "require_choice",
     "require_classes",
     "require_count",

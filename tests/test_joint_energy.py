@@ -380,6 +380,49 @@ class TestMeasures:
         torch.testing.assert_close(near, x - 0.2 * w.sign())
         assert torch.equal(ProjectedGradient()(logits, x, torch.zeros(2, dtype=torch.int64), 0.0), x)
 
+    @pytest.mark.parametrize("box", [(1.0, -1.0), (0.0, math.nan), (0.0, math.inf), (0.0,), 1.0, "ab"])
+    def test_a_box_that_is_none_is_refused(self, box):
+        for make in (ProjectedGradient, lambda box: TemperedLangevin(step=0.1, noise=0.1, box=box)):
+            with pytest.raises(UserError, match="expected .low, high., finite, low < high"):
+                make(box=box)
+
+    @pytest.mark.parametrize(
+        ("x", "labels", "words"),
+        [
+            (torch.full((3, 4), 1.7), torch.zeros(3).long(), "for the box"),
+            (torch.full((3, 4), math.nan), torch.zeros(3).long(), "for the box"),
+            (torch.zeros(3, 4).long(), torch.zeros(3).long(), "floating-point"),
+            (torch.zeros(3, 4), torch.zeros(2).long(), "expected one for each"),
+            (torch.zeros(3, 4), torch.tensor(1), "expected one for each"),
+            (torch.zeros(3, 4), torch.zeros(3), "expected integers"),
+            (torch.zeros(3, 4), torch.full((3,), -100), "the label -100; expected classes 0 to 3"),
+            (torch.zeros(3, 4), torch.full((3,), 4), "the label 4; expected classes 0 to 3"),
+        ],
+    )
+    def test_what_an_attack_cannot_take_is_refused(self, x, labels, words):
+        with pytest.raises(UserError, match=words):
+            ProjectedGradient(box=(-1.0, 1.0))(lambda x: x, x, labels, 0.1)
+        with pytest.raises(UserError, match=r"expected \(B, K\)"):
+            ProjectedGradient()(lambda x: x.sum(1), torch.zeros(3, 4), torch.zeros(3).long(), 0.1)
+
+    def test_an_attack_keeps_a_mistaken_point_though_another_has_the_larger_loss(self):
+        """Of many classes none of which is likely, the loss is large where the true one is still the likeliest."""
+        rule = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 10))
+        with torch.no_grad():
+            for p in rule.parameters():
+                p.copy_(0.6 * torch.randn(p.shape, generator=generator(3)))
+        x = torch.randn(2000, 2, generator=generator(1))
+        labels = rule(x).argmax(dim=1)
+        seen = torch.zeros(2000, dtype=torch.bool)
+
+        def logits(at):
+            found = rule(at)
+            seen.logical_or_(found.argmax(dim=1) != labels)
+            return found
+
+        near = ProjectedGradient(steps=10)(logits, x, labels, 0.5, generator=generator(2))
+        assert torch.equal(rule(near).argmax(dim=1) != labels, seen) and 100 < int(seen.sum()) < 1900
+
 
 class TestTheSystem:
     def test_a_classifier_for_data_without_labels_is_refused(self):
