@@ -313,6 +313,15 @@ class TestMeasures:
         with pytest.raises(DataError, match=words):
             calibration(torch.zeros(3, 3), torch.tensor(labels))
 
+    def test_what_cannot_be_calibrated_is_refused(self):
+        labels = torch.zeros(4, dtype=torch.int64)
+        for bins in (0, 2.5, True):
+            with pytest.raises(UserError, match="bins"):
+                calibration(torch.zeros(4, 2), labels, bins=bins)
+        for dtype in (torch.complex64, torch.int64):
+            with pytest.raises(DataError, match="expected real floating-point"):
+                calibration(torch.zeros(4, 2, dtype=dtype), labels)
+
     def test_a_share_of_nothing_is_refused(self):
         with pytest.raises(DataError, match="no samples"):
             share(torch.zeros(0))
