@@ -190,7 +190,7 @@ def outside(
         found[f"bits/dim, {study.reference}"] = _told(_bits(run, study, kinds, test.ids))
     except UserError as error:
         return found, f"No bits/dim beside: {error}."
-    return found, f"{study.reference} has the same test split, so none of these images is one that it was trained on."
+    return found, f"{study.reference} has the same test split, none of which it was trained on."
 
 
 def _told(of: Mapping[str, Tensor]) -> dict[str, Estimate]:
