@@ -19,6 +19,7 @@ from workflow.energy_reading import Read, Reading
 from workflow.plane import Truth
 from workflow.run_folder import RunFolder
 from workflow.setup import resolve
+from workflow.systems import energy as energy_system
 from workflow.trained_run import TrainedRun
 
 PLANE = Plane(half=6.0, n=200)
@@ -65,6 +66,24 @@ def test_an_untrained_energy_is_read_as_the_gaussian_that_it_is():
     flow = energy_reading.by_the_flow(plan, found, points)
     # the flow's prior N(0, sigma_max^2 I) leaves out the data's variance, 1 % of it
     assert flow["std_of_difference"] < 0.02 and abs(flow["nats_by_flow"] - flow["nats_by_energy"]) < 0.02
+
+
+def test_an_energy_that_importance_sampling_refuses_is_read_on():
+    """One that looks bounded on the grid; the bracket of the data does not ask it."""
+    found = read()
+    found.model.energy = lambda x, t: x.square().sum(1) / 2 - 1e3 * (x.norm(dim=1) - PLANE.half).relu().square()
+    law = gaussian(1.0)
+    truth = Truth(
+        law=law,
+        score=law.field(lambda x: -x),
+        log_density=lambda x: -x.square().sum(1) / 2 - math.log(2 * math.pi),
+    )
+    exact = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    z = energy_reading.normalisers(Reading(sigma=SIGMA, chains=50, levels=20), found, truth, exact, seed=0)
+    assert z["ais_lower_bound"] is None and "not bounded below" in z["reason"]
+    assert all(b["contains_truth"] for b in z["bracket_of_the_data"].values())
+    said = energy_system._normaliser(z)
+    assert "importance sampling none: got an energy that is not bounded below" in said and "\n" not in said
 
 
 def test_differences_are_read_at_every_level():

@@ -242,6 +242,17 @@ class Energy(System):
         return cast(EnergyModel, model.eval().requires_grad_(False))
 
 
+def _normaliser(z: Mapping[str, Any]) -> str:
+    """What is said of log Z."""
+    if z["reason"]:
+        return f"log Z by quadrature {z['quadrature']:.3f}; by annealed importance sampling none: {z['reason']}."
+    return (
+        f"log Z by quadrature {z['quadrature']:.3f}, by annealed importance sampling {z['ais_lower_bound']:.3f} ± "
+        f"{z['ais_stderr']:.3f}, a lower bound in expectation: log-densities with it are too large by "
+        f"{z['quadrature'] - z['ais_lower_bound']:.3f} nats, so nats or bits/dim of held-out points come out too good."
+    )
+
+
 def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
     """The report's words and tables."""
     d, z, f = entry["differences"], entry["log_z"], entry["flow"]
@@ -249,9 +260,7 @@ def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
         f"Read at sigma = {plan.sigma:g}, on the true law's mass: differences of energies are off by {d['nats']:.3f} nats, "
         f"{100 * d['relative']:.1f} % of the log-density's spread ({d['of']:.2f} nats); KL(true, energy) {d['kl']:.4f} nats.",
         "",
-        f"log Z by quadrature {z['quadrature']:.3f}, by annealed importance sampling {z['ais_lower_bound']:.3f} ± "
-        f"{z['ais_stderr']:.3f}, a lower bound in expectation: log-densities with it are too large by "
-        f"{z['quadrature'] - z['ais_lower_bound']:.3f} nats, so nats or bits/dim of held-out points come out too good.",
+        _normaliser(z),
         "",
         *(
             f"The data's own density, {levels} levels: {b['lower']:.3f} ± {b['lower_stderr']:.3f} <= log Z = 0 <= "
