@@ -155,6 +155,8 @@ def test_a_page_without_marks_is_refused_before_a_cell_is_made(tmp_path: Path, m
     page.write_text("<!-- systems table -->")
     with pytest.raises(UserError, match="expected both"):
         systems_table.main(["--workdir", str(tmp_path / "cells"), "--page", str(page), "--quiet"])
+    with pytest.raises(UserError, match="page.md is a file"):
+        systems_table.main(["--workdir", str(page), "--quiet"])
 
 
 def test_a_page_keeps_what_is_outside_the_marks_and_needs_both(tmp_path: Path) -> None:

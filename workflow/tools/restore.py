@@ -52,6 +52,8 @@ def main(arguments: list[str]) -> int:
     require_positive(args.std, "--std")
     problems, methods = (tuple(name.strip() for name in chosen[key].split(",")) for key in ("problems", "methods"))
     check_names(methods, problems, "--")
+    if args.workdir is not None:
+        RunFolder(args.workdir).require_place()
     run = load_run(args.run, args.device)
     require_score(run, "a run of vp, ve or sub_vp")
     report_inverse(

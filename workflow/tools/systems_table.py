@@ -50,6 +50,7 @@ def main(arguments: list[str]) -> int:
     shared.add_quiet(parser)
     args = shared.parsed(parser, arguments)
     terms = Terms(cpu_seconds=args.seconds, images=args.images, samples=args.samples, parameters=args.parameters)
+    RunFolder(args.workdir).require_place()
     if args.page is not None:
         require_marks(args.page, _name(terms))  # before the first cell is made
     asked = tuple(cells(chosen(args.systems), args.seeds, terms, args.workdir))
