@@ -90,7 +90,8 @@ class Population(ABC):
         """Exact values; another `repeat` has new noise and new probes, and `half` is with half the method's steps."""
 
     def refining(self, refinement: Refinement | None) -> Population:
-        """The same set, of which values are made again with twice the steps where the refinement says so."""
+        """The same set, of which values are made again with twice the steps where the refinement says so; this very object
+        where none ever is."""
         return self
 
     def halving(self, index: Tensor) -> Halving | None:

@@ -16,9 +16,9 @@ from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
 from likelihood.roughness import roughness
-from likelihood.step_correction import PART, Correction, half_will_do, refinement_of
+from likelihood.step_correction import PART, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.steps import fast_on
-from likelihood.survey import _correction, conduct, plan_survey
+from likelihood.survey import _correction, conduct, order_of, plan_survey
 from likelihood.survey_budget import AT_ONCE, SHARE, Budget
 from likelihood.survey_design import sample_size
 from likelihood.survey_population import Differences, Halving, Table
@@ -348,6 +348,23 @@ class TestSolvedAgain:
         assert sum(len(result.refined) for result in found) > 80 and found[0].asdict()["survey"]["solved_again"] > 0
         plain, _, _ = self.rare(0.0)
         assert found[0].passes < 1.4 * conduct(plain, plan_survey(plain, precision=0.012)).passes
+
+    def test_nothing_counts_on_it_where_none_is_solved_again(self):
+        """8 % of the images lose a bit: a trial that has one of them must not look past it. (It may have none: 0.51.)"""
+        table, _, _ = self.rare(0.08)
+        table._differences = torch.where(table._differences > 1, 1.0, 0.01)
+        again, half, met = type("", (Table,), {"refining": lambda self, refinement: self}), 0, 0
+        for seed in range(60):
+            order = order_of(table.size, seed)
+            met += bool((table._differences[order[-TRIAL:]] > 0.5).any())
+            kept = again(
+                table._free, table._paid, table._bits, differences=table._differences, state_errors=table._state_errors
+            )
+            found, _ = _correction(kept, order, 0.02)
+            assert found.refinement is None
+            half += found.half
+        assert 15 < met < 45 and half == 60 - met
+        assert sum(_correction(table, order_of(table.size, seed), 0.02)[0].half for seed in range(60)) > half
 
     def test_without_them_the_mean_would_lack_what_they_lose(self):
         table, truth, _ = self.rare(told=False)
