@@ -89,6 +89,11 @@ class Correction:
     images: int = 0
     refinement: Refinement | None = None
 
+    @property
+    def variance(self) -> tuple[float, int]:
+        """Of its mean, and the degrees of freedom of that."""
+        return self.stderr**2, max(1, self.images - 1)
+
     @classmethod
     def of(cls, found: Differences, half: bool, refinement: Refinement | None = None) -> Correction | None:
         """From differences of random images that had no part in the choice of `half`; None from fewer than four."""

@@ -58,7 +58,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     population = population.refining(correction.refinement)
     index = order[: budget.pilot].sort().values
     first = population.values(index, 0, correction.half)
-    good, noise, repeated = first.bits.isfinite(), first.noise, 0
+    good, noise, degrees, repeated = first.bits.isfinite(), first.noise, first.degrees, 0
     if not budget.at_once:
         _require_most(good)
     k = budget.repeats(tried=compared > 0, corrected=correction.images > 0, half=correction.half)
@@ -66,13 +66,16 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
         again = index[torch.arange(k) * len(index) // k]
         second = population.values(again, 1, correction.half)
         off = second.bits - first.bits[torch.isin(index, again)]
-        noise, repeated = float((off[off.isfinite()].square().mean() / 2).sqrt()), second.passes
+        off = off[off.isfinite()]
+        noise, degrees, repeated = float((off.square().mean() / 2).sqrt()), len(off), second.passes
         if noise != noise:
             raise UserError(f"got none of {k} images' values twice; expected most of them: look at the score")
     cost = first.passes / len(index)
     spent = before + compared + repeated  # the values of a set that is scored at once are the whole's
     if budget.at_once:
-        made = Design.of_all(size=N, precision=precision, noise=noise, cost=cost, spent=spent, before=before)
+        made = Design.of_all(
+            size=N, precision=precision, noise=noise, degrees=degrees, cost=cost, spent=spent, before=before
+        )
     else:
         whole = cost * (2 if correction.half else 1)
         levels = budget.candidates(whole, population.candidates)
@@ -83,6 +86,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             size=N,
             precision=precision,
             noise=noise,
+            degrees=degrees,
             cost=cost,
             spent=spent + first.passes + len(levels) * len(index),
             before=before,
@@ -171,7 +175,9 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         passes += found.passes
         if found.noise == found.noise and before.noise == before.noise:  # all the draws there are
             made = replace(
-                made, noise=math.sqrt((len(pilot) * before.noise**2 + len(rest) * found.noise**2) / len(sample))
+                made,
+                noise=math.sqrt((len(pilot) * before.noise**2 + len(rest) * found.noise**2) / len(sample)),
+                degrees=before.degrees + found.degrees,
             )
     values = bits[sample]
     good = values.isfinite()

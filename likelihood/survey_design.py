@@ -30,6 +30,7 @@ from torch import Tensor
 
 from likelihood.regression_estimate import Fit, r_squared
 from likelihood.step_correction import Correction
+from likelihood.student_error import stated_error
 from likelihood.surrogate import least_images
 from likelihood.survey_budget import AT_ONCE
 from likelihood.suspects import MOST_SUSPECT, suspects
@@ -54,6 +55,7 @@ class Design:
         free: are the predictors without passes used?
         residual: S, made larger by the pilot's own error.
         noise: tau; NaN where a set is too small for values to be made twice.
+        degrees: of freedom of its square, the repetitions or draws from which it is known.
         r2: on the pilot's images, each left out.
         cost: c, passes of an exact value.
         images: n, of those that are not suspect; N where scoring all is cheaper, or needed.
@@ -71,6 +73,7 @@ class Design:
     free: bool
     residual: float
     noise: float
+    degrees: int
     r2: float
     cost: float
     images: int
@@ -81,7 +84,9 @@ class Design:
     at_once: bool = False
 
     @classmethod
-    def of_all(cls, *, size: int, precision: float, noise: float, cost: float, spent: int, before: int) -> Design:
+    def of_all(
+        cls, *, size: int, precision: float, noise: float, degrees: int, cost: float, spent: int, before: int
+    ) -> Design:
         """Every image scored, at once."""
         return cls(
             size=size,
@@ -91,6 +96,7 @@ class Design:
             free=False,
             residual=math.nan,
             noise=noise,
+            degrees=degrees,
             r2=math.nan,
             cost=cost,
             images=size,
@@ -125,7 +131,7 @@ class Design:
     @property
     def reached_by_all(self) -> float:
         """The error of this set's mean where all images are scored: the noise's and the correction's, bits/dim."""
-        return math.hypot(self.noise / math.sqrt(self.size), self.correction.stderr)
+        return stated_error([(self.noise**2 / self.size, self.degrees), self.correction.variance])
 
     @property
     def why_all(self) -> str:
@@ -172,6 +178,7 @@ def design(
     size: int,
     precision: float,
     noise: float,
+    degrees: int,
     cost: float,
     spent: int,
     before: int,
@@ -187,6 +194,7 @@ def design(
         size: N, of the set.
         precision: p, bits/dim, of the set's mean.
         noise: tau of a value, bits/dim.
+        degrees: of freedom of its square.
         cost: passes of an exact value.
         spent: passes of the pilot.
         before: of these those that were taken before it.
@@ -220,6 +228,7 @@ def design(
             free=with_free,
             residual=residual,
             noise=noise,
+            degrees=degrees,
             r2=r_squared(y[near], off),
             cost=cost,
             suspect=q,

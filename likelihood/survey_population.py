@@ -24,6 +24,7 @@ class Values:
         passes: network passes: forward 1, vector-Jacobian product 2.
         noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; NaN of one
             draw.
+        degrees: of freedom of that, the draws beyond each image's first.
         refined: `(k,)`, how often an image's steps were doubled; None where they never are.
     """
 
@@ -31,6 +32,7 @@ class Values:
     solver_error: Tensor
     passes: int
     noise: float = math.nan
+    degrees: int = 0
     refined: Tensor | None = None
 
 

@@ -18,6 +18,7 @@ from likelihood.regression_estimate import regression_estimate
 from likelihood.roughness import roughness
 from likelihood.step_correction import PART, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.steps import fast_on
+from likelihood.student_error import stated_error, widening
 from likelihood.survey import _correction, conduct, order_of, plan_survey
 from likelihood.survey_budget import AT_ONCE, SHARE, Budget
 from likelihood.survey_design import sample_size
@@ -129,6 +130,42 @@ def test_stated_errors_hold_as_often_as_they_say(outliers):
         assert abs(float((z < limit).double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / 120), limit
 
 
+class TestFewRepetitions:
+    """Of a set that is scored at once the noise is known from a tenth of it."""
+
+    def test_an_error_is_wider_the_fewer_there_are(self):
+        """Half of Student's t at 0.97725, as tables have it."""
+        for nu, half in (
+            (1, 6.98387),
+            (2, 2.26327),
+            (4, 1.43465),
+            (8, 1.18321),
+            (24, 1.05485),
+            (400, 1.00313),
+            (1e5, 1),
+        ):
+            assert widening(nu) == pytest.approx(half, rel=1e-5)
+        assert stated_error([(0.04, 2), (0.0, 0)]) == pytest.approx(0.2 * widening(2)) and stated_error([(0.0, 0)]) == 0
+        assert stated_error([(1.0, 8), (1.0, 8)]) == pytest.approx(math.sqrt(2) * widening(16))
+        assert stated_error([(1.0, 400), (1e-4, 2)]) == pytest.approx(widening(400), rel=1e-3)
+        assert math.isnan(stated_error([(math.nan, 0), (1.0, 8)]))
+
+    @pytest.mark.parametrize(("N", "k"), [(20, 2), (40, 4), (80, 8)])
+    def test_two_stated_errors_hold(self, N, k):
+        """95 % of 400 surveys, within three standard errors of it, where two of the plain error hold in 81, 91 and 92 %."""
+        z, plain = [], []
+        for seed in range(400):
+            mu, noise = 3 + numbers(N, seed=seed), numbers(2, N, seed=seed + 1000)
+            table = Table(mu.unsqueeze(1), mu.unsqueeze(1), mu + 0.3 * noise)
+            result = conduct(table, plan_survey(table, precision=0.5, seed=seed), seed=seed)
+            assert result.design.degrees == k and result.estimate_stderr <= result.stderr
+            z.append(abs(result.mean - float(mu.mean())) / result.estimate_stderr)
+            plain.append(z[-1] * result.estimate_stderr / result.estimate.stderr)
+        inside, before = (float((torch.tensor(each) < 2).double().mean()) for each in (z, plain))
+        assert abs(inside - 0.9545) < 3 * math.sqrt(0.9545 * 0.0455 / 400) and before < inside
+        assert f"noise is known from {k} repetitions" in str(result) and result.asdict()["survey"]["noise_degrees"] == k
+
+
 def test_the_error_covers_the_noise_too():
     """Of the expectations' mean, with noise as large as what predictors miss; 60 sets, a sample of half of each."""
     z = []
@@ -238,7 +275,8 @@ class TestCorrection:
             result = conduct(table, made, seed=seed)
             assert made.correction.half and made.correction.images == 16
             assert result.mean == pytest.approx(result.estimate.mean + made.correction.mean)
-            assert result.estimate_stderr == pytest.approx(math.hypot(result.estimate.stderr, made.correction.stderr))
+            plain = math.hypot(result.estimate.stderr, made.correction.stderr)
+            assert plain < result.estimate_stderr < 1.03 * plain  # of 16 and some 200 degrees of freedom
             z.append((result.mean - truth) / result.estimate_stderr)
         assert made.correction.stderr == pytest.approx(0.006 / 4, rel=0.5) and "with half the steps and +0.0" in str(
             made
@@ -406,7 +444,8 @@ class TestSurvey:
         assert 0.007 < result.estimate_stderr < 0.0115
         assert result.passes < 0.25 * made.all_passes and len(result.scored) == made.images
         assert result.asdict()["survey"]["images_scored"] == len(result.scored)
-        assert result.stderr**2 == pytest.approx(result.estimate_stderr**2 + result.estimate.images_stderr**2)
+        assert result.stderr**2 == pytest.approx(result.estimate.stderr**2 + result.estimate.images_stderr**2)
+        assert result.estimate.stderr < result.estimate_stderr < 1.01 * result.estimate.stderr
         assert result.estimate.images_stderr == pytest.approx(0.9 / math.sqrt(3000), rel=0.1)
 
     def test_far_images_are_scored_all(self):
@@ -606,7 +645,7 @@ class TestCost:
         """At no extra cost: of a survey, two draws an image are what else its repetitions are."""
         found, taken, whole, everyone = self.asked(5, 2.0, draws=2)
         assert taken == whole and found.estimate_stderr == pytest.approx(
-            float((everyone.estimates.mean(dim=2).var(dim=1).mean() / 2 / 5).sqrt()), rel=1e-3
+            widening(5) * float((everyone.estimates.mean(dim=2).var(dim=1).mean() / 2 / 5).sqrt()), rel=1e-3
         )
 
     def test_a_hopeless_survey_loses_a_tenth_at_most(self):
