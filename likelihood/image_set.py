@@ -92,6 +92,10 @@ class ImageSet(Population):
         """Can values be made with half the steps?"""
         return self.steps >= FEWEST_STEPS
 
+    @property
+    def dearer(self) -> float:
+        return (self.steps + 1) / (self.steps // 2 + 1)  # an evaluation a step, and one at the start
+
     def refining(self, refinement: Refinement | None) -> ImageSet:
         if refinement is None or refinement == self.refinement or not self.steps:
             return self

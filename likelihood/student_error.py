@@ -1,8 +1,8 @@
 r"""One stated error of several parts, each known from few values.
 
-A variance that is known from k independent differences is a chi-square of k degrees of freedom, and an error divided by its root a
-Student's t ("Student" 1908, Biometrika 6): of two repetitions twice the plain error covers 82 %, and of eight 92 %. A sum of such
-variances v_i has about
+A variance that is known from k independent differences is a chi-square of k degrees of freedom, and an error divided by its
+root a Student's t ("Student" 1908, Biometrika 6): of two repetitions twice the plain error covers 82 %, and of eight 92 %. A
+sum of such variances v_i has about
 
     nu = (sum of v_i)^2 / sum of v_i^2 / k_i
 

@@ -71,13 +71,20 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
         if noise != noise:
             raise UserError(f"got none of {k} images' values twice; expected most of them: look at the score")
     cost = first.passes / len(index)
-    spent = before + compared + repeated  # the values of a set that is scored at once are the whole's
+    spent = before + compared + repeated + first.passes
     if budget.at_once:
         made = Design.of_all(
-            size=N, precision=precision, noise=noise, degrees=degrees, cost=cost, spent=spent, before=before
+            size=N,
+            precision=precision,
+            noise=noise,
+            degrees=degrees,
+            cost=cost,
+            pilot=len(index),
+            spent=spent,
+            before=before,
         )
     else:
-        whole = cost * (2 if correction.half else 1)
+        whole = cost * (population.dearer if correction.half else 1)
         levels = budget.candidates(whole, population.candidates)
         made = design(
             population.free(index)[good],
@@ -88,7 +95,9 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             noise=noise,
             degrees=degrees,
             cost=cost,
-            spent=spent + first.passes + len(levels) * len(index),
+            full_cost=whole,
+            pilot=len(index),
+            spent=spent + len(levels) * len(index),
             before=before,
             correction=correction,
             levels=levels,
@@ -164,7 +173,6 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     half = made.correction.half
     # what the pilot has scored is known by now
     before, rest = population.values(pilot, 0, half), sample[~torch.isin(sample, pilot)]
-    passes += before.passes if made.at_once else 0
     bits = torch.full((N,), math.nan, dtype=torch.float64)
     solver = torch.full((N,), math.nan, dtype=torch.float64)
     refined = torch.zeros(N, dtype=torch.bool)

@@ -79,6 +79,11 @@ class Population(ABC):
     def candidates(self) -> int:
         """How many predictors there are that take a network pass an image."""
 
+    @property
+    def dearer(self) -> float:
+        """How many times the passes of a value with half the steps one with all of them takes."""
+        return 2.0
+
     @abstractmethod
     def free(self, index: Tensor) -> Tensor:
         """`(k, F)`: the predictors that take none."""

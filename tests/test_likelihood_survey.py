@@ -631,11 +631,39 @@ class TestCost:
             SDE, counted, self.IMAGES[:10], self.TRANSFORM, data_std=0.6, seed=0, batch_size=10, **given
         )  # fmt: skip
         planned = plan_survey(made, precision=0.1)
-        assert counted.passes == 2 * 75 and planned.all_passes == 750
+        assert counted.passes == planned.spent == 2 * 75 and planned.all_passes == planned.passes == 750
         assert "all 10 images, 750 network passes, ± unknown" in str(planned) and "a survey cannot take less" in str(
             planned
         )
         assert conduct(made, planned).passes == 750 == counted.passes
+
+    @pytest.mark.parametrize(("N", "precision"), [(2, 0.5), (60, 0.1), (120, 0.01), (500, 0.1), (3000, 0.01)])
+    @pytest.mark.parametrize("lost", [None, 0.001, 0.2])
+    def test_what_is_planned_is_what_it_takes(self, N, precision, lost):
+        """All of it, the choice of steps included, and what all images take: with all the steps and no pilot."""
+        table, _ = population(N)
+        table._differences = None if lost is None else lost * numbers(N, seed=9)
+        made = plan_survey(table, precision=precision, before=321)
+        result = conduct(table, made)
+        assert result.passes == round(made.passes) and f"{result.passes:,} network passes" in str(made)
+        assert made.correction.half == (lost == 0.001 and N >= 500)
+        assert made.all_passes == 321 + (100 if lost is None else 200) * N
+        assert made.spent > 321 and f"{made.spent:,} are spent" in str(made)
+
+    @pytest.mark.parametrize("steps", [24, 25])
+    def test_the_whole_is_what_all_steps_take(self, steps):
+        """Where a survey has half of them, too."""
+        counted, images = self.counting(), self.IMAGES.repeat(2, 1, 1, 1)
+        method = replace(METHOD, solver=Adams(steps=steps, points=5, start="rising"))
+        given = {"dequantizer": Uniform(), "divergence": Hutchinson(probes=1), "draws": 1, "data_std": 0.6, "seed": 0}
+        made = ImageSet(SDE, counted, images, self.TRANSFORM, method=method, batch_size=1000, **given)
+        planned = plan_survey(made, precision=0.5)
+        assert planned.correction.half and counted.passes == planned.spent
+        counted.passes = 0
+        bits_per_dim(
+            SDE, counted, images[:10], self.TRANSFORM, method=method, companions=0, divergence=Hutchinson(probes=1)
+        )
+        assert planned.all_passes == pytest.approx(counted.passes / 10 * len(images))
 
     def test_of_a_solver_that_takes_its_own_steps(self):
         found, taken, whole, _ = self.asked(100, 0.2, method=accurate(tolerance=1e-3, data_std=0.6))
