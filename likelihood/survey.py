@@ -29,7 +29,7 @@ from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
 from likelihood.survey_population import Population, Values
 from likelihood.survey_result import Survey
-from likelihood.suspects import suspects
+from likelihood.suspects import suspects, telling
 from numerics import SampleStreams, UserError, require_count, require_positive, uniform
 from sde_lib import SDE, Score
 
@@ -101,7 +101,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             before=before,
             correction=correction,
             levels=levels,
-            looked=levels[len(levels) // 2] if levels else population.candidates // 2,
+            looked=population.candidates // 2,
         )
     # a few repetitions or draws know their noise to a factor of two or so
     if made.noise / math.sqrt(N) > (2 if made.at_once else 1) * precision:
@@ -162,8 +162,10 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
             x = torch.cat([x, population.paid(everyone, made.which)], dim=1)
             passes += len(made.which) * N
         looked = x
-        if not made.which:  # nothing that asks the network: what it finds strange would stay hidden
-            looked = torch.cat([x, population.paid(everyone, (made.looked,))], dim=1)
+        if not made.which and made.looked is not None:
+            # nothing that asks the network: what it finds strange would stay hidden
+            seen = population.paid(everyone, (made.looked,))
+            looked = torch.cat([x, seen[:, telling(seen)]], dim=1)
             passes += N
         suspect = suspects(looked)
         drawn = torch.zeros(N, dtype=torch.bool)

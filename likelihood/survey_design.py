@@ -36,7 +36,7 @@ from likelihood.step_correction import Correction
 from likelihood.student_error import stated_error
 from likelihood.surrogate import least_images
 from likelihood.survey_budget import AT_ONCE
-from likelihood.suspects import MOST_SUSPECT, suspects
+from likelihood.suspects import MOST_SUSPECT, suspects, telling
 
 MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
 SAFETY = (
@@ -54,7 +54,7 @@ class Design:
         size: N.
         precision: p.
         which: the predictors with passes that pay.
-        looked: the one that is asked where none of them pays, to see which images are suspect.
+        looked: the one that is asked where none of them pays, to see which images are suspect; None where none is finite.
         free: are the predictors without passes used?
         residual: S, made larger by the pilot's own error.
         noise: tau; NaN where a set is too small for values to be made twice.
@@ -74,7 +74,7 @@ class Design:
     size: int
     precision: float
     which: tuple[int, ...]
-    looked: int
+    looked: int | None
     free: bool
     residual: float
     noise: float
@@ -108,7 +108,7 @@ class Design:
             size=size,
             precision=precision,
             which=(),
-            looked=0,
+            looked=None,
             free=False,
             residual=math.nan,
             noise=noise,
@@ -137,7 +137,7 @@ class Design:
     def _predicting(self) -> int:
         """Passes of all images' predictions."""
         # without a level there is one all the same, to see which images are suspect
-        return 0 if self.everything else (len(self.which) or 1) * self.size
+        return 0 if self.everything else (len(self.which) or int(self.looked is not None)) * self.size
 
     @property
     def sampling(self) -> float:
@@ -185,7 +185,8 @@ class Design:
                 f"all {self.size:,} images{steps}, {self.passes:,.0f} network passes, ± "
                 f"{'unknown' if reached != reached else f'{reached:.2g}'} bits/dim: {self.why_all}; {spent}"
             )
-        used = f"{len(self.which)} forward passes an image" if self.which else "one to see which are suspect, none"
+        look = "" if self.looked is None else "one to see which are suspect, "
+        used = f"{len(self.which)} forward passes an image" if self.which else f"{look}none"
         return (
             f"survey: {self.images:,} of {self.size:,} images exactly"
             f"{f' and some {self.suspect * self.size:,.0f} suspect ones' if self.suspect else ''}{steps}, "
@@ -224,7 +225,7 @@ def design(
 
     Args:
         levels: `C` numbers, of the predictors that `paid` has.
-        looked: the predictor that is asked where none pays.
+        looked: the predictor that is asked where none pays, if the pilot has asked none.
         size: N, of the set.
         precision: p, bits/dim, of the set's mean.
         noise: tau of a value, bits/dim.
@@ -236,43 +237,60 @@ def design(
         correction: whose error is a part of p.
     """
     n, index = len(y), torch.arange(len(y))
+    free = free if bool(telling(free).all()) else free[:, :0]
+    asked: int | None = looked
+    if len(levels):
+        usable = telling(paid)
+        levels, paid = [level for level, tells in zip(levels, usable.tolist(), strict=True) if tells], paid[:, usable]
+        asked = levels[len(levels) // 2] if levels else None
     # what the correction leaves of the precision; at least half, or a poor correction would ask for all images
     wished = math.sqrt(max(precision**2 - correction.stderr**2, precision**2 / 4))
+
+    everything = Design(
+        size=size,
+        precision=precision,
+        which=(),
+        looked=asked,
+        free=False,
+        residual=math.nan,
+        noise=noise,
+        degrees=degrees,
+        r2=0.0,
+        cost=cost,
+        full_cost=full_cost,
+        images=size,
+        pilot=pilot,
+        spent=spent,
+        before=before,
+        correction=correction,
+    )
 
     def attempt(which: tuple[int, ...], with_free: bool) -> Design:
         x = torch.cat([free[:, : free.shape[1] if with_free else 0], paid[:, list(which)]], dim=1)
         P = x.shape[1]
-        seen = [levels.index(looked)] if not which and looked in levels else []  # what `conduct` looks at
+        seen = [levels.index(asked)] if not which and asked in levels else []  # what `conduct` looks at
         far = suspects(torch.cat([x, paid[:, seen]], dim=1), most=MOST_SUSPECT_IN_PILOT)
         near = index[~far]
         q = 1 - len(near) / n
+        if q > 0.5:  # predictors of which each misses other images: no sample is left that they predict
+            return everything
         off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
-        degrees = max(1, len(near) - P - 1)
+        left = max(1, len(near) - P - 1)
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
-        larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / degrees)
+        larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / left)
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
-        # the pilot's images have their values already
         rest = size - round(q * size)
-        images = min(rest, max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P), n))
+        wanted = max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P))
+        images = min(rest, max(math.ceil(wanted * pilot / n), pilot))  # as many fail as of the pilot
         images = size if images >= rest else images
-        made = Design(
-            size=size,
-            precision=precision,
+        made = replace(
+            everything,
             which=tuple(levels[j] for j in which),
-            looked=looked,
             free=with_free,
             residual=residual,
-            noise=noise,
-            degrees=degrees,
             r2=r_squared(y[near], off),
-            cost=cost,
-            full_cost=full_cost,
             suspect=q,
             images=images,
-            pilot=pilot,
-            spent=spent,
-            before=before,
-            correction=correction,
         )
         # as many may turn out to be suspect as there may be
         pays = made.sampling < (1 - MOST_SUSPECT) * cost * size

@@ -479,6 +479,46 @@ class TestSurvey:
         assert result.mean == pytest.approx(float(result.exact.mean()))
         assert result.estimate_stderr == pytest.approx(0.05, rel=0.25)
 
+    @pytest.mark.parametrize("lost", ["one", "some rows", "most rows", "each half", "looked", "all", "free"])
+    def test_predictors_that_are_not_finite_are_left_out(self, lost):
+        """One level, a seventh of the images (which are scored), most of them, ... all levels, or those without passes."""
+        table, mu = population(1000)
+        paid, rows = table._paid.repeat(1, 4), torch.arange(1000)
+        if lost == "each half":
+            paid[:, ::2][rows % 2 == 0], paid[:, 1::2][rows % 2 == 1] = math.nan, math.nan
+        elif lost == "free":
+            table._free = table._free * math.nan
+        else:
+            which = {"one": slice(3, 4), "looked": slice(6, 7)}.get(lost, slice(None))
+            every = {"some rows": rows % 7 == 0, "most rows": rows % 7 != 0}.get(lost, rows >= 0)
+            paid[:, which] = torch.where(every.unsqueeze(1), math.inf if lost == "one" else math.nan, paid[:, which])
+        table._paid = paid
+        for precision in (0.03, 0.3):  # levels pay, or none does
+            made = plan_survey(table, precision=precision)
+            result = conduct(table, made)
+            assert abs(result.mean - float(mu.mean())) < 4 * result.estimate_stderr, precision
+            taken = made.everything or abs(result.passes - made.passes) <= 2 * table._passes * max(
+                1, result.suspect.sum() / 5
+            )
+            assert taken and result.passes < 1.1 * 100 * 1000
+            gone = {"one": 3, "looked": 6}.get(lost)
+            if gone or lost == "free":
+                assert not result.suspect.any() and gone not in (*made.which, made.looked)
+                assert not (lost == "free" and made.free)
+            elif lost == "some rows":
+                assert torch.equal(result.suspect, rows % 7 == 0)
+            elif lost in ("most rows", "all"):
+                assert not made.which and made.looked is None and not result.suspect.any()
+                assert "which are suspect" not in str(made)
+
+    def test_of_the_sample_as_many_fail_as_of_the_pilot(self):
+        table, mu = population(1000)
+        table._bits[:, torch.rand(1000, generator=torch.Generator().manual_seed(0)) < 0.3] = math.nan
+        made = plan_survey(table, precision=0.05)
+        result = conduct(table, made)
+        assert result.passes == made.passes and 10 < len(result.failed) < 0.45 * len(result.scored)
+        assert plan_survey(table, precision=0.02).images > 1.2 * plan_survey(population(1000)[0], precision=0.02).images
+
     def test_few_images_are_all_scored(self):
         table, _ = population(60)
         result = conduct(table, plan_survey(table, precision=0.02))
@@ -647,6 +687,9 @@ class TestCost:
         result = conduct(table, made)
         assert result.passes == round(made.passes) and f"{result.passes:,} network passes" in str(made)
         assert made.correction.half == (lost == 0.001 and N >= 500)
+        assert made.degrees == Budget(size=N).repeats(
+            tried=lost is not None and N >= 240, corrected=made.correction.images > 0, half=made.correction.half
+        )
         assert made.all_passes == 321 + (100 if lost is None else 200) * N
         assert made.spent > 321 and f"{made.spent:,} are spent" in str(made)
 
