@@ -187,7 +187,9 @@ def values_of(parts: list[BitsPerDim]) -> Values:
 
 def _noise(whole: BitsPerDim) -> tuple[float, int]:
     """The standard deviation of an image's value by its own noise, from the spread of its draws, and the degrees of freedom
-    of that; NaN of one draw."""
+    of that; 0 of an exact trace without noise, which is one number each time, and else NaN of one draw."""
+    if whole.exact and not whole.noisy:
+        return 0.0, 0
     draws = whole.estimates.mean(dim=2)[whole.converged]
     n, m = draws.shape
     return (float((draws.var(dim=1).mean() / m).sqrt()), n * (m - 1)) if m > 1 and n else (math.nan, 0)

@@ -22,8 +22,8 @@ class Values:
         bits: `(k,)` bits/dim; NaN where the image failed.
         solver_error: `(k,)` bits/dim, as stated; NaN where there is none.
         passes: network passes: forward 1, vector-Jacobian product 2.
-        noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; NaN of one
-            draw.
+        noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; 0 where it has
+            none, NaN of one draw.
         degrees: of freedom of that, the draws beyond each image's first.
         refined: `(k,)`, how often an image's steps were doubled; None where they never are.
     """

@@ -101,7 +101,8 @@ class Survey:
             lines.append(f"all images were scored: {d.why_all}")
         if self.estimate_stderr != self.estimate_stderr:
             lines.append(
-                "no value was made twice, so that the error as this set's mean is unknown: take two draws of the noise"
+                "no value was made twice, so that the error as this set's mean is unknown: take two draws of the noise, or of "
+                "points the exact trace"
             )
         if d.at_once and 0 < d.degrees < REPEATS:
             times = "1 repetition" if d.degrees == 1 else f"{d.degrees} repetitions"

@@ -719,6 +719,17 @@ class TestCost:
             widening(5) * float((everyone.estimates.mean(dim=2).var(dim=1).mean() / 2 / 5).sqrt()), rel=1e-3
         )
 
+    @pytest.mark.parametrize("N", [1, 12, 30, 300])
+    def test_points_with_the_exact_trace_have_no_noise(self, N):
+        """Values that must be the same are not made twice, and of few points all is known."""
+        x = LAW.sample(N, generator=torch.Generator().manual_seed(1)).reshape(-1, 1, 4, 4).float()
+        found = survey(SDE, score, x, Standardize(), method=METHOD, divergence=Exact(), precision=1e-6, data_std=0.6)
+        assert found.design.everything and found.estimate_stderr == 0.0 == found.design.noise
+        assert "± 0 bits/dim" in str(found) and "twice" not in str(found) and "repetition" not in str(found)
+        whole = N * 25 * (1 + 2 * 16)
+        assert found.passes == whole if N < 300 else whole < found.passes < whole + 25 * 33 * 8 * 3
+        assert N == 1 or found.stderr == pytest.approx(float(found.exact.std()) / N**0.5)
+
     def test_a_hopeless_survey_loses_a_tenth_at_most(self):
         """Nothing predicts anything, values cannot have half their steps, and all have to be scored."""
         for N in (81, 100, 239, 240, 297, 500, 1022, 1030, 2000, 10_000):
