@@ -131,7 +131,7 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
         others = order[-TRIAL - DIFFERENCES : -TRIAL].sort().values
         found = population.refining(refinement).differences(others)
         if found is not None:
-            return Correction.of(found, half, refinement) or Correction(refinement=refinement), passes + found.passes
+            return Correction.of(found, half, refinement), passes + found.passes
     return Correction(refinement=refinement), passes
 
 

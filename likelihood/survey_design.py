@@ -180,10 +180,13 @@ class Design:
         )
         spent = f"{self.spent:,} are spent, on the pilot and before it"
         if self.everything:
-            reached = self.reached_by_all
+            reached = "unknown" if self.reached_by_all != self.reached_by_all else f"{self.reached_by_all:.2g}"
+            wished = (
+                "" if float(reached.replace("unknown", "nan")) <= self.precision else f" (asked for {self.precision:g})"
+            )
             return (
-                f"all {self.size:,} images{steps}, {self.passes:,.0f} network passes, ± "
-                f"{'unknown' if reached != reached else f'{reached:.2g}'} bits/dim: {self.why_all}; {spent}"
+                f"all {self.size:,} images{steps}, {self.passes:,.0f} network passes, ± {reached} bits/dim{wished}: "
+                f"{self.why_all}; {spent}"
             )
         look = "" if self.looked is None else "one to see which are suspect, "
         used = f"{len(self.which)} forward passes an image" if self.which else f"{look}none"

@@ -318,7 +318,25 @@ class TestCorrection:
         assert made.images == 8 and made.mean == pytest.approx(float(d[~lost].mean()))
         assert made.stderr == pytest.approx(float(d[~lost].std()) / math.sqrt(8))
         none = torch.full((16,), math.nan, dtype=torch.float64)
-        assert Correction.of(Differences(half=none, whole=none, passes=1), True) is None
+        assert Correction.of(Differences(half=none, whole=none, passes=1), True) == Correction(failed=16)
+
+    def test_images_that_fail_are_said_to(self):
+        """A third of those that correct the mean, or all but two."""
+        for share, rest in ((0.3, "corrected by the others'"), (0.95, "not corrected")):
+            table, _ = self.changed(0.001)
+            good = table._differences.clone()
+            lost = torch.rand(3000, generator=torch.Generator().manual_seed(1)) < share
+            order = order_of(3000, 0)
+            lost[order[-TRIAL:]] = False
+            table.differences = lambda index, lost=lost, d=good: Differences(
+                half=torch.where(lost[index], math.nan, d[index]), whole=0 * d[index], passes=1
+            )
+            result = conduct(table, plan_survey(table, precision=0.03))
+            k = int(lost[order[-TRIAL - 16 : -TRIAL]].sum())
+            (line,) = [line for line in result.notes if "more steps change failed" in line]
+            assert k > 2 and line.startswith(f"{k} of 16 images") and line.endswith(rest)
+            stated = result.asdict()["survey"]["correction"]
+            assert stated["failed"] == k and stated["images"] == (16 - k if share < 0.5 else 0)
 
     def test_the_choice_knows_nothing_of_the_images_that_correct(self):
         """Skewed losses, of which half the steps are taken in some of 1,000 surveys: the corrections' mean is theirs, within
@@ -543,6 +561,21 @@ class TestSurvey:
         with pytest.raises(UserError, match="precision=0"):
             plan_survey(population()[0], precision=0.0)
 
+    def test_what_was_asked_and_is_not_reached_is_said(self):
+        for N, precision, says in (
+            (19, 1e-12, "asked for ± 1e-12: no value was made twice"),
+            (30, 0.002, "asked for ± 0.002, reached ± 0.0"),
+        ):
+            table, _ = population(N)
+            made = plan_survey(table, precision=precision)
+            result = conduct(table, made)
+            assert says in str(result) and f"(asked for {precision:g})" in str(made)
+        assert "the values' own noise" in str(result) and result.estimate_stderr > 0.002
+        reached = conduct(table, plan_survey(table, precision=0.5))
+        assert "asked for" not in str(reached) and "asked for" not in str(reached.design)
+        with pytest.raises(UserError, match="precision=1e-12 for 20 images"):
+            plan_survey(population(20)[0], precision=1e-12)
+
     def test_failing_images_are_named_and_weighed(self):
         table, _ = population()
         table._bits[:, ::50] = math.nan
@@ -551,6 +584,9 @@ class TestSurvey:
         assert k > 0 and all(int(i) % 50 == 0 for i in result.failed)
         assert f"{k} of {len(result.scored):,} scored images failed ({int(result.failed[0])}" in str(result)
         assert "the mean would move by" in str(result) and math.isfinite(result.mean)
+        entry = result.asdict()  # as of a set that was scored whole: images are those with a value
+        assert entry["images"] == len(result.scored) - k == entry["survey"]["images_scored"]
+        assert entry["not_converged"] == k == entry["survey"]["images_failed"] and entry["survey"]["images"] == 3000
         table._bits[:] = math.nan
         with pytest.raises(UserError, match="got 0 values of 128 images"):
             plan_survey(table, precision=0.1)
@@ -595,7 +631,7 @@ def test_images_at_which_the_network_fails_are_named():
     rest = torch.ones(400, dtype=torch.bool)
     rest[result.failed] = False
     assert abs(result.mean - float(whole[rest].mean())) < 3 * result.estimate_stderr
-    (line,) = [line for line in result.notes if "failed" in line]
+    (line,) = [line for line in result.notes if "scored images failed" in line]
     furthest = float((result.exact[result.exact.isfinite()] - result.estimate.mean).abs().max())
     assert line.endswith(f"would move by {len(some) / 400 * furthest:.2g}")
 
