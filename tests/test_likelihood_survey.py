@@ -19,6 +19,7 @@ from likelihood.roughness import roughness
 from likelihood.step_correction import PART, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.steps import fast_on
 from likelihood.student_error import stated_error, widening
+from likelihood.surrogate import least_images
 from likelihood.survey import _correction, conduct, order_of, plan_survey
 from likelihood.survey_budget import AT_ONCE, SHARE, Budget
 from likelihood.survey_design import sample_size
@@ -84,6 +85,25 @@ class TestEstimator:
         assert found.stderr**2 == pytest.approx(expected_whole, rel=1e-9)
         assert found.stderr**2 == pytest.approx(expected, rel=0.05)
 
+    def test_its_error_holds_for_the_fewest_images_of_a_design(self):
+        """Three skewed predictors that miss the more the larger they are: of 1,500 samples 68 ± 3.6 % within one error and
+        95 ± 1.6 % within two, where the residuals' plain error holds in fewer than 62 %."""
+        P, N, g = 3, 2000, torch.Generator().manual_seed(0)
+        n, x = least_images(P), numbers(N, P).exp()
+        y = 3 + 0.3 * x.sum(dim=1) + 0.2 * (1 + x[:, 0]) * numbers(N, seed=1)
+        z = []
+        for _ in range(1500):
+            index = torch.randperm(N, generator=g)[:n]
+            found = regression_estimate(x, index, y[index])
+            e = y[index] - found.predictions[index]
+            plain = math.sqrt((1 - n / N) * float(e.square().sum()) / (n - P - 1) / n)
+            z.append([(found.mean - float(y.mean())) / error for error in (found.stderr, plain)])
+        z = torch.tensor(z).abs()
+        for limit, share in ((1.0, 0.683), (2.0, 0.954)):
+            inside = (z < limit).double().mean(dim=0)
+            assert abs(float(inside[0]) - share) < 3 * math.sqrt(share * (1 - share) / 1500), limit
+        assert float((z[:, 1] < 1).double().mean()) < 0.62
+
     def test_noise_is_not_shrunk_by_a_large_sample(self):
         x, y = numbers(40, 1), numbers(40, seed=1)
         found = regression_estimate(x, torch.arange(40), y, noise_variance=0.04)
@@ -124,7 +144,8 @@ def pulls(made, surveys, precision):
 
 @pytest.mark.parametrize("outliers", [0.0, 0.02])
 def test_stated_errors_hold_as_often_as_they_say(outliers):
-    """Two thirds within one, 95 % within two, of 120 surveys: within three standard errors of those shares."""
+    """Two thirds within one, 95 % within two, of 120 whole surveys: within three standard errors of those shares, 13 and 6
+    points, which see a part of the error that is missing. How good the estimate of it is takes more (`TestEstimator`)."""
     z = pulls(population(outliers=outliers), 120, 0.012).abs()
     for limit, share in ((1.0, 0.683), (2.0, 0.954)):
         assert abs(float((z < limit).double().mean()) - share) < 3 * math.sqrt(share * (1 - share) / 120), limit
@@ -150,9 +171,9 @@ class TestFewRepetitions:
         assert stated_error([(1.0, 400), (1e-4, 2)]) == pytest.approx(widening(400), rel=1e-3)
         assert math.isnan(stated_error([(math.nan, 0), (1.0, 8)]))
 
-    @pytest.mark.parametrize(("N", "k"), [(20, 2), (40, 4), (80, 8)])
+    @pytest.mark.parametrize(("N", "k"), [(20, 2), (40, 4)])
     def test_two_stated_errors_hold(self, N, k):
-        """95 % of 400 surveys, within three standard errors of it, where two of the plain error hold in 81, 91 and 92 %."""
+        """95 % of 400 surveys, within three standard errors of it, where two of the plain error hold in 81 and 91 %."""
         z, plain = [], []
         for seed in range(400):
             mu, noise = 3 + numbers(N, seed=seed), numbers(2, N, seed=seed + 1000)
@@ -729,11 +750,10 @@ class TestCost:
         assert made.all_passes == 321 + (100 if lost is None else 200) * N
         assert made.spent > 321 and f"{made.spent:,} are spent" in str(made)
 
-    @pytest.mark.parametrize("steps", [24, 25])
-    def test_the_whole_is_what_all_steps_take(self, steps):
+    def test_the_whole_is_what_all_steps_take(self):
         """Where a survey has half of them, too."""
         counted, images = self.counting(), self.IMAGES.repeat(2, 1, 1, 1)
-        method = replace(METHOD, solver=Adams(steps=steps, points=5, start="rising"))
+        method = replace(METHOD, solver=Adams(steps=25, points=5, start="rising"))
         given = {"dequantizer": Uniform(), "divergence": Hutchinson(probes=1), "draws": 1, "data_std": 0.6, "seed": 0}
         made = ImageSet(SDE, counted, images, self.TRANSFORM, method=method, batch_size=1000, **given)
         planned = plan_survey(made, precision=0.5)
@@ -755,7 +775,7 @@ class TestCost:
             widening(5) * float((everyone.estimates.mean(dim=2).var(dim=1).mean() / 2 / 5).sqrt()), rel=1e-3
         )
 
-    @pytest.mark.parametrize("N", [1, 12, 30, 300])
+    @pytest.mark.parametrize("N", [1, 12, 30, 120])
     def test_points_with_the_exact_trace_have_no_noise(self, N):
         """Values that must be the same are not made twice, and of few points all is known."""
         x = LAW.sample(N, generator=torch.Generator().manual_seed(1)).reshape(-1, 1, 4, 4).float()
@@ -763,7 +783,7 @@ class TestCost:
         assert found.design.everything and found.estimate_stderr == 0.0 == found.design.noise
         assert "± 0 bits/dim" in str(found) and "twice" not in str(found) and "repetition" not in str(found)
         whole = N * 25 * (1 + 2 * 16)
-        assert found.passes == whole if N < 300 else whole < found.passes < whole + 25 * 33 * 8 * 3
+        assert found.passes == whole if N <= 80 else whole < found.passes <= 1.01 * whole  # with a pilot's predictors
         assert N == 1 or found.stderr == pytest.approx(float(found.exact.std()) / N**0.5)
 
     def test_a_hopeless_survey_loses_a_tenth_at_most(self):
