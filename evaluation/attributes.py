@@ -76,7 +76,15 @@ class AttributeClassifier:
         return {name: part.argmax(dim=1) for name, part in zip(self.counts, parts, strict=True)}
 
     def right(self, images: Tensor, attributes: Mapping[str, Tensor]) -> dict[str, Tensor]:
-        """Whether each attribute is seen as it should be, `(N,)` truth values each."""
+        """Whether each attribute is seen as it should be, `(N,)` truth values each.
+
+        Raises:
+            DataError: an attribute that is missing, or not one value for each image.
+        """
+        for name in self.counts:
+            if name not in attributes or attributes[name].shape != (len(images),):
+                got = f"{tuple(attributes[name].shape)}" if name in attributes else "none"
+                raise DataError(f"got values {got} of the attribute {name}; expected ({len(images)},)")
         found = self(images)
         return {name: found[name] == attributes[name].cpu() for name in self.counts}
 
@@ -94,11 +102,14 @@ def train_attribute_classifier(
         seed: of weights and batches.
 
     Raises:
-        DataError: no attributes, values that are not one for each image, or of another kind.
+        DataError: no images or attributes, values that are not one for each image, or of another kind.
     """
     check_count("steps", steps, 1, 10**6)
+    if not len(images):
+        raise DataError("got no images; expected pictures to learn from")
     for name, values in attributes.items():
-        if values.shape != (len(images),) or values.is_floating_point() or int(values.min()) < 0:
+        whole = not (values.is_floating_point() or values.is_complex() or values.dtype == torch.bool)
+        if values.shape != (len(images),) or not whole or int(values.min()) < 0:
             raise DataError(
                 f"got the attribute {name} of {values.dtype} {tuple(values.shape)}; expected integers from 0, ({len(images)},)"
             )

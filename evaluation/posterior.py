@@ -58,7 +58,7 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
         measurement: y `(1, ...)`; entries of no noise and no signal, as a mask's holes, say nothing.
 
     Raises:
-        UserError: for several measurements, or a measurement that the law rules out.
+        UserError: for several measurements, one of data of another size, or one that the law rules out.
     """
     prior = as_mixture(law)
     A, y = matrix_of(measurement), measurement.y.flatten().to("cpu", torch.float64)
@@ -67,6 +67,10 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
     seen = A.abs().sum(dim=1) > 0
     A, y, noise = A[seen], y[seen], noise[seen]
     m, C = prior.means.flatten(1), prior.covs
+    if A.shape[1] != m.shape[1]:
+        raise UserError(
+            f"got a law of {m.shape[1]} numbers and a measurement of {A.shape[1]}; expected both of the same data"
+        )
     AC, off = A @ C, y - m @ A.T
     S = AC @ A.T + noise.square().diag()
     # S^-1 where S has variance; in the other directions y is what the component says, or the component is ruled out

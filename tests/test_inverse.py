@@ -136,6 +136,9 @@ def test_problems_that_images_do_not_have_are_refused_before_the_work(tmp_path):
     asked = config_for("inverse", changes={"inverse.problems": ("colourisation",)})
     with pytest.raises(UserError, match=r"config\.inverse\.problems"):
         resolve(asked)
+    asked = config_for("inverse", changes={"inverse.problems": ("inpainting",), "inverse.sr3_steps": 2})
+    with pytest.raises(UserError, match=r"config\.inverse\.sr3_steps=2 without super-resolution"):
+        resolve(asked)
 
 
 def test_a_split_with_fewer_images_says_how_many_there_are(tmp_path, monkeypatch):

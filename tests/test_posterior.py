@@ -508,6 +508,8 @@ def test_the_referee_refuses_what_the_law_rules_out():
     oracle = Gaussian(torch.zeros(2), torch.eye(2))
     with pytest.raises(UserError, match="rules out"):
         exact_posterior(oracle, Measurement(Linear(A), torch.tensor([[1.0, 2.0]], dtype=torch.float64), 0.0))
+    with pytest.raises(UserError, match="a law of 3 numbers and a measurement of 2"):
+        exact_posterior(Gaussian(torch.zeros(3), torch.eye(3)), Measurement(Linear(A), torch.zeros(1, 2), 0.1))
     # the same row twice says what it says once
     twice = exact_posterior(oracle, Measurement(Linear(A), torch.ones(1, 2, dtype=torch.float64), 0.0))
     once = exact_posterior(oracle, Measurement(Linear(A[:1]), torch.ones(1, 1, dtype=torch.float64), 0.0))

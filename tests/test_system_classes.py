@@ -120,6 +120,7 @@ def test_a_sweep_over_exact_scores_gains_class_and_loses_variety(tmp_path):
         ({"samples": 3}, "samples=3"),
         ({"rescale": 2.0}, "rescale=2"),
         ({"images": -1}, "images=-1"),
+        ({"images": 1}, "images=1"),
         ({"classifier_steps": 0}, "classifier_steps=0"),
     ],
 )
@@ -133,6 +134,7 @@ def test_a_study_that_does_not_fit(options, words):
     [
         ({"model.class_conditional": False}, "class_conditional=False"),
         ({"training.label_dropout": 0.0}, "label_dropout=0"),
+        ({"training.label_dropout": 1.0}, "label_dropout=1"),
         ({"classes.scales": (3.0, 1.0)}, "rising"),
         ({"classes.interval": (1.0, 1.0)}, "low < high"),
     ],

@@ -66,6 +66,14 @@ class TestAttributeClassifier:
             train_attribute_classifier(x, {})
         with pytest.raises(DataError, match="attribute flat"):
             train_attribute_classifier(x, {"flat": parts["flat"][:5]})
+        with pytest.raises(DataError, match="torch.bool"):
+            train_attribute_classifier(x, {"flat": parts["flat"].bool()})
+        with pytest.raises(DataError, match="no images"):
+            train_attribute_classifier(x[:0], {"flat": parts["flat"][:0]})
+        judge = train_attribute_classifier(x, parts, steps=1)
+        for wanted in ({"flat": parts["flat"]}, {**parts, "place": parts["place"][:3]}):
+            with pytest.raises(DataError, match="of the attribute place|of the attribute bright"):
+                judge.right(x, wanted)
 
 
 def test_variety_is_the_ratio_of_variances():
@@ -153,7 +161,7 @@ def test_strips_have_their_captions(tmp_path):
 
 
 def test_held_out_combinations_are_never_trained_on():
-    setup = resolve(config_for("text", changes={"data.per_combination": 1, "data.tests": 1, "data.validation": 20}))
+    setup = resolve(config_for("text", changes={"data.per_combination": 1, "data.tests": 2, "data.validation": 20}))
     new = set(setup.dataset.split("combinations").labels.tolist())
     assert len(new) == 43
     for split in (setup.training_data, setup.held_out, setup.dataset.split("train"), setup.dataset.split("test")):
@@ -196,11 +204,12 @@ def test_a_study_that_does_not_fit(options, words):
         ({"model.name": "unet"}, "NCSNpp, which reads none"),
         ({"model.class_conditional": False}, "without class_names"),
         ({"training.label_dropout": 0.0}, "label_dropout=0"),
+        ({"data.tests": 1}, "data.tests=1"),
         ({"text.scales": (3.0, 1.0)}, "rising"),
     ],
 )
 def test_a_configuration_that_does_not_fit(changes, words):
-    few = {"data.per_combination": 1, "data.tests": 1, "data.validation": 20}
+    few = {"data.per_combination": 1, "data.tests": 2, "data.validation": 20}
     with pytest.raises(UserError, match=words):
         resolve(config_for("text", changes={**({} if "data.name" in changes else few), **changes}))
 

@@ -39,7 +39,7 @@ class GuidanceStudy:
         interval: log-SNR (low, high) in which classifier-free guidance guides; outside it the score is the conditional one, at
             every scale. None for everywhere.
         rescale: how much of the denoised mean's excess standard deviation classifier-free guidance takes back, in [0, 1].
-        images: test data whose labels likelihoods are asked about; 0 for none.
+        images: test data whose labels likelihoods are asked about, at least 2; 0 for none.
         flow_steps: of the flow, for it.
 
     Raises:
@@ -63,6 +63,8 @@ class GuidanceStudy:
         require_interval(self.interval)
         require_range(self.rescale, "rescale", 0, 1)
         require_count(self.images, "images", 0)
+        if self.images == 1:
+            raise UserError("got images=1, of which there are no errors; expected at least 2, or 0 for none")
         require_count(self.flow_steps, "flow_steps", 2)
 
     def classifier_free(self, run: TrainedRun) -> Guided:

@@ -70,10 +70,11 @@ class GuidedSystem(System, Generic[S]):
     def check(self, config: Config) -> None:
         """A study, and a model that can be guided."""
         self.study(config)
-        if not config["training"]["label_dropout"] > 0:
+        dropout = config["training"]["label_dropout"]
+        if not 0 < dropout < 1:
             raise UserError(
-                f"got config.training.label_dropout=0 for the system {self.name}; expected a number > 0, such as "
-                f"{self.hidden:g}: guidance needs the score {self.unlabelled} too"
+                f"got config.training.label_dropout={dropout:g} for the system {self.name}; expected a number between 0 and 1, "
+                f"such as {self.hidden:g}: guidance needs both the score given a label and that {self.unlabelled}"
             )
 
     @abstractmethod

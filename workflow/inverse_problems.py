@@ -271,6 +271,7 @@ def report_inverse(
     methods: Sequence[str] = tuple(METHODS),
     problems: Sequence[str] = tuple(PROBLEMS),
     sr3_steps: int = 0,
+    prefix: str = "",
 ) -> list[Row]:
     """Restores test images and the model's own by every method: `inverse` in results.json, a section of report.md, and a
     contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
@@ -282,6 +283,7 @@ def report_inverse(
         std: of the noise, in model units.
         methods, problems: names; of the problems those that images of this shape have.
         sr3_steps: of training a network that is shown the measurement, for super-resolution alone; 0 for none.
+        prefix: of the options' names in what is refused.
 
     Raises:
         UserError: data that are no images, an unknown name, or problems none of which these images have.
@@ -289,8 +291,8 @@ def report_inverse(
     from workflow.pictures import draw_samples  # it imports the systems
 
     shape = run.dataset.event_shape
-    check_names(methods, problems)
-    chosen = chosen_problems(problems, tuple(shape))
+    check_names(methods, problems, prefix)
+    chosen = chosen_problems(problems, tuple(shape), prefix, sr3_steps=sr3_steps)
     low, high = run.model.data_range
     seed, device = run.setup.options.seed, run.device
     stored = run.dataset.split("test").x[:images].to(device)
@@ -359,11 +361,13 @@ def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "
             raise UserError(f"got {prefix}{what}={tuple(names)!r}; expected some of {', '.join(known)}")
 
 
-def chosen_problems(problems: Sequence[str], shape: tuple[int, ...], prefix: str = "") -> dict[str, Problem]:
+def chosen_problems(
+    problems: Sequence[str], shape: tuple[int, ...], prefix: str = "", *, sr3_steps: int = 0
+) -> dict[str, Problem]:
     """Those of the named problems that images of `shape` `(C, H, W)` have, by name.
 
     Raises:
-        UserError: for none, or data that are no images.
+        UserError: for none, data that are no images, or updates of a network for super-resolution that is none of them.
     """
     if len(shape) != 3:
         raise UserError(f"got data of shape {shape}; expected images (C, H, W), which these problems are of")
@@ -372,6 +376,10 @@ def chosen_problems(problems: Sequence[str], shape: tuple[int, ...], prefix: str
         fit = ", ".join(name for name, problem in PROBLEMS.items() if problem.fits(shape))
         raise UserError(
             f"got {prefix}problems={tuple(problems)!r}, none of which images of shape {shape} have; expected some of {fit}"
+        )
+    if sr3_steps and _SR3_PROBLEM not in chosen:
+        raise UserError(
+            f"got {prefix}sr3_steps={sr3_steps} without {_SR3_PROBLEM}; expected it among {prefix}problems, or 0"
         )
     return chosen
 

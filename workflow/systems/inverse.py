@@ -92,8 +92,9 @@ class Inverse(System):
         Raises:
             UserError: where they have none, before anything is trained.
         """
+        asked = setup.config["inverse"]
         inverse_problems.chosen_problems(
-            setup.config["inverse"]["problems"], tuple(setup.dataset.event_shape), "config.inverse."
+            asked["problems"], tuple(setup.dataset.event_shape), "config.inverse.", sr3_steps=asked["sr3_steps"]
         )
         return setup
 

@@ -127,6 +127,15 @@ class Text(GuidedSystem[TextStudy]):
         config.baselines = False
         return config
 
+    def check(self, config: Config) -> None:
+        """Two pictures of each test caption at least, whose variety the samples' is compared with."""
+        super().check(config)
+        if config["data"].get("tests", _REAL) < _REAL:
+            raise UserError(
+                f"got config.data.tests={config['data']['tests']}; expected at least {_REAL} pictures of a caption, with "
+                "whose variety that of samples is compared"
+            )
+
     def model(self, config: Config, sde: SDE, dataset: Dataset, transform: Transform, data_std: float) -> nn.Module:
         """A score that reads captions, of which the data must hold some out."""
         if dataset.name != "glyphs":
@@ -201,7 +210,7 @@ def judge_of(run: TrainedRun, steps: int) -> Judge:
 
 
 def _real(split: Split, labels: Tensor) -> Tensor:
-    """The first pictures of each class, `(K, 2, *)`; as many as there are, where there is one."""
+    """The first pictures of each class, `(K, 2, *)`."""
     assert split.labels is not None
     found = [split.x[split.labels == k] for k in labels]
     return torch.stack([x[: min(_REAL, *(len(y) for y in found))] for x in found])
