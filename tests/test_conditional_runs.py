@@ -121,7 +121,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_nll_gives_each_image_its_own_class_or_all_of_them_one(run):
-    few = ("--run", run, "--limit", 20, "--solver", "accurate", "--tolerance", 0.02, "--draws", 1, "--probes", 1)
+    few = ("--run", run, "--limit", 20, "--solver", "accurate", "--tolerance", 1e-3, "--draws", 1, "--probes", 1)
 
     def per_image(label):
         done = called(nll.main, *few, "--label", label)

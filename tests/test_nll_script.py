@@ -10,6 +10,7 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,8 @@ import pytest
 from test_experiments import QUICK, ROOT, called, refused, script
 
 from experiments import nll
-from workflow import Protocol
+from workflow import Protocol, load_run
+from workflow.survey import score_run
 
 pytestmark = pytest.mark.slow
 FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
@@ -213,6 +215,17 @@ class TestSurvey:
         assert Protocol(precision=0.02, tolerance=0.1).for_samples(64, 17).tolerance == 0.1
         assert Protocol(precision=0.02, solver="accurate").for_samples(64, 17).tolerance == 1e-5
         assert Protocol().for_samples(64, 17).tolerance == 1e-3
+        for wished in (None, 0.02):  # fixed steps keep no tolerance
+            assert Protocol(precision=wished, steps=16).for_samples(64, 17).tolerance is None
+
+    def test_a_configurations_few_images_are_solved_adaptively(self, run, monkeypatch):
+        """As the command line's: where nothing but the precision was told, to choose steps would take more."""
+        monkeypatch.setattr("workflow.score.choose_steps", lambda *_, **__: pytest.fail("steps were chosen"))
+        loaded = load_run(run)
+        decided = Protocol(precision=0.5, limit=8).for_samples(64, 17)  # as a Setup holds it
+        found = score_run(replace(loaded, setup=replace(loaded.setup, protocol=decided)))
+        assert (found.protocol["solver"], found.protocol["tolerance"]) == ("accurate", 1e-5)
+        assert json.loads((run / "results.json").read_text())["bits_per_dim"]["survey"]["images"] == 8
 
     def test_what_cannot_be_had_is_refused(self, run):
         refused(

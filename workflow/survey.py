@@ -125,9 +125,9 @@ def _images(run: TrainedRun, protocol: Protocol) -> tuple[StoredImages, Task]:
     if protocol.precision is None:
         raise UserError("got a protocol without a precision; expected one for a survey, such as precision=0.005")
     task = Task.of(run, protocol)
-    if task.protocol.chooses_steps and protocol.tolerance is None and task.images <= WITHOUT_STEPS:
+    if protocol.follows_precision and task.images <= WITHOUT_STEPS:
         progress.say(f"{task.images} {run.setup.noun}s are solved adaptively: to choose steps for them would take more")
-        task = Task.of(run, dataclasses.replace(protocol, solver="accurate"))
+        task = Task.of(run, dataclasses.replace(protocol, solver="accurate", tolerance=None))
     size = task.protocol.batch_size
     assert size is not None
     whole = Chunks(task.run.folder.path / "nll", f"{protocol.split}-survey", task.stated, task.images, size)
