@@ -175,6 +175,7 @@ class TestSurvey:
     def test_it_is_planned_taken_up_again_and_kept(self, run):
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
+        assert ": 3 steps, asked for; 1 probe; 1 draw of uniform noise" in plan
         # with the pilot that was kept
         assert "minutes; all images" in called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "results.json" not in plan and not any(
@@ -186,6 +187,8 @@ class TestSurvey:
         assert {"estimate_stderr", "r2", "evaluations"} <= entry["survey"].keys()
         assert {"mean", "stderr", "seconds", "split", "protocol", "text"} <= entry.keys() and entry["kind"] == "exact"
         assert 0 < entry["survey"]["estimate_stderr"] <= entry["stderr"]
+        assert entry["grid_sha256"] == hashlib.sha256((folder / "grid.json").read_bytes()).hexdigest()
+        assert entry["protocol"]["steps"] == 3 and entry["protocol"]["tolerance"] is None
         kept = np.load(folder / "survey.npz")
         assert kept["predictions"].shape == (100,) and len(kept["scored_ids"]) == 64 == len(kept["scored"])
         assert kept["predictions"].mean() == pytest.approx(entry["mean"], abs=0.2)
@@ -217,6 +220,18 @@ class TestSurvey:
         assert Protocol().for_samples(64, 17).tolerance == 1e-3
         for wished in (None, 0.02):  # fixed steps keep no tolerance
             assert Protocol(precision=wished, steps=16).for_samples(64, 17).tolerance is None
+
+    def test_the_steps_that_were_chosen_are_planned_and_stated(self, run):
+        wish = ("--limit", "40", "--precision", "1.0", "--tolerance", "0.2", "--batch_size", "40", "--quiet")
+        plan = called(nll.main, "--run", run, *wish, "--plan").stdout
+        called(nll.main, "--run", run, *wish)
+        entry, folder = self.entry(run)
+        table = json.loads((folder / "grid.json").read_text())
+        assert entry["chosen"] == {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes")}
+        assert entry["protocol"]["steps"] is None and entry["chosen"]["tolerance"] == 0.2
+        half = entry["survey"]["correction"]["half_the_steps"]
+        chosen = f"{entry['chosen']['steps']} chosen" if half else f"{entry['chosen']['steps']} steps, chosen"
+        assert f"{chosen} for 0.2 bits/dim; 1 probe; 1 draw of uniform noise" in plan
 
     def test_a_configurations_few_images_are_solved_adaptively(self, run, monkeypatch):
         """As the command line's: where nothing but the precision was told, to choose steps would take more."""

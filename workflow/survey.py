@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likelihood import BitsPerDim, Survey
+from likelihood import BitsPerDim, Method, Survey
 from likelihood.image_set import ImageSet, differences_of, halving_of, values_of
 from likelihood.refinement import Refinement
 from likelihood.survey import conduct, plan_survey
@@ -37,7 +38,7 @@ from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
 from workflow.score import Scored, Task, fixed_method, from_arrays, score, to_arrays
-from workflow.scored_entry import scored_entry
+from workflow.scored_entry import GRID, scored_entry
 from workflow.trained_run import TrainedRun
 
 WITHOUT_STEPS = 24
@@ -78,14 +79,74 @@ def score_run(run: TrainedRun) -> Scored | Surveyed:
     return found
 
 
-def plan_split(run: TrainedRun, protocol: Protocol) -> tuple[Design, float]:
-    """What a survey of a split would take, from its pilot, which the survey itself then uses again; and seconds a network pass.
+@dataclass(frozen=True, kw_only=True)
+class SurveyPlan:
+    """What a survey of a split would take, and what all its images.
+
+    Attributes:
+        design: from the pilot.
+        protocol: of the values, with nothing left open.
+        noise: the dequantiser's name; none of data without grey levels.
+        method: how their flow is integrated, where the design does not say half the steps.
+        seconds_a_pass: of wall clock, a network pass of the pilot's; NaN where there is none.
+    """
+
+    design: Design
+    protocol: Protocol
+    noise: str
+    method: Method
+    seconds_a_pass: float
+
+    @property
+    def values(self) -> str:
+        """How a value is made, one image's as another's: its steps, probes and draws."""
+        asked, solver = self.protocol, self.method.solver
+        if solver.adaptive:
+            steps = f"its own steps at a tolerance of {asked.tolerance:g}"
+        else:
+            why = f"chosen for {asked.tolerance:g} bits/dim" if asked.chooses_steps else "asked for"
+            half = self.design.correction.half
+            steps = (
+                f"{solver.steps // 2} steps, half of the {solver.steps} {why}"
+                if half
+                else f"{solver.steps} steps, {why}"
+            )
+        coloured = f"coloured (spacing {asked.spacing}) " if asked.spacing else ""
+        trace = f"{asked.probes} {coloured}{_plural('probe', asked.probes)}" if asked.probes else "the exact trace"
+        draws = (
+            f"{asked.draws} {_plural('draw', asked.draws)} of {self.noise} noise"
+            if self.noise != "none"
+            else "no noise"
+        )
+        return f"each value, in the survey and of all images: {steps}; {trace}; {draws}"
+
+    def __str__(self) -> str:
+        lines = [str(self.design), self.values]
+        if math.isfinite(self.seconds_a_pass):
+            survey, whole = (self.seconds_a_pass * n / 60 for n in (self.design.passes, self.design.whole))
+            lines.append(f"about {survey:.1f} minutes; all images {whole:.1f}")
+        return "\n".join(lines)
+
+
+def _plural(name: str, n: int | None) -> str:
+    return name if n == 1 else f"{name}s"
+
+
+def plan_split(run: TrainedRun, protocol: Protocol) -> SurveyPlan:
+    """What a survey of a split would take, from its pilot, which the survey itself then uses again.
 
     Raises:
         UserError: as `survey_split`.
     """
-    images, _ = _images(run, protocol)
-    return _plan(images, protocol), images.seconds_a_pass
+    images, task = _images(run, protocol)
+    made = _plan(images, protocol)
+    return SurveyPlan(
+        design=made,
+        protocol=task.protocol,
+        noise=task.stated["dequantization"],
+        method=images.method,
+        seconds_a_pass=images.seconds_a_pass,
+    )
 
 
 def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
@@ -144,7 +205,7 @@ class StoredImages(ImageSet):
 
     def __init__(self, task: Task, folder: Path) -> None:
         run, protocol, n = task.run, task.protocol, task.images
-        method, self.before = fixed_method(run, protocol, task.t_min, folder / "grid.json")
+        method, self.before = fixed_method(run, protocol, task.t_min, folder / GRID)
         assert protocol.batch_size is not None
         super().__init__(
             run.sde,

@@ -11,8 +11,6 @@ the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` f
 
 from __future__ import annotations
 
-import math
-
 from numerics import UserError
 from workflow import progress
 from workflow.protocol import Protocol
@@ -51,10 +49,7 @@ def main(arguments: list[str]) -> int:
     if plan:
         if protocol.precision is None:
             raise UserError("got --plan without a precision; expected --precision, such as --precision 0.005")
-        design, seconds = plan_split(run, protocol)
-        print(design)
-        if math.isfinite(seconds):  # the pilot was scored just now
-            print(f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.whole / 60:.1f}")
+        print(plan_split(run, protocol))
         return 0
     scored = score_split(run, protocol) if protocol.precision is None else survey_split(run, protocol)
     if scored is None:
