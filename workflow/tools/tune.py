@@ -63,5 +63,6 @@ def main(arguments: list[str]) -> int:
             )
         keep(run, found)
         print(found)
-    print(f"draw with: sample.py --run {args.run} --sampler tuned --steps {args.nfe[0]}")
+    of = "" if args.label is None else f" --label {args.label}"
+    print(f"draw with: sample.py --run {args.run}{of} --sampler tuned --steps {args.nfe[0]}")
     return 0
