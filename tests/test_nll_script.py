@@ -197,6 +197,22 @@ class TestSurvey:
         called(nll.main, "--run", run, *self.WISH)
         assert self.entry(run)[0]["mean"] == entry["mean"]
 
+    def test_parts_in_the_place_of_others_are_named(self, run):
+        """Of another kind, or of other images: no traceback, and no wrong mean."""
+        called(nll.main, "--run", run, *self.WISH)
+        _, folder = self.entry(run)
+        kinds = {kind: next(folder.glob(f"{kind}-*/part_00000.npz")) for kind in ("values", "predictors", "repeats")}
+        for kind, part in kinds.items():
+            before = part.read_bytes()
+            for other in (kinds["predictors" if kind == "values" else "values"], part.with_name("part_00001.npz")):
+                if other.exists():
+                    part.write_bytes(other.read_bytes())
+                    refused(
+                        called(nll.main, "--run", run, *self.WISH, "--quiet", check=False), 2, str(part), "delete it"
+                    )
+            part.write_bytes(before)
+        called(nll.main, "--run", run, *self.WISH, "--quiet")
+
     def test_processes_share_it_with_the_same_numbers(self, run):
         called(nll.main, "--run", run, *self.WISH)
         alone, folder = self.entry(run)

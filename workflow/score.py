@@ -106,7 +106,9 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
     if not chunks.complete:
         return None
     return Scored(
-        result=BitsPerDim.concatenate([from_arrays(part) for part in chunks.load()]),
+        result=BitsPerDim.concatenate(
+            [from_arrays(part) for part in chunks.load(*ROWS, also=("counts",), ids=data.ids)]
+        ),
         protocol=json.loads((chunks.folder / "index.json").read_text(encoding="utf-8")),
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
@@ -247,6 +249,9 @@ def _read_grid(file: Path) -> dict[str, Any]:
     return table
 
 
+ROWS = ("estimates", "solver_error", "status")
+"""Arrays of a part that have a row for each sample."""
+
 _COUNTS = ("nfe", "nbe", "companion_nfe", "dimensions", "exact", "noisy")
 
 
@@ -263,7 +268,7 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     Raises:
         UserError: for arrays of something else.
     """
-    missing = sorted({"estimates", "solver_error", "status", "counts"} - set(part))
+    missing = sorted({*ROWS, "counts"} - set(part))
     if missing:
         raise UserError(
             f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this "

@@ -37,7 +37,7 @@ from training.checkpoint import write_atomically
 from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
-from workflow.score import Scored, Task, fixed_method, from_arrays, score, to_arrays
+from workflow.score import ROWS, Scored, Task, fixed_method, from_arrays, score, to_arrays
 from workflow.scored_entry import GRID, scored_entry
 from workflow.trained_run import TrainedRun
 
@@ -242,8 +242,10 @@ class StoredImages(ImageSet):
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
         chunks = self._chunks("predictors", index, {"levels": list(which)})
         for k, part in self._todo(chunks, index, "predicting"):
-            chunks.save(k, predictors=self.predict(part, list(which)).numpy())
-        return torch.cat([torch.from_numpy(part["predictors"]) for part in chunks.load()])
+            chunks.save(k, ids=self.ids[part].numpy(), predictors=self.predict(part, list(which)).numpy())
+        return torch.cat(
+            [torch.from_numpy(part["predictors"]) for part in chunks.load("predictors", ids=self.ids[index])]
+        )
 
     def halving(self, index: Tensor) -> Halving | None:
         return halving_of(self._compared(index, twice=False)) if self.has_half else None
@@ -255,7 +257,7 @@ class StoredImages(ImageSet):
         chunks = self._chunks("steps", index, {"twice": twice, "state_errors": True, **self._solved_again})
         for k, part in self._todo(chunks, index, "comparing steps"):
             chunks.save(k, ids=self.ids[part].numpy(), compared=self.compare_steps(part, twice=twice).numpy())
-        return [torch.from_numpy(part["compared"]) for part in chunks.load()]
+        return [torch.from_numpy(part["compared"]) for part in chunks.load("compared", ids=self.ids[index])]
 
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
         asked = {"repeat": repeat, "half_the_steps": half, **self._solved_again}
@@ -265,7 +267,7 @@ class StoredImages(ImageSet):
             result = self.score_exactly(part, repeat, half)
             arrays = to_arrays(result)
             chunks.save(k, ids=self.ids[part].numpy(), seconds=time.perf_counter() - begun, **arrays)
-        stored = chunks.load()
+        stored = chunks.load(*ROWS, also=("counts",), ids=self.ids[index])
         parts: list[BitsPerDim] = [from_arrays(part) for part in stored]
         for k, (kept, result) in enumerate(zip(stored, parts, strict=True)):
             if "seconds" in kept:  # earlier parts have none
