@@ -17,7 +17,7 @@ import numpy as np
 import pytest
 from test_experiments import QUICK, ROOT, called, refused, script
 
-from experiments import nll
+from experiments import nll, vp
 from workflow import Protocol, load_run
 from workflow.survey import score_run
 
@@ -29,6 +29,13 @@ FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "vp"
     script("vp", f"--workdir={folder}", *QUICK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "points"
+    called(vp.main, f"--workdir={folder}", *QUICK, "--config.data.name=swiss_roll", "--quiet")
     return folder
 
 
@@ -124,8 +131,18 @@ def test_damaged_files_are_named(run):
 def test_wrong_options_are_refused(run):
     for option, value in (("--tolerance", "0"), ("--dequantizer", "normal"), ("--spacing", "-1"), ("--steps", "0")):
         refused(called(nll.main, "--run", run, option, value, check=False), 2, option.removeprefix("--"), "expected")
+    coloured = called(nll.main, "--run", run, "--probes", 0, "--spacing", 3, check=False)
+    refused(coloured, 2, "got --spacing 3 with --probes 0")
     for unused in (("--tolerance", "0.01"), ("--solver", "accurate")):
         refused(called(nll.main, "--run", run, "--steps", "8", *unused, check=False), 2, "--steps 8", "expected")
+
+
+@pytest.mark.parametrize(
+    "option", [("--spacing", 2), ("--draws", 3), ("--dequantizer", "truncated_normal")], ids=lambda o: o[0]
+)
+def test_what_changes_nothing_for_points_is_refused(option, points, monkeypatch):
+    monkeypatch.setattr("workflow.tools.nll.score_split", lambda *_: pytest.fail("scored"))
+    refused(called(nll.main, "--run", points, *option, check=False), 2, f"got {option[0]} {option[1]} for swiss_roll")
 
 
 class TestTolerance:

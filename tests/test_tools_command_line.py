@@ -118,6 +118,23 @@ def _reads_integers(action: argparse.Action) -> bool:
         return False
 
 
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_an_option_of_the_sampler_is_given_once(name):
+    def complaint(*given):
+        return called(tool(name), "--run=nowhere", *given, check=False)
+
+    refused(
+        complaint("--steps", 4, "--option", "steps=5"), 2, "got --steps 4 and --option steps=5; expected one of them"
+    )
+    refused(complaint("--option", "order=2", "--option", "order=3"), 2, "got --option order twice")
+    refused(complaint("--option", "steps=5", "--option", "grid=karras", "--option", "grid.rho=3"), 2, "nowhere")
+
+
+def test_restoring_trains_no_network_for_a_problem_that_is_left_out():
+    left_out = called(tool("restore"), "--run=nowhere", "--problems=inpainting", "--sr3_steps=9", check=False)
+    refused(left_out, 2, "got --sr3_steps 9 with --problems inpainting", "super-resolution")
+
+
 @pytest.mark.parametrize("text", ["none", "None", "NONE"])
 def test_none_leaves_a_value_open_wherever_none_is_its_default(text):
     for flag, name in (("clip", "clip"), ("max_seconds", "max_seconds")):
