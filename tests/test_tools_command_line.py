@@ -102,11 +102,11 @@ def test_quiet_leaves_results_alone_and_nothing_else(run, tmp_path):
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_no_tool_takes_a_negative_number_of_anything(name, run, monkeypatch):
-    """Nor a batch of no samples; a seed is any integer, and a class the network's matter."""
+    """Nor a batch of no samples; a class is the network's matter."""
     seen, _ = parsers_kept(monkeypatch)
     called(tool(name), "--no_such_option", check=False)
     needed = [f"--{a.dest}={run}" for a in seen[-1]._actions if a.required and a.option_strings]
-    whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest not in ("seed", "label")]
+    whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest != "label"]
     for option, value in [(option, -5) for option in whole] + [("batch_size", 0)] * ("batch_size" in whole):
         refused(called(tool(name), *needed, f"--{option}={value}", check=False), 2, str(value))
 

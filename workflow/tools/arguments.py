@@ -79,8 +79,7 @@ def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler | Non
     system without a score.
 
     Raises:
-        UserError: an unknown sampler or option, or one that is given twice; from what is returned, nothing that was tuned to the
-            run.
+        UserError: an unknown sampler or option, or one given twice; from what is returned, nothing that was tuned to the run.
     """
     options: dict[str, Any] = {}
     given: list[str] = []

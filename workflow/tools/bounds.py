@@ -208,7 +208,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--truncation", default=0.25, type=float, help="sigma/alpha on grid points at t_min, in bins")
     parser.add_argument("--batch_size", default=32, type=shared.integer(1), help="number of images scored together")
-    parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of noise and probes")
     shared.add_label(parser, "class whose images are scored, given it, for a class-conditional run; None: any")
     options = shared.parsed(parser, arguments)
     require_positive(options.truncation, "--truncation")

@@ -39,7 +39,9 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--n", default=1000, type=shared.integer(1), help="number of samples drawn by each sampler")
     parser.add_argument("--measures", default="FD,SW", help="measures, separated by commas: " + ", ".join(AVAILABLE))
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise that all samplers start from")
+    parser.add_argument(
+        "--seed", default=0, type=shared.integer(0), help="seed of the noise that all samplers start from"
+    )
     parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
     args = shared.parsed(parser, arguments)

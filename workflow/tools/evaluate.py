@@ -47,7 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--n", default=2000, type=shared.integer(LEAST), help=f"number of samples, at least {LEAST}; take thousands"
     )
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of the noise")
     parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
     parser.add_argument("--split", default="test", help="split of held-out data to compare with")

@@ -81,7 +81,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", default=0, type=shared.integer(0), help="number of images of each; 0: all")
     parser.add_argument("--steps", default=64, type=shared.integer(1), help="number of steps of the flow's solver")
     parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of images scored together")
-    parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of noise and probes")
     shared.add_label(
         parser, "class whose test images are scored, and that all are given, for a class-conditional run; None: any"
     )
