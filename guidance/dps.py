@@ -27,6 +27,9 @@ from guidance.approximation import Approximation, Denoised
 from numerics import UserError, expand_as, ordinary, require_positive
 from sde_lib import Measurement
 
+_LOOKS = 3
+"""Calls in which the times are looked at: two grids have their first time in common, but not the next."""
+
 
 @dataclass(frozen=True, kw_only=True)
 class DPS(Approximation):
@@ -79,12 +82,14 @@ class PublishedDPS(Approximation):
         times: `(N+1,)`, the sampler's grid, falling.
 
     Raises:
-        UserError: for another zeta, times that do not fall, or an operator without an adjoint.
+        UserError: for another zeta, times that do not fall, or an operator without an adjoint; in the first calls, at a time
+            that is none of them. (Later ones give NaN there: to ask a GPU at every step would make it wait.)
     """
 
     zeta: float = 1.0
     times: Sequence[float] | Tensor
     _times: Tensor = field(init=False, repr=False, compare=False)
+    _calls: list[int] = field(init=False, repr=False, compare=False, default_factory=lambda: [0])
 
     def __post_init__(self) -> None:
         require_positive(self.zeta, "zeta")
@@ -106,8 +111,16 @@ class PublishedDPS(Approximation):
     def _per_step(self, at: Denoised) -> Tensor:
         """a / v of the step that begins at t, `(B,)`; none begins at the last time."""
         times = self._times.to(at.t.device)
-        i = (times.unsqueeze(0) - at.t.unsqueeze(1)).abs().argmin(dim=1)
+        off, i = (times.unsqueeze(0) - at.t.unsqueeze(1)).abs().min(dim=1)
+        other = off > 1e-5 * times[0]  # a sampler's time may be in float32
+        self._calls[0] += 1
+        if self._calls[0] <= _LOOKS and bool(other.any()):
+            raise UserError(
+                f"got t={float(at.t[other][0]):.6g} for PublishedDPS, which was told {float(times[i[other][0]]):.6g} at best; "
+                "expected the sampler's own grid in times=: its steps' lengths are part of the method"
+            )
         t, s = times[i], times[(i + 1).clamp(max=len(times) - 1)]
         ratio = at.sde.alpha(t) / at.sde.alpha(s)
         v = at.sde.transition_std(s, t).square()
-        return torch.where(v > 0, ratio / torch.where(v > 0, v, 1.0), 0.0)
+        found = torch.where(v > 0, ratio / torch.where(v > 0, v, 1.0), 0.0)
+        return torch.where(other, torch.nan, found)

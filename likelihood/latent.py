@@ -142,13 +142,13 @@ def interpolate(
         method: as in `log_likelihood`.
 
     Raises:
-        UserError: for two shapes.
+        UserError: for two shapes, or weights that are no finite numbers.
     """
     if x_a.shape != x_b.shape:
         raise UserError(f"got x_a of shape {tuple(x_a.shape)} and x_b of {tuple(x_b.shape)}; expected the same shape")
     weights = torch.as_tensor(weights, dtype=torch.float64, device=x_a.device)
-    if weights.ndim != 1 or len(weights) < 1:
-        raise UserError(f"got weights of shape {tuple(weights.shape)}; expected (K,) with K >= 1")
+    if weights.ndim != 1 or len(weights) < 1 or not bool(weights.isfinite().all()):
+        raise UserError(f"got weights {weights.tolist()}; expected K >= 1 finite numbers, such as (0, 0.5, 1)")
     own = torch.arange(len(x_a), device=x_a.device)
     ends = round_trip(sde, take(score, own.repeat(2)), torch.cat([x_a, x_b]), method=method)
     z_a, z_b = ends.latent.chunk(2)

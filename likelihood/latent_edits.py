@@ -12,8 +12,8 @@ empty change leaves of the datum is the round trip's error, which comes with eve
 - Between four data: a grid of great circles (`likelihood.latent.slerp`) of great circles.
 
     d = attribute_direction(latents, wears_glasses, orthogonal_to=[smiles])
-    edit_latents(sde, score, x, [lambda z: z + s * d for s in (-1, 0, 1)])
-    edit_latents(sde, score, x, [lambda z: tau * z for tau in (0.6, 0.8, 1.0)])
+    edit_latents(sde, score, x, [lambda z, s=s: z + s * d for s in (-1, 0, 1)])
+    edit_latents(sde, score, x, [lambda z, tau=tau: tau * z for tau in (0.6, 0.8, 1.0)])
 """
 
 from __future__ import annotations
@@ -100,13 +100,13 @@ def edit_latents(
         method: as in `log_likelihood`.
 
     Raises:
-        UserError: no changes, or one that changes the shape.
+        UserError: no changes, or one that makes something else of the latents than finite latents.
     """
     if not changes:
         raise UserError("got no changes; expected at least one function of latents")
     own = torch.arange(len(x), device=x.device)
     there = round_trip(sde, score, x, method=method)
-    latent = torch.stack([_changed(change, there.latent) for change in changes])
+    latent = torch.stack([_changed(change, there.latent, there.converged) for change in changes])
     found = decode(sde, take(score, own.repeat(len(changes))), torch.nan_to_num(latent.flatten(0, 1)), method=method)
     return Interpolation(
         x=found.x.reshape(latent.shape),
@@ -151,8 +151,12 @@ def slerp_grid(
     )
 
 
-def _changed(change: Callable[[Tensor], Tensor], latent: Tensor) -> Tensor:
-    changed = change(latent)
-    if changed.shape != latent.shape:
-        raise UserError(f"got latents of shape {tuple(changed.shape)} from a change; expected {tuple(latent.shape)}")
-    return changed
+def _changed(change: Callable[[Tensor], Tensor], latent: Tensor, converged: Tensor) -> Tensor:
+    """The change of a copy, so that one that writes into what it is given changes no other's."""
+    changed = change(latent.clone())
+    if not isinstance(changed, Tensor) or changed.shape != latent.shape:
+        got = f"latents of shape {tuple(changed.shape)}" if isinstance(changed, Tensor) else type(changed).__name__
+        raise UserError(f"got {got} from a change; expected {tuple(latent.shape)}")
+    if not bool(changed[converged].isfinite().all()):
+        raise UserError("got latents that are not finite from a change; expected finite ones")
+    return changed.to(latent.dtype)

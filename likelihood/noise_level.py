@@ -6,7 +6,8 @@ Let y = x_0 + n z with the law p_n of density. By the heat equation the density 
 
 and a diffusion's score at the time at which sigma / alpha = n has s_n: s_n(y) = alpha s(alpha y, t). So the log-likelihood of a
 level, up to a constant, is the integral of the right-hand side over log n: one evaluation of the score and its trace at each
-level, and no flow to integrate. Its maximum is the estimate; the right-hand side is 0 there, which refines it.
+level, and no flow to integrate. A cubic spline through the right-hand side is integrated exactly; the integral's maximum is the
+estimate, where the spline is 0.
 """
 
 from __future__ import annotations
@@ -22,6 +23,11 @@ from likelihood.divergence import Divergence, Hutchinson
 from likelihood.integration import check_data, require_fine
 from numerics import Generator, UserError, ordinary, ordinary_mode, require_count, require_float64, require_positive
 from sde_lib import SDE, Score, require_eval_mode
+
+_LEAST = 3e-3
+"""The smallest level that is looked for unless told: less noise than half a grey level of 8-bit images."""
+_FINER = 32
+"""Into how many parts the spline cuts the way from one level to the next."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -59,8 +65,8 @@ def estimate_noise_level(
     Args:
         sde, score: of x_0.
         generator: of the trace's probes, which are the same at every level.
-        low, high: smallest and largest level; None for the SDE's at t_min, and for 2.
-        points: levels between them, at equal ratios; at least 4.
+        low, high: smallest and largest level; None for 0.003 or the SDE's at t_min, whichever is larger, and for 2.
+        points: levels between them, at equal ratios; at least 4. Ratios above some 1.5 are too far apart for a peak.
         divergence: how the trace is got; None for `Hutchinson(probes=4)`.
 
     Raises:
@@ -83,8 +89,9 @@ def estimate_noise_level(
     check_data(y)
     require_fine(y, score)
     least, most = (float((sde.sigma(t) / sde.alpha(t)).item()) for t in (_time(sde.t_min), _time(sde.T)))
-    low, high = least if low is None else low, min(2.0, most) if high is None else high
-    require_positive(low, "low")  # of an SDE whose t_min is 0, the smallest level is 0
+    # sub-VP's least is 1e-6: down to there, 24 levels would be a factor of 1.9 apart
+    low, high = max(least, _LEAST) if low is None else low, min(2.0, most) if high is None else high
+    require_positive(low, "low")
     require_positive(high, "high")
     if not least * (1 - 1e-6) <= low < high <= most * (1 + 1e-6):
         raise UserError(
@@ -100,17 +107,17 @@ def estimate_noise_level(
             f"got a score that is not finite for {len(bad)} of {len(y)} measurements (the first at {bad[0]}); expected "
             "numbers: look at them, or raise low"
         )
-    step = float(levels[1].log() - levels[0].log())
-    rise = torch.cumulative_trapezoid(slope, dx=step, dim=1)
-    log_likelihood = torch.cat([torch.zeros(len(y), 1, dtype=torch.float64), rise], dim=1)
-    each, _ = _peak(log_likelihood, slope, levels, step)
-    joint, curvature = _peak(log_likelihood.sum(0, keepdim=True), slope.sum(0, keepdim=True), levels, step)
-    if float(joint) in (float(levels[0]), float(levels[-1])):
+    between, whole, first, second = _between(levels, slope)
+    each, _ = _peak(between, whole, first, second)
+    joint, curvature = _peak(between, *(part.sum(dim=0, keepdim=True) for part in (whole, first, second)))
+    if float(joint) in (float(between[0]), float(between[-1])):
         warnings.warn(
             f"the likeliest level, {float(joint):.3g}, is at the end of [{low:.3g}, {high:.3g}]", stacklevel=2
         )
     stderr = float(joint) / math.sqrt(float(curvature)) if float(curvature) > 0 else math.nan
-    return NoiseLevel(each=each, joint=float(joint), joint_stderr=stderr, levels=levels, log_likelihood=log_likelihood)
+    return NoiseLevel(
+        each=each, joint=float(joint), joint_stderr=stderr, levels=levels, log_likelihood=whole[:, ::_FINER]
+    )
 
 
 def _slopes(
@@ -137,13 +144,25 @@ def _time(t: float) -> Tensor:
     return torch.tensor(t, dtype=torch.float64)
 
 
-def _peak(log_likelihood: Tensor, slope: Tensor, levels: Tensor, step: float) -> tuple[Tensor, Tensor]:
+def _between(levels: Tensor, slope: Tensor) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Levels `(M,)`, `_FINER` for each of `levels`; and there, `(B, M)`, the log-likelihood, its slope and the slope's own."""
+    from scipy.interpolate import CubicSpline
+
+    spline = CubicSpline(levels.log().numpy(), slope.numpy(), axis=1)
+    ends = float(levels[0].log()), float(levels[-1].log())
+    at = torch.linspace(*ends, _FINER * (len(levels) - 1) + 1, dtype=torch.float64)
+    at[::_FINER] = levels.log()
+    parts = (spline.antiderivative(), spline, spline.derivative())
+    whole, first, second = (torch.from_numpy(part(at.numpy())) for part in parts)
+    return at.exp(), whole, first, second
+
+
+def _peak(levels: Tensor, log_likelihood: Tensor, slope: Tensor, curvature: Tensor) -> tuple[Tensor, Tensor]:
     """The likeliest level of each row, and minus the second derivative in log n there; both `(B,)`."""
     k = log_likelihood.argmax(dim=1, keepdim=True)
-    # the maximum is where the slope changes its sign, on one side of the best level
-    left = torch.where(slope.gather(1, k) > 0, k, k - 1).clamp(0, len(levels) - 2)
-    before, after = slope.gather(1, left)[:, 0], slope.gather(1, left + 1)[:, 0]
-    falls = (before >= 0) & (after <= 0) & (before > after)
-    share = torch.where(falls, before / (before - after).clamp(min=1e-300), 0.0)
-    inside = (levels.log()[left[:, 0]] + step * share).exp()
-    return torch.where(falls, inside, levels[k[:, 0]]), torch.where(falls, (before - after) / step, 0.0)
+    rise, bend = slope.gather(1, k)[:, 0], curvature.gather(1, k)[:, 0]
+    inside = (k[:, 0] > 0) & (k[:, 0] < len(levels) - 1) & (bend < 0)
+    # a step of Newton's from the best of many levels, never beyond the next
+    step = float(levels[1].log() - levels[0].log())
+    off = torch.where(inside, -rise / torch.where(inside, bend, -1.0), 0.0).clamp(-step, step)
+    return levels[k[:, 0]] * off.exp(), torch.where(inside, -bend, 0.0)

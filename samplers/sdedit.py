@@ -46,7 +46,7 @@ def sdedit(
     score: Score,
     x: Tensor,
     *,
-    t_start: float,
+    t_start: float | Tensor,
     generator: Generator = None,
     callback: Callable[[StepInfo], None] | None = None,
 ) -> Edited:
@@ -55,7 +55,7 @@ def sdedit(
     Args:
         sampler: any whose grid is a rule; all of its steps are spent below `t_start`.
         x: in model units; strokes, another class (with a score of the new one), a sample to be varied.
-        t_start: in (t_end, T]; `sde.time_of_log_snr(l)` for a log-SNR l.
+        t_start: in (t_end, T], a number or a tensor of one; `sde.time_of_log_snr(torch.tensor(l))` for a log-SNR l.
         generator: of the noise, that of the sampler included.
         callback: as in every sampler.
 
@@ -64,13 +64,15 @@ def sdedit(
     """
     if not x.is_floating_point() or x.ndim < 2:
         raise UserError(f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *)")
+    if isinstance(t_start, Tensor) and t_start.numel() == 1 and not t_start.is_complex():
+        t_start = float(t_start)
     require_positive(t_start, "t_start")
     grid = sampler.default_grid if sampler.grid is None else sampler.grid
     if isinstance(grid, Custom) or not hasattr(grid, "t_start"):
         raise UserError(
             f"got {sampler!r} with times of its own; expected a grid that is a rule, such as Uniform() or Karras()"
         )
-    begun = replace(sampler, grid=replace(grid, t_start=float(t_start)))  # type: ignore[type-var]
+    begun = replace(sampler, grid=replace(grid, t_start=t_start))  # type: ignore[type-var]
     x = x.to(torch.promote_types(x.dtype, torch.float32))
     eps = normal(x.shape, generator, device=x.device, dtype=x.dtype)
     result = begun(sde, score, tuple(x.shape), x_T=sde.perturb(x, t_start, eps), generator=generator, callback=callback)

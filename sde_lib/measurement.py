@@ -58,7 +58,9 @@ class Measurement:
     linear: bool = field(init=False)
     event_shape: tuple[int, ...] | None = field(init=False)
     noiseless: bool = field(init=False)
-    _looked: list[bool] = field(init=False, repr=False, default_factory=lambda: [False])  # shared with those of take()
+    # what has been looked at, shared with those of take()
+    _looked: list[bool] = field(init=False, repr=False, default_factory=lambda: [False])
+    _alone: list[bool] = field(init=False, repr=False, default_factory=lambda: [False])
 
     def __post_init__(self) -> None:
         if not isinstance(self.y, Tensor) or self.y.ndim < 2 or not self.y.is_floating_point() or len(self.y) < 1:
@@ -121,7 +123,8 @@ class Measurement:
         """y - A x_0, `(B, ...)`.
 
         Raises:
-            UserError: where A x_0 has not the shape of y, or the operator cannot take an x_0 that autograd follows.
+            UserError: where A x_0 has not the shape of y, the operator cannot take an x_0 that autograd follows, or, of one
+            without an adjoint, the first batch of two samples or more shows that it mixes them.
         """
         try:
             seen = self.operator(x_0)
@@ -138,11 +141,15 @@ class Measurement:
             raise UserError(
                 f"got an operator that makes {got} of x; expected real numbers: torch.view_as_real makes them of complex ones"
             )
-        if seen.shape[1:] != self.y.shape[1:]:
+        if seen.shape[1:] != self.y.shape[1:] or len(seen) != len(x_0):
             raise UserError(
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "
-                "expected the same shape"
+                "expected the same shape, of as many samples as x has"
             )
+        if not self.linear and not self._alone[0] and len(x_0) > 1 and not hasattr(self.operator, "take"):
+            with torch.no_grad():
+                _require_same(self.operator(x_0[:1].detach()), seen[:1].detach(), "value")
+            self._alone[0] = True
         return self.y.to(seen.dtype) - seen
 
     def _takes(self, x_0: Tensor) -> bool:
@@ -292,10 +299,20 @@ def _require_alone(function: Callable[[Tensor], Tensor], x: Tensor, name: str) -
     """
     mate = 3 + 2 * x.flip(*range(1, x.ndim))
     alone, beside = _applied(function, x, name), _applied(function, torch.cat([x, mate]), name)
-    off = beside[:1] - alone if len(beside) == 2 else torch.full_like(alone, torch.inf)
-    if not float(off.norm()) <= _ROUNDING * torch.finfo(x.dtype).eps * float(beside.norm()):
+    _require_same(alone, beside[:1] if len(beside) == 2 else torch.full_like(alone, torch.inf), name)
+
+
+def _require_same(alone: Tensor, beside: Tensor, name: str) -> None:
+    """Refuses what an operator makes of a sample alone where beside others it is something else, `(1, ...)` both.
+
+    Raises:
+        UserError: where the two differ.
+    """
+    both = alone.isfinite() | beside.isfinite()  # a logarithm, say, of what is no picture yet
+    off, size = (alone - beside)[both], torch.where(both, beside, 0.0).norm()
+    if not float(off.norm()) <= _ROUNDING * torch.finfo(beside.dtype).eps * float(size):
         raise UserError(
-            f"got an operator whose {name} makes something else of a sample where the batch has others; expected each sample "
+            f"got an operator whose {name} for a sample is another where the batch has others; expected each sample "
             "by itself: means and norms over all axes but the first"
         )
 

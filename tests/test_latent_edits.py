@@ -98,8 +98,20 @@ def test_a_grid_between_four_data():
         slerp_grid(sde, LAW.score(sde), corners[:3], 3, 5)
     with pytest.raises(UserError, match="rows=1"):
         slerp_grid(sde, LAW.score(sde), corners, 1, 5)
-    with pytest.raises(UserError, match="shape"):
-        edit_latents(sde, LAW.score(sde), corners, [lambda z: z[:2]])
+    for change, words in (
+        (lambda z: z[:2], "shape"),
+        (lambda z: z * math.nan, "not finite from a change"),
+        (lambda z: None, "NoneType from a change"),
+    ):
+        with pytest.raises(UserError, match=words):
+            edit_latents(sde, LAW.score(sde), corners, [change])
+
+
+def test_a_change_that_writes_into_its_latents_changes_no_other():
+    sde, x = VPSDE(), data(4)
+    both = edit_latents(sde, LAW.score(sde), x, [lambda z: z.mul_(0.5), lambda z: z], method=METHOD)
+    torch.testing.assert_close(both.x[1], x, atol=1e-4, rtol=0)
+    assert float((both.x[0] - x).abs().max()) > 0.1
 
 
 class TestSDEdit:
@@ -124,6 +136,8 @@ class TestSDEdit:
     def test_from_t_end_up_nothing_changes_and_refusals(self):
         sde, x = VPSDE(), data(5)
         near = sdedit(DDIM(steps=5), sde, LAW.score(sde), x, t_start=2e-3, generator=SampleStreams(0))
+        same = sdedit(DDIM(steps=5), sde, LAW.score(sde), x, t_start=torch.tensor(2e-3), generator=SampleStreams(0))
+        torch.testing.assert_close(same.x, near.x)
         assert float(near.distance.max()) < 0.1
         for sampler, t, words in (
             (DDIM(steps=5), 1e-4, "t_start"),

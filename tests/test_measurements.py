@@ -301,7 +301,7 @@ def test_what_was_a_traceback_is_refused_in_one_line(make, says):
         ),
         (
             lambda: Measurement(LinearMap(lambda x: x, lambda y: y / len(y)), random(1, 3), 0.1),
-            "adjoint makes something else",
+            "adjoint for a sample is another",
         ),
         (lambda: Downsample(2)(random(1, 3, 4, 5)), "crop or pad"),
         (lambda: Downsample(0), "factor"),

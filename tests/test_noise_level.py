@@ -52,6 +52,23 @@ def test_the_likelihood_of_a_level_is_the_noisy_density(sde):
     assert abs(found.joint - TRUE) < 3 * found.joint_stderr
 
 
+@each_sde
+@pytest.mark.parametrize("level", [0.4, 0.1])
+def test_the_default_grid_finds_what_is_likeliest(sde, level):
+    """Of N(0, 0.09 I) with noise, where it is known: n^2 = mean y^2 - 0.09, with error v / n sqrt(1 / 2 N D)."""
+    generator, width = torch.Generator().manual_seed(0), 0.3
+    y = math.hypot(width, level) * torch.randn(2000, 4, generator=generator, dtype=torch.float64)
+    law = Gaussian(torch.zeros(4, dtype=torch.float64), width**2 * torch.eye(4, dtype=torch.float64))
+    found = estimate_noise_level(sde, law.score(sde), y, generator=SampleStreams(0), divergence=Exact())
+    likeliest = math.sqrt(float(y.square().mean()) - width**2)
+    assert found.joint == pytest.approx(likeliest, rel=2e-3)
+    assert found.joint_stderr == pytest.approx(
+        (width**2 + likeliest**2) / likeliest / math.sqrt(2 * y.numel()), rel=0.05
+    )
+    finer = estimate_noise_level(sde, law.score(sde), y, generator=SampleStreams(0), divergence=Exact(), points=200)
+    assert found.joint_stderr == pytest.approx(finer.joint_stderr, rel=0.05)
+
+
 def test_probes_are_enough_and_the_default_grid_too():
     y, law, sde = noisy(300), GaussianMixture(MEANS, STDS, WEIGHTS), VPSDE()
     found = estimate_noise_level(sde, law.score(sde), y, generator=SampleStreams(1), divergence=Hutchinson(probes=2))
@@ -91,7 +108,7 @@ def test_it_is_asked_for_as_a_likelihood_is():
         ("x of shape", lambda: ask(y[:, 0])),
         ("x of shape", lambda: ask(y[:0])),
         ("torch.int64", lambda: ask(y.round().long())),
-        ("low=0.0", lambda: ask(y, sde=VPSDE(t_min=0.0))),
+        ("low=0.0", lambda: ask(y, low=0.0, sde=VPSDE(t_min=0.0))),
         ("low=0", lambda: ask(y, low=0)),
         ("high=nan", lambda: ask(y, high=math.nan)),
     ]

@@ -26,7 +26,7 @@ from guidance import (
 )
 from likelihood import Exact, Method, log_likelihood
 from numerics import Adams, Dopri5, SampleStreams, UserError
-from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector
+from samplers import Ancestral, DPMSolver, LogSNR, PredictorCorrector, TwistedSMC
 from sde_lib import CorrelatedMixture, TableVESDE, TableVPSDE, geometric_sigmas, linear_betas
 from sde_lib.analytic import Gaussian, GaussianMixture
 
@@ -211,12 +211,30 @@ def test_the_published_algorithm_is_its_loop(sde):
     torch.testing.assert_close(found, x.detach(), rtol=1e-7, atol=1e-7)
 
 
+def test_the_published_algorithm_is_asked_at_its_own_times():
+    """At another grid's it took the nearest of its own, and with them another step's length."""
+    sde, (measurement, oracle) = SDES["vp"], measured("linear")
+
+    def drawn(told, steps):
+        method = PublishedDPS(times=LogSNR()(sde, told))
+        sampler = PredictorCorrector(predictor=Ancestral(), corrector=None, grid=LogSNR()(sde, steps))
+        given = posterior(sde, oracle.score(sde), measurement, method=method)
+        return sampler(sde, given, (4, 6), generator=torch.Generator().manual_seed(2)).x, method
+
+    for told in (20, 40):
+        with pytest.raises(UserError, match="expected the sampler's own grid"):
+            drawn(told, 30)
+    found, method = drawn(30, 30)
+    at, x = torch.full((4,), 0.3, dtype=torch.float64), random(4, 6)
+    assert bool(found.isfinite().all())
+    assert bool(posterior(sde, oracle.score(sde), measurement, method=method)(x, at).isnan().all())
+
+
 METHODS = {
     "moment_matching": MomentMatching(iterations=4),
     "tmpd": TMPD(),
     "pigdm": PiGDM(),
     "dps": DPS(),
-    "published": PublishedDPS(times=(1.0, 0.5, 0.1, 0.001)),
 }
 
 
@@ -224,15 +242,16 @@ def mixture():
     return GaussianMixture(random(3, 6, seed=11), torch.tensor([0.2, 0.4, 0.3]), torch.tensor([0.5, 0.3, 0.2]))
 
 
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("method", [*METHODS, "published"])
 @pytest.mark.parametrize("name", ["linear", "functions"])
 def test_batch_mates_and_modes_change_nothing(name, method):
     sde, oracle = SDES["vp"], mixture()
     operator, _ = OPERATORS[name]
     x, t = states(sde, oracle, 5)
+    method = METHODS.get(method) or PublishedDPS(times=t.unique().flip(0))
     x[1] *= 50  # a mate that is far out
     y = operator(x * 0.5 + 1)
-    score = posterior(sde, oracle.score(sde), Measurement(operator, y, 0.1), method=METHODS[method])
+    score = posterior(sde, oracle.score(sde), Measurement(operator, y, 0.1), method=method)
     together = score(x, t)
     for i in range(5):
         index = torch.tensor([i])
@@ -462,7 +481,26 @@ def test_an_operator_is_looked_at_once_and_may_be_flat_somewhere():
     given = posterior(SDES["vp"], lambda x, t: -x, Measurement(operator, Y, 0.1), method=DPS())
     for _ in range(3):  # D is 0 there, where the operator is flat
         given.take(torch.arange(2))(torch.zeros(2, 6, dtype=torch.float64), torch.tensor(0.5))
-    assert len(asked) == 3 + 2
+    assert len(asked) == 3 + 2 + 1  # the derivative, of x and of x with noise; and a sample without its mates
+
+
+@pytest.mark.parametrize(
+    ("operator", "words"),
+    [
+        (lambda x: (x - x.mean(dim=0))[:, :3], "batch has others"),
+        (lambda x: x[:1, :3], "as many samples"),
+    ],
+)
+def test_an_operator_without_an_adjoint_takes_each_sample_alone(operator, words):
+    sde, y = SDES["vp"], torch.zeros(1, 3, dtype=torch.float64)
+    given = posterior(sde, lambda x, t: -x, Measurement(operator, y, 0.1), method=DPS())
+    with pytest.raises(UserError, match=words):
+        given(random(4, 6), torch.tensor(0.5))
+    with pytest.raises(UserError, match=words):
+        TwistedSMC(measurement=Measurement(operator, y, 0.1), particles=4, steps=3)(sde, lambda x, t: -x, (4, 6))
+    # one that is no number somewhere is told from one that mixes
+    roots = posterior(sde, lambda x, t: -x, Measurement(lambda x: x[:, :3].sqrt(), y, 0.1), method=DPS())
+    assert roots(random(4, 6), torch.tensor(0.5)).shape == (4, 6)
 
 
 def test_the_referee_refuses_what_the_law_rules_out():

@@ -141,7 +141,7 @@ def test_ddnm_never_adds_more_noise_than_the_step_has(name) -> None:
     y = operator(point) + std * torch.randn((n, *operator(point).shape[1:]), generator=generator, dtype=torch.float64)
     score = EmpiricalDistribution(point).score(sde)
     D = point.numel()
-    for eta, end in ((0.5, 0.3), (1.0, 0.3), (1.0, 0.05)):
+    for eta, end in ((0.7, 0.3), (1.0, 0.3), (1.0, 0.05)):
         sampler = DDNM(measurement=Measurement(operator, y, std), grid=[0.5, end], eta=eta, denoise=False)
         z = torch.randn((n, *event), generator=generator, dtype=torch.float64)
         x = sampler(sde, score, z.shape, x_T=sde.perturb(point.expand_as(z), 0.5, z), generator=generator).x
@@ -149,9 +149,10 @@ def test_ddnm_never_adds_more_noise_than_the_step_has(name) -> None:
         assert gaussian_p(z, torch.zeros(D, dtype=torch.float64), torch.eye(D, dtype=torch.float64)) > 1e-3
 
 
+@pytest.mark.parametrize("eta", [1.0, 0.7])
 @pytest.mark.parametrize("d", [1.0, 2.0])
 @pytest.mark.parametrize("spread", [0.2, 0.9, 1.1, 2.0, 100.0])
-def test_ddnm_leaves_to_the_score_what_is_mostly_noise(spread, d) -> None:
+def test_ddnm_leaves_to_the_score_what_is_mostly_noise(spread, d, eta) -> None:
     """The law of a coordinate of noise n / s = spread d, with no Monte Carlo: for more noise than data it is the law of steps
     without a measurement; for less, its variance over all y is at most that of y'. At any number of steps."""
     sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), d**2 * torch.eye(2))
@@ -160,15 +161,16 @@ def test_ddnm_leaves_to_the_score_what_is_mostly_noise(spread, d) -> None:
         laws = []
         for y in (0.0, 1.0):  # of the coordinate, so that the second mean is the gain on y'
             measurement = Measurement(operator, operator(torch.tensor([[0.0, y]], dtype=torch.float64)), 0.1)
-            sampler = DDNM(measurement=measurement, steps=steps, grid=LogSNR(), denoise=False, data_std=d)
+            sampler = DDNM(measurement=measurement, steps=steps, grid=LogSNR(), denoise=False, data_std=d, eta=eta)
             laws.append(exact_law(sampler, sde, oracle, steps))
         gain, variance = float(laws[1][0][1] - laws[0][0][1]), float(laws[0][1][1, 1])
         if spread > 1:
-            free = exact_law(DDIM(eta=1.0, steps=steps, grid=LogSNR(), denoise=False), sde, oracle, steps)
+            free = exact_law(DDIM(eta=eta, steps=steps, grid=LogSNR(), denoise=False), sde, oracle, steps)
             assert gain == 0 and variance == pytest.approx(float(free[1][1, 1]), rel=1e-9)
         else:
-            assert gain**2 * (1 + spread**2) + variance / d**2 < 1 + spread**2 + 0.01
-            assert 0.9 < gain < 1.01  # y is taken for true
+            most = 1.01 if eta == 1 else 1.13  # with less room for y's noise the mean goes beyond y' by some percent
+            assert gain**2 * (1 + spread**2) + variance / d**2 < most * (1 + spread**2)
+            assert 0.9 < gain < most**0.5  # y is taken for true
 
 
 def two_modes() -> tuple[GaussianMixture, Measurement]:
@@ -305,6 +307,7 @@ MEASUREMENT = Measurement(Linear(random(3, 6)), random(1, 3), 0.1)
     [
         (lambda: DDNM(measurement=MEASUREMENT, eta=2.0), "eta"),
         (lambda: DDNM(measurement=MEASUREMENT, eta=0.0), "ignored"),
+        (lambda: DDNM(measurement=MEASUREMENT, eta=0.5), "beyond it"),
         (lambda: DDNM(measurement=MEASUREMENT, data_std=0.0), "data_std"),
         (lambda: DDNM(measurement="y"), "measurement"),
         (lambda: DDNM(measurement=Measurement(LinearMap(lambda x: x, lambda y: y), random(1, 3), 0.1)), "singular"),
