@@ -192,7 +192,7 @@ class TestSurvey:
     def test_it_is_planned_taken_up_again_and_kept(self, run):
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
-        assert ": 3 steps, asked for; 1 probe; 1 draw of uniform noise" in plan
+        assert "each value: 3 steps, asked for; 1 probe; 1 draw of uniform noise" in plan
         # with the pilot that was kept
         assert "minutes; all images" in called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "results.json" not in plan and not any(
@@ -263,8 +263,9 @@ class TestSurvey:
         assert entry["chosen"] == {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes")}
         assert entry["protocol"]["steps"] is None and entry["chosen"]["tolerance"] == 0.2
         half = entry["survey"]["correction"]["half_the_steps"]
-        chosen = f"{entry['chosen']['steps']} chosen" if half else f"{entry['chosen']['steps']} steps, chosen"
-        assert f"{chosen} for 0.2 bits/dim; 1 probe; 1 draw of uniform noise" in plan
+        n = entry["chosen"]["steps"]
+        steps = f"{n // 2} steps in the survey and {n} of all images" if half else f"{n} steps"
+        assert f"each value: {steps}, chosen for 0.2 bits/dim; 1 probe; 1 draw of uniform noise" in plan
 
     def test_a_configurations_few_images_are_solved_adaptively(self, run, monkeypatch):
         """As the command line's: where nothing but the precision was told, to choose steps would take more."""

@@ -99,18 +99,17 @@ class SurveyPlan:
 
     @property
     def values(self) -> str:
-        """How a value is made, one image's as another's: its steps, probes and draws."""
+        """How a value is made, in the survey as of all images but for half the steps: its steps, probes and draws."""
         asked, solver = self.protocol, self.method.solver
         if solver.adaptive:
             steps = f"its own steps at a tolerance of {asked.tolerance:g}"
         else:
             why = f"chosen for {asked.tolerance:g} bits/dim" if asked.chooses_steps else "asked for"
-            half = self.design.correction.half
-            steps = (
-                f"{solver.steps // 2} steps, half of the {solver.steps} {why}"
-                if half
-                else f"{solver.steps} steps, {why}"
+            n = solver.steps
+            each = (
+                f"{n // 2} steps in the survey and {n} of all images" if self.design.correction.half else f"{n} steps"
             )
+            steps = f"{each}, {why}"
         coloured = f"coloured (spacing {asked.spacing}) " if asked.spacing else ""
         trace = f"{asked.probes} {coloured}{_plural('probe', asked.probes)}" if asked.probes else "the exact trace"
         draws = (
@@ -118,7 +117,7 @@ class SurveyPlan:
             if self.noise != "none"
             else "no noise"
         )
-        return f"each value, in the survey and of all images: {steps}; {trace}; {draws}"
+        return f"each value: {steps}; {trace}; {draws}"
 
     def __str__(self) -> str:
         lines = [str(self.design), self.values]
