@@ -92,6 +92,10 @@ class ImageSet(Population):
         """Can values be made with half the steps?"""
         return self.steps >= FEWEST_STEPS
 
+    @property
+    def dearer(self) -> float:
+        return (self.steps + 1) / (self.steps // 2 + 1)  # an evaluation a step, and one at the start
+
     def refining(self, refinement: Refinement | None) -> ImageSet:
         if refinement is None or refinement == self.refinement or not self.steps:
             return self
@@ -177,14 +181,18 @@ def values_of(parts: list[BitsPerDim]) -> Values:
     bits = torch.where(whole.converged, whole.per_image, math.nan).cpu()
     passes = sum(int(p.evaluations.sum()) * (p.nfe + 2 * p.nbe) // max(1, p.nfe) for p in parts)
     solver_error, refined = whole.stated_error.cpu(), whole.refined.cpu()
-    return Values(bits=bits, solver_error=solver_error, passes=passes, noise=_noise(whole), refined=refined)
+    noise, degrees = _noise(whole)
+    return Values(bits=bits, solver_error=solver_error, passes=passes, noise=noise, degrees=degrees, refined=refined)
 
 
-def _noise(whole: BitsPerDim) -> float:
-    """The standard deviation of an image's value by its own noise, from the spread of its draws; NaN of one draw."""
+def _noise(whole: BitsPerDim) -> tuple[float, int]:
+    """The standard deviation of an image's value by its own noise, from the spread of its draws, and the degrees of freedom
+    of that; 0 of an exact trace without noise, which is one number each time, and else NaN of one draw."""
+    if whole.exact and not whole.noisy:
+        return 0.0, 0
     draws = whole.estimates.mean(dim=2)[whole.converged]
-    m = draws.shape[1]
-    return float((draws.var(dim=1).mean() / m).sqrt()) if m > 1 and len(draws) else math.nan
+    n, m = draws.shape
+    return (float((draws.var(dim=1).mean() / m).sqrt()), n * (m - 1)) if m > 1 and n else (math.nan, 0)
 
 
 def halving_of(parts: list[Tensor]) -> Halving:

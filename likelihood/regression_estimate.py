@@ -40,9 +40,10 @@ class RegressionEstimate:
 
     Attributes:
         mean: of the set.
-        stderr: of the mean of *this* set: what scoring all of it, again and again, would change; NaN where the
-            noise is unknown.
-        images_stderr: what other images of the same kind would change; NaN likewise.
+        sampling_stderr: of the mean of *this* set, what another sample of it would change.
+        noise_stderr: of the same, what scoring all of it, again and again, would change; NaN where the noise is unknown.
+        degrees: of freedom, of the variance that `sampling_stderr` is the root of.
+        images_stderr: what other images of the same kind would change; NaN where the noise is unknown.
         total: both errors, of the mean over all images that there might have been.
         r2: of predictions for images that the fit has left out, 0 where they say nothing; NaN where the sample is the set.
         predictions: `(N,)`.
@@ -50,12 +51,19 @@ class RegressionEstimate:
     """
 
     mean: float
-    stderr: float
+    sampling_stderr: float
+    noise_stderr: float
+    degrees: int
     images_stderr: float
     total: float
     r2: float
     predictions: Tensor
     residual: float
+
+    @property
+    def stderr(self) -> float:
+        """Of the mean of this set, from its variance as it is estimated."""
+        return math.hypot(self.sampling_stderr, self.noise_stderr)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -129,7 +137,7 @@ def regression_estimate(
     mean_known = float(known.mean()) if c else 0.0
     tau = noise_variance
     if n == M:  # everything is known but the noise
-        mean_rest, variance, r2, residual = float(values.mean()) if M else 0.0, tau / max(M, 1), math.nan, 0.0
+        mean_rest, sampling, r2, residual = float(values.mean()) if M else 0.0, 0.0, math.nan, 0.0
         predictions[index[random]] = values
         spread_rest = float(values.var(correction=0)) if M else 0.0
     else:
@@ -138,7 +146,7 @@ def regression_estimate(
         mean_rest = float(fit.predictions.mean())
         off = fit.left_out
         jackknife = float((fit.weights * off).square().sum()) * (n - 1) / n**3
-        variance = (1 - n / M) * jackknife + n / M * tau / n
+        sampling = math.sqrt((1 - n / M) * jackknife)
         residual = float(off.square().mean().sqrt())
         r2 = r_squared(values, off)
         spread_rest = float(fit.predictions.var(correction=0)) + float(fit.residuals.square().sum()) / max(
@@ -150,14 +158,17 @@ def regression_estimate(
     spread = (
         M * (spread_rest + (mean_rest - mean) ** 2) + float((known - mean).square().sum())
     ) / N  # of a value over the set
-    stderr = math.sqrt((M / N) ** 2 * variance + c * tau / N**2)
+    sampling *= M / N
+    noise = math.sqrt(tau / N)  # of M and of c values, each a part of N
     alone = spread / (N - 1) if N > 1 else math.nan  # of the mean of N values, their noise included
     images_stderr = math.nan if tau != tau or N == 1 else math.sqrt(max(alone - tau / N, 0.0))
     return RegressionEstimate(
         mean=mean,
-        stderr=stderr,
+        sampling_stderr=sampling,
+        noise_stderr=noise,
+        degrees=max(1, n - x.shape[1] - 1),
         images_stderr=images_stderr,
-        total=math.sqrt(alone) if tau != tau else math.hypot(stderr, images_stderr),
+        total=math.sqrt(alone) if tau != tau else math.hypot(sampling, noise, images_stderr),
         r2=r2,
         predictions=predictions,
         residual=residual,

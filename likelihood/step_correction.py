@@ -79,6 +79,7 @@ class Correction:
         stderr: its standard error.
         left: bits/dim, the mean of what twice the method's steps change; NaN where it is not known.
         images: k, from which it is known.
+        failed: images that were to show it, and have no value.
         refinement: which images are solved again; None for none.
     """
 
@@ -87,16 +88,31 @@ class Correction:
     stderr: float = 0.0
     left: float = math.nan
     images: int = 0
+    failed: int = 0
     refinement: Refinement | None = None
 
+    @property
+    def variance(self) -> tuple[float, int]:
+        """Of its mean, and the degrees of freedom of that."""
+        return self.stderr**2, max(1, self.images - 1)
+
     @classmethod
-    def of(cls, found: Differences, half: bool, refinement: Refinement | None = None) -> Correction | None:
-        """From differences of random images that had no part in the choice of `half`; None from fewer than four."""
+    def of(cls, found: Differences, half: bool, refinement: Refinement | None = None) -> Correction:
+        """From differences of random images that had no part in the choice of `half`; from fewer than four there is none, and
+        values have all the steps."""
         good = found.half.isfinite() & found.whole.isfinite()
         k = int(good.sum())
         if k < LEAST_DIFFERENCES:
-            return None
+            return cls(failed=len(good) - k, refinement=refinement)
         d: Tensor = (found.half if half else found.whole)[good]
         left = float(found.whole[good].abs().mean())
         stderr = float(d.std()) / math.sqrt(k)
-        return cls(half=half, mean=float(d.mean()), stderr=stderr, left=left, images=k, refinement=refinement)
+        return cls(
+            half=half,
+            mean=float(d.mean()),
+            stderr=stderr,
+            left=left,
+            images=k,
+            failed=len(good) - k,
+            refinement=refinement,
+        )

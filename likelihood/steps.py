@@ -17,8 +17,9 @@ whose estimate is far above the others' (`Refinement`).
 
 from __future__ import annotations
 
+import itertools
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -39,7 +40,6 @@ from sde_lib.time_grids import StepDensity
 MOST_STEPS = 512
 """The limit, unless told otherwise."""
 
-LADDER = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256, 384, 512, 768, 1024, 1536, 2048)
 SHARE = 0.6
 FEW_DIMENSIONS = 16
 LEAST_SAMPLES = 8
@@ -117,6 +117,15 @@ class Choice:
         }
 
 
+def ladder(most: int) -> Iterator[int]:
+    """12, 16, 24, 32, 48 ... steps up to `most`, and one rung above it, against which the last of them is seen."""
+    for k in itertools.count():
+        steps = (12, 16)[k % 2] << k // 2
+        yield steps
+        if steps > most:
+            return
+
+
 def choose_steps(
     sde: SDE,
     score: Score,
@@ -176,8 +185,7 @@ def choose_steps(
         return float(off.mean()) + (spread if spread == spread else 0.0)
 
     rungs: list[int] = []
-    # one rung above the limit, against which the limit itself is seen
-    for steps in LADDER[: sum(rung <= most for rung in LADDER) + 1]:
+    for steps in ladder(most):
         climb(steps)
         rungs.append(steps)
         if len(rungs) >= 3:

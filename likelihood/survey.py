@@ -29,7 +29,7 @@ from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
 from likelihood.survey_population import Population, Values
 from likelihood.survey_result import Survey
-from likelihood.suspects import suspects
+from likelihood.suspects import suspects, telling
 from numerics import SampleStreams, UserError, require_count, require_positive, uniform
 from sde_lib import SDE, Score
 
@@ -58,7 +58,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     population = population.refining(correction.refinement)
     index = order[: budget.pilot].sort().values
     first = population.values(index, 0, correction.half)
-    good, noise, repeated = first.bits.isfinite(), first.noise, 0
+    good, noise, degrees, repeated = first.bits.isfinite(), first.noise, first.degrees, 0
     if not budget.at_once:
         _require_most(good)
     k = budget.repeats(tried=compared > 0, corrected=correction.images > 0, half=correction.half)
@@ -66,15 +66,25 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
         again = index[torch.arange(k) * len(index) // k]
         second = population.values(again, 1, correction.half)
         off = second.bits - first.bits[torch.isin(index, again)]
-        noise, repeated = float((off[off.isfinite()].square().mean() / 2).sqrt()), second.passes
+        off = off[off.isfinite()]
+        noise, degrees, repeated = float((off.square().mean() / 2).sqrt()), len(off), second.passes
         if noise != noise:
             raise UserError(f"got none of {k} images' values twice; expected most of them: look at the score")
     cost = first.passes / len(index)
-    spent = before + compared + repeated  # the values of a set that is scored at once are the whole's
+    spent = before + compared + repeated + first.passes
     if budget.at_once:
-        made = Design.of_all(size=N, precision=precision, noise=noise, cost=cost, spent=spent, before=before)
+        made = Design.of_all(
+            size=N,
+            precision=precision,
+            noise=noise,
+            degrees=degrees,
+            cost=cost,
+            pilot=len(index),
+            spent=spent,
+            before=before,
+        )
     else:
-        whole = cost * (2 if correction.half else 1)
+        whole = cost * (population.dearer if correction.half else 1)
         levels = budget.candidates(whole, population.candidates)
         made = design(
             population.free(index)[good],
@@ -83,12 +93,15 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             size=N,
             precision=precision,
             noise=noise,
+            degrees=degrees,
             cost=cost,
-            spent=spent + first.passes + len(levels) * len(index),
+            full_cost=whole,
+            pilot=len(index),
+            spent=spent + len(levels) * len(index),
             before=before,
             correction=correction,
             levels=levels,
-            looked=levels[len(levels) // 2] if levels else population.candidates // 2,
+            looked=population.candidates // 2,
         )
     # a few repetitions or draws know their noise to a factor of two or so
     if made.noise / math.sqrt(N) > (2 if made.at_once else 1) * precision:
@@ -108,13 +121,17 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
     budget, passes = Budget(size=len(order)), 0
     trial = population.halving(order[-TRIAL:].sort().values) if budget.tries_half else None
     refinement = None if trial is None else refinement_of(trial, precision)
+    if (
+        population.refining(refinement) is population
+    ):  # nothing will be solved again: nothing may be judged as if it were
+        refinement = None
     half = trial is not None and half_will_do(trial, precision, refinement)
     passes += 0 if trial is None else trial.passes
     if half or budget.corrects_all_steps:
         others = order[-TRIAL - DIFFERENCES : -TRIAL].sort().values
         found = population.refining(refinement).differences(others)
         if found is not None:
-            return Correction.of(found, half, refinement) or Correction(refinement=refinement), passes + found.passes
+            return Correction.of(found, half, refinement), passes + found.passes
     return Correction(refinement=refinement), passes
 
 
@@ -145,8 +162,10 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
             x = torch.cat([x, population.paid(everyone, made.which)], dim=1)
             passes += len(made.which) * N
         looked = x
-        if not made.which:  # nothing that asks the network: what it finds strange would stay hidden
-            looked = torch.cat([x, population.paid(everyone, (made.looked,))], dim=1)
+        if not made.which and made.looked is not None:
+            # nothing that asks the network: what it finds strange would stay hidden
+            seen = population.paid(everyone, (made.looked,))
+            looked = torch.cat([x, seen[:, telling(seen)]], dim=1)
             passes += N
         suspect = suspects(looked)
         drawn = torch.zeros(N, dtype=torch.bool)
@@ -156,7 +175,6 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
     half = made.correction.half
     # what the pilot has scored is known by now
     before, rest = population.values(pilot, 0, half), sample[~torch.isin(sample, pilot)]
-    passes += before.passes if made.at_once else 0
     bits = torch.full((N,), math.nan, dtype=torch.float64)
     solver = torch.full((N,), math.nan, dtype=torch.float64)
     refined = torch.zeros(N, dtype=torch.bool)
@@ -167,7 +185,9 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
         passes += found.passes
         if found.noise == found.noise and before.noise == before.noise:  # all the draws there are
             made = replace(
-                made, noise=math.sqrt((len(pilot) * before.noise**2 + len(rest) * found.noise**2) / len(sample))
+                made,
+                noise=math.sqrt((len(pilot) * before.noise**2 + len(rest) * found.noise**2) / len(sample)),
+                degrees=before.degrees + found.degrees,
             )
     values = bits[sample]
     good = values.isfinite()

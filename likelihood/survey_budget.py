@@ -6,7 +6,8 @@ steps, what corrects the mean, the repetitions that tell the values' noise, and 
 as many as a tenth of N c has room for (`SHARE`), in this order:
 
     at most 80 images      all are scored at once: the pilot of a survey, 64 of them, and a prediction for each
-                           would leave next to nothing to save. Of 20 and more a tenth is scored twice
+                           would leave next to nothing to save. Of 20 and more a tenth is scored twice,
+                           unless values have no noise
     trial of half steps    8 images, 1.5 c each: from 240 images on
     predictors             N c / 100 passes on the pilot's images
     repetitions            at most 24, c each, and none where there is room for one only

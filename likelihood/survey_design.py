@@ -11,6 +11,9 @@ cheaper,
 
     passes = L N + c n,      c those of an exact value, L levels
 
+to which what finds this out comes on top, the choice of the steps, the trial and the repetitions. All of it is weighed against
+N c' and the choice of the steps alone, c' those of a value with all the steps.
+
 What half the steps lose and the mean needs for it is in `likelihood.step_correction`, and what the pilot may take in
 `likelihood.survey_budget`.
 
@@ -30,9 +33,10 @@ from torch import Tensor
 
 from likelihood.regression_estimate import Fit, r_squared
 from likelihood.step_correction import Correction
+from likelihood.student_error import stated_error
 from likelihood.surrogate import least_images
 from likelihood.survey_budget import AT_ONCE
-from likelihood.suspects import MOST_SUSPECT, suspects
+from likelihood.suspects import MOST_SUSPECT, suspects, telling
 
 MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
 SAFETY = (
@@ -50,15 +54,18 @@ class Design:
         size: N.
         precision: p.
         which: the predictors with passes that pay.
-        looked: the one that is asked where none of them pays, to see which images are suspect.
+        looked: the one that is asked where none of them pays, to see which images are suspect; None where none is finite.
         free: are the predictors without passes used?
         residual: S, made larger by the pilot's own error.
         noise: tau; NaN where a set is too small for values to be made twice.
+        degrees: of freedom of its square, the repetitions or draws from which it is known.
         r2: on the pilot's images, each left out.
-        cost: c, passes of an exact value.
+        cost: c, passes of an exact value as they are made.
+        full_cost: c', of one with all the steps.
         images: n, of those that are not suspect; N where scoring all is cheaper, or needed.
         suspect: q, the share of the pilot's images whose predictors are far from the others'.
-        spent: passes of the pilot.
+        pilot: images of the pilot, whose values are made.
+        spent: passes that are taken by now: `before`, and all of the pilot's.
         correction: for the steps that values have too few.
         before: passes that were taken before there was a pilot, such as for the choice of steps; a part of `spent`.
         at_once: are all images scored without asking a pilot, because a survey could not take less?
@@ -67,13 +74,16 @@ class Design:
     size: int
     precision: float
     which: tuple[int, ...]
-    looked: int
+    looked: int | None
     free: bool
     residual: float
     noise: float
+    degrees: int
     r2: float
     cost: float
+    full_cost: float
     images: int
+    pilot: int
     spent: int
     suspect: float = 0.0
     correction: Correction = Correction()
@@ -81,19 +91,33 @@ class Design:
     at_once: bool = False
 
     @classmethod
-    def of_all(cls, *, size: int, precision: float, noise: float, cost: float, spent: int, before: int) -> Design:
+    def of_all(
+        cls,
+        *,
+        size: int,
+        precision: float,
+        noise: float,
+        degrees: int,
+        cost: float,
+        pilot: int,
+        spent: int,
+        before: int,
+    ) -> Design:
         """Every image scored, at once."""
         return cls(
             size=size,
             precision=precision,
             which=(),
-            looked=0,
+            looked=None,
             free=False,
             residual=math.nan,
             noise=noise,
+            degrees=degrees,
             r2=math.nan,
             cost=cost,
+            full_cost=cost,
             images=size,
+            pilot=pilot,
             spent=spent,
             before=before,
             at_once=True,
@@ -105,27 +129,40 @@ class Design:
         return self.images >= self.size
 
     @property
+    def _exactly(self) -> float:
+        """How many images are scored, the suspect ones as the pilot has them."""
+        return float(self.size) if self.everything else min(self.size, self.images + self.suspect * self.size)
+
+    @property
+    def _predicting(self) -> int:
+        """Passes of all images' predictions."""
+        # without a level there is one all the same, to see which images are suspect
+        return 0 if self.everything else (len(self.which) or int(self.looked is not None)) * self.size
+
+    @property
+    def sampling(self) -> float:
+        """Passes of the sample's values, the pilot's among them, and of the predictions: what a design can change."""
+        return self.cost * self._exactly + self._predicting
+
+    @property
     def passes(self) -> float:
-        """Of the survey, of which the pilot's values are a part; what else it took is `spent`."""
-        if self.everything:
-            return self.whole
-        levels = len(self.which) or 1  # without a level there is one all the same, to see which images are suspect
-        return self.cost * (self.images + self.suspect * self.size) + levels * self.size
+        """Of the survey in all: what is spent by now, and what is still to come."""
+        return self.spent + self.cost * (self._exactly - self.pilot) + self._predicting
 
     @property
     def whole(self) -> float:
-        """Passes of all images' values."""
-        return self.cost * self.size
+        """Passes of all images' values with all the steps."""
+        return self.full_cost * self.size
 
     @property
     def all_passes(self) -> float:
-        """Of scoring all images, with what was taken before."""
+        """Of scoring all images with all the steps and no pilot, with what was taken before."""
         return self.before + self.whole
 
     @property
     def reached_by_all(self) -> float:
         """The error of this set's mean where all images are scored: the noise's and the correction's, bits/dim."""
-        return math.hypot(self.noise / math.sqrt(self.size), self.correction.stderr)
+        return stated_error([(self.noise**2 / self.size, self.degrees), self.correction.variance])
 
     @property
     def why_all(self) -> str:
@@ -135,25 +172,30 @@ class Design:
         return f"a sample that reaches ± {self.precision:g} would take no fewer passes"
 
     def __str__(self) -> str:
-        if self.everything:
-            reached = self.reached_by_all
-            return (
-                f"all {self.size:,} images, {self.all_passes:,.0f} network passes, ± "
-                f"{'unknown' if reached != reached else f'{reached:.2g}'} bits/dim: {self.why_all}"
-            )
         c = self.correction
         steps = (
             f", with {'half' if c.half else 'all'} the steps and {c.mean:+.4f} ± {c.stderr:.2g} for it"
             if c.images
             else ""
         )
-        used = f"{len(self.which)} forward passes an image" if self.which else "one to see which are suspect, none"
+        spent = f"{self.spent:,} are spent, on the pilot and before it"
+        if self.everything:
+            reached = "unknown" if self.reached_by_all != self.reached_by_all else f"{self.reached_by_all:.2g}"
+            wished = (
+                "" if float(reached.replace("unknown", "nan")) <= self.precision else f" (asked for {self.precision:g})"
+            )
+            return (
+                f"all {self.size:,} images{steps}, {self.passes:,.0f} network passes, ± {reached} bits/dim{wished}: "
+                f"{self.why_all}; {spent}"
+            )
+        look = "" if self.looked is None else "one to see which are suspect, "
+        used = f"{len(self.which)} forward passes an image" if self.which else f"{look}none"
         return (
             f"survey: {self.images:,} of {self.size:,} images exactly"
             f"{f' and some {self.suspect * self.size:,.0f} suspect ones' if self.suspect else ''}{steps}, "
             f"{used} for predictions (R2 {self.r2:.3f}): "
-            f"{self.passes:,.0f} network passes, ± {self.precision:g} bits/dim; all images: {self.all_passes:,.0f} passes, "
-            f"± {self.reached_by_all:.2g}; {self.spent:,} are spent, on the pilot and before it"
+            f"{self.passes:,.0f} network passes in all, ± {self.precision:g} bits/dim; all images"
+            f"{' with all the steps' if c.half else ''}: {self.all_passes:,.0f} passes, ± {self.reached_by_all:.2g}; {spent}"
         )
 
 
@@ -172,7 +214,10 @@ def design(
     size: int,
     precision: float,
     noise: float,
+    degrees: int,
     cost: float,
+    full_cost: float,
+    pilot: int,
     spent: int,
     before: int,
     correction: Correction,
@@ -183,69 +228,91 @@ def design(
 
     Args:
         levels: `C` numbers, of the predictors that `paid` has.
-        looked: the predictor that is asked where none pays.
+        looked: the predictor that is asked where none pays, if the pilot has asked none.
         size: N, of the set.
         precision: p, bits/dim, of the set's mean.
         noise: tau of a value, bits/dim.
-        cost: passes of an exact value.
-        spent: passes of the pilot.
+        degrees: of freedom of its square.
+        cost, full_cost: passes of an exact value as they are made, and of one with all the steps.
+        pilot: images whose values are made, or were to be.
+        spent: passes of the pilot, and before it.
         before: of these those that were taken before it.
         correction: whose error is a part of p.
     """
     n, index = len(y), torch.arange(len(y))
+    free = free if bool(telling(free).all()) else free[:, :0]
+    asked: int | None = looked
+    if len(levels):
+        usable = telling(paid)
+        levels, paid = [level for level, tells in zip(levels, usable.tolist(), strict=True) if tells], paid[:, usable]
+        asked = levels[len(levels) // 2] if levels else None
     # what the correction leaves of the precision; at least half, or a poor correction would ask for all images
     wished = math.sqrt(max(precision**2 - correction.stderr**2, precision**2 / 4))
+
+    everything = Design(
+        size=size,
+        precision=precision,
+        which=(),
+        looked=asked,
+        free=False,
+        residual=math.nan,
+        noise=noise,
+        degrees=degrees,
+        r2=0.0,
+        cost=cost,
+        full_cost=full_cost,
+        images=size,
+        pilot=pilot,
+        spent=spent,
+        before=before,
+        correction=correction,
+    )
 
     def attempt(which: tuple[int, ...], with_free: bool) -> Design:
         x = torch.cat([free[:, : free.shape[1] if with_free else 0], paid[:, list(which)]], dim=1)
         P = x.shape[1]
-        seen = [levels.index(looked)] if not which and looked in levels else []  # what `conduct` looks at
+        seen = [levels.index(asked)] if not which and asked in levels else []  # what `conduct` looks at
         far = suspects(torch.cat([x, paid[:, seen]], dim=1), most=MOST_SUSPECT_IN_PILOT)
         near = index[~far]
         q = 1 - len(near) / n
+        if q > 0.5:  # predictors of which each misses other images: no sample is left that they predict
+            return everything
         off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
-        degrees = max(1, len(near) - P - 1)
+        left = max(1, len(near) - P - 1)
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
-        larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / degrees)
+        larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / left)
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
-        # the pilot's images have their values already
         rest = size - round(q * size)
-        images = min(rest, max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P), n))
+        wanted = max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P))
+        images = min(rest, max(math.ceil(wanted * pilot / n), pilot))  # as many fail as of the pilot
         images = size if images >= rest else images
-        made = Design(
-            size=size,
-            precision=precision,
+        made = replace(
+            everything,
             which=tuple(levels[j] for j in which),
-            looked=looked,
             free=with_free,
             residual=residual,
-            noise=noise,
             r2=r_squared(y[near], off),
-            cost=cost,
             suspect=q,
             images=images,
-            spent=spent,
-            before=before,
-            correction=correction,
         )
         # as many may turn out to be suspect as there may be
-        pays = made.passes < (1 - MOST_SUSPECT) * made.whole
+        pays = made.sampling < (1 - MOST_SUSPECT) * cost * size
         return made if pays else replace(made, images=size, which=())
 
     best = attempt((), False)
     with_free = attempt((), True)
     # of two that take alike the one that knows more is nearer
-    best = with_free if (with_free.passes, -with_free.r2) < (best.passes, -best.r2) else best
+    best = with_free if (with_free.sampling, -with_free.r2) < (best.sampling, -best.r2) else best
     for use_free in (True, False) if free.shape[1] else (False,):
         current = attempt((), use_free)
         used: tuple[int, ...] = ()
         while len(used) < paid.shape[1]:
             tries = [(*used, j) for j in range(paid.shape[1]) if j not in used]
-            better, which = min(((attempt(t, use_free), t) for t in tries), key=lambda found: found[0].passes)
-            if better.passes >= current.passes or better.everything:
+            better, which = min(((attempt(t, use_free), t) for t in tries), key=lambda found: found[0].sampling)
+            if better.sampling >= current.sampling or better.everything:
                 break
             current, used = better, which
-        best = current if current.passes < best.passes else best
+        best = current if current.sampling < best.sampling else best
     if not best.everything and best.r2 < LEAST_R2:
         return attempt((), False)
     return best

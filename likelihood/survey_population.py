@@ -22,8 +22,9 @@ class Values:
         bits: `(k,)` bits/dim; NaN where the image failed.
         solver_error: `(k,)` bits/dim, as stated; NaN where there is none.
         passes: network passes: forward 1, vector-Jacobian product 2.
-        noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; NaN of one
-            draw.
+        noise: bits/dim, the standard deviation of a value by its own noise, from the spread of an image's draws; 0 where it has
+            none, NaN of one draw.
+        degrees: of freedom of that, the draws beyond each image's first.
         refined: `(k,)`, how often an image's steps were doubled; None where they never are.
     """
 
@@ -31,6 +32,7 @@ class Values:
     solver_error: Tensor
     passes: int
     noise: float = math.nan
+    degrees: int = 0
     refined: Tensor | None = None
 
 
@@ -77,6 +79,11 @@ class Population(ABC):
     def candidates(self) -> int:
         """How many predictors there are that take a network pass an image."""
 
+    @property
+    def dearer(self) -> float:
+        """How many times the passes of a value with half the steps one with all of them takes."""
+        return 2.0
+
     @abstractmethod
     def free(self, index: Tensor) -> Tensor:
         """`(k, F)`: the predictors that take none."""
@@ -90,7 +97,8 @@ class Population(ABC):
         """Exact values; another `repeat` has new noise and new probes, and `half` is with half the method's steps."""
 
     def refining(self, refinement: Refinement | None) -> Population:
-        """The same set, of which values are made again with twice the steps where the refinement says so."""
+        """The same set, of which values are made again with twice the steps where the refinement says so; this very object
+        where none ever is."""
         return self
 
     def halving(self, index: Tensor) -> Halving | None:

@@ -9,6 +9,11 @@ SUSPECT, MOST_SUSPECT = 6.0, 0.05
 """How many robust standard deviations from the median make a predictor's value suspect, and the largest share of the set."""
 
 
+def telling(x: Tensor) -> Tensor:
+    """`(P,)`: the predictors `(N, P)` that are finite for at least half of the images; of others no image could be told."""
+    return 2 * x.isfinite().sum(dim=0) >= len(x)
+
+
 def suspects(x: Tensor, *, most: float = MOST_SUSPECT) -> Tensor:
     """`(N,)`: the images one of whose predictors `(N, P)` is far from all others', at most a share `most` of them; and all of
     which one is not finite.

@@ -30,7 +30,7 @@ from likelihood import (
 from likelihood.draw_places import AGAIN, COMPANIONS, MOST_DOUBLINGS, PREDICTORS
 from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
-from likelihood.steps import choice_of
+from likelihood.steps import choice_of, ladder
 from likelihood.survey import order_of
 from numerics import Adams, Dopri5, SampleStreams, UserError, expand_as
 from sde_lib import CountedScore, WhitenedFlow
@@ -115,6 +115,13 @@ def test_fixed_steps_are_fixed():
         warnings.simplefilter("error")
         method = fast(sde, score, samples(8, 1), steps=7, tolerance=1e-9)
     assert method.solver.steps == 7 and method.refinement is None
+
+
+def test_the_limit_of_steps_itself_can_be_chosen():
+    """There is a rung above it, as high as it may be."""
+    assert list(ladder(16)) == [12, 16, 24] and list(ladder(40)) == [12, 16, 24, 32, 48]
+    for most in (512, 2048, 8192):
+        assert list(ladder(most))[-2:] == [most, 3 * most // 2]
 
 
 @pytest.mark.parametrize("options", [{"tolerance": 0.0}, {"tolerance": -1.0}, {"most": 8}])

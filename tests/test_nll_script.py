@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import re
 import shutil
 import signal
 import subprocess
@@ -193,6 +194,7 @@ class TestSurvey:
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
         assert "each value: 3 steps, asked for; 1 probe; 1 draw of uniform noise" in plan
+        (planned,) = re.findall(r"([\d,]+) network passes in all", plan)
         # with the pilot that was kept
         assert "minutes; all images" in called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "results.json" not in plan and not any(
@@ -202,6 +204,7 @@ class TestSurvey:
         entry, folder = self.entry(run)
         assert {"images": 100, "images_scored": 64}.items() <= entry["survey"].items() and "64 of 100 images" in out
         assert {"estimate_stderr", "r2", "evaluations"} <= entry["survey"].keys()
+        assert entry["survey"]["evaluations"] == int(planned.replace(",", ""))
         assert {"mean", "stderr", "seconds", "split", "protocol", "text"} <= entry.keys() and entry["kind"] == "exact"
         assert 0 < entry["survey"]["estimate_stderr"] <= entry["stderr"]
         assert entry["grid_sha256"] == hashlib.sha256((folder / "grid.json").read_bytes()).hexdigest()

@@ -1,0 +1,56 @@
+r"""One stated error of several parts, each known from few values.
+
+A variance that is known from k independent differences is a chi-square of k degrees of freedom, and an error divided by its
+root a Student's t ("Student" 1908, Biometrika 6): of two repetitions twice the plain error covers 82 %, and of eight 92 %. A
+sum of such variances v_i has about
+
+    nu = (sum of v_i)^2 / sum of v_i^2 / k_i
+
+of them (Satterthwaite 1946, Biometrics Bulletin 2; Welch 1947, Biometrika 34). The error that is stated is
+
+    t / 2 sqrt(sum of v_i),     P(|T_nu| <= t) = P(|N(0, 1)| <= 2) = 95.45 %
+
+so that two of it cover what two errors are taken to. One covers more than 68.3 %: 85 % at nu = 2, 73 % at 8, 69 % at 60. No one
+number does both, and an error that is too large misleads less than one that is too small.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from functools import lru_cache
+
+import torch
+
+_TWO = math.erf(math.sqrt(2.0))  # what two standard errors cover
+_MANY = 10_000  # degrees of freedom from which on Student's t is normal
+
+
+def stated_error(parts: Iterable[tuple[float, float]]) -> float:
+    """The error of which two cover 95.45 %, from `(variance, degrees of freedom)` of its parts; NaN where one is unknown.
+
+    A variance of 0, such as that of values without noise, is known and needs no degrees.
+    """
+    known = [(variance, degrees) for variance, degrees in parts if variance != 0]
+    total = math.fsum(variance for variance, _ in known)
+    if not known or total != total:
+        return total
+    nu = total**2 / math.fsum(variance**2 / degrees for variance, degrees in known)
+    return widening(nu) * math.sqrt(total)
+
+
+@lru_cache(maxsize=1024)
+def widening(nu: float) -> float:
+    """t / 2 of `nu >= 1` degrees of freedom: 6.98 of 1, 2.26 of 2, 1.18 of 8, 1.02 of 60; 1 of 10,000 and more.
+
+    With T = sqrt(nu) tan(a) the density of a is cos(a)^(nu - 1).
+    """
+    if nu >= _MANY:
+        return 1.0
+    angle = torch.linspace(0, math.pi / 2, 100_001, dtype=torch.float64)
+    density = torch.cos(angle).clamp(min=0).pow(nu - 1)
+    mass = torch.cumulative_trapezoid(density, angle)
+    at = int(torch.searchsorted(mass, _TWO * mass[-1]))
+    low = float(mass[at - 1]) if at else 0.0
+    part = (_TWO * float(mass[-1]) - low) / (float(mass[at]) - low)
+    return math.sqrt(nu) * math.tan(float(angle[at]) + part * float(angle[1])) / 2
