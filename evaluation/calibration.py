@@ -23,6 +23,7 @@ from torch import Tensor
 
 from data import DataError
 from evaluation.estimate import Estimate, plain
+from numerics import mix, require_count
 
 __all__ = ["Calibration", "calibration", "share"]
 
@@ -73,14 +74,17 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
         bins: of equal numbers of samples, by confidence.
 
     Raises:
-        DataError: shapes that do not fit, fewer than two samples, labels that are no classes 0 ... K-1, or values that are NaN.
+        DataError: shapes that do not fit, fewer than two samples, labels that are no classes 0 ... K-1, or values that are NaN
+            or no real numbers.
+        UserError: no bins.
     """
     if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or len(labels) < 2:
         raise DataError(
             f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}; expected (N, K) and (N,), N >= 2"
         )
-    if bins < 1:
-        raise DataError(f"got bins={bins}; expected at least 1")
+    require_count(bins, "bins")
+    if not log_probs.is_floating_point():
+        raise DataError(f"got log-probabilities of {log_probs.dtype}; expected real floating-point numbers")
     logs = log_probs.detach().cpu().to(torch.float64).log_softmax(dim=1)
     if bool(logs.isnan().any()):
         raise DataError("got log-probabilities that are NaN; expected numbers: look at those samples")
@@ -97,7 +101,7 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
     off[torch.arange(n), truth] -= 1
     order = confidence.argsort(stable=True)
     parts = order.tensor_split(min(bins, n))
-    generator = torch.Generator().manual_seed(0)
+    generator = torch.Generator().manual_seed(mix("calibration"))  # a small seed may be the data's own
     made_up = (torch.rand(_REPLICATES, n, generator=generator, dtype=torch.float64) < confidence).double()
     floors = _ece(confidence, made_up, parts)
     spread = float(floors.std())

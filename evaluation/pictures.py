@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 __all__ = [
     "Panel",
     "make_grid",
+    "require_picture",
     "save_captioned",
     "save_gif",
     "save_grid",
@@ -69,6 +70,34 @@ def make_grid(images: Tensor, columns: int | None = None, padding: int = 1) -> T
         left = (i % columns) * (width + padding) + padding
         grid[:, top : top + height, left : left + width] = image
     return grid
+
+
+def require_picture(path: str | os.PathLike[str], *, plot: bool = False) -> None:
+    """Refuses a file that a picture could not be written to, before it is made; makes nothing.
+
+    Args:
+        plot: whether matplotlib writes it (a scatter, lines, a histogram), or Pillow (images).
+
+    Raises:
+        DataError: an ending that names no format, a folder, or a place below what is no folder.
+    """
+    target = Path(path)
+    if plot:
+        from matplotlib.backend_bases import FigureCanvasBase
+
+        endings = {f".{name}" for name in FigureCanvasBase.get_supported_filetypes()}
+    else:
+        from PIL import Image
+
+        Image.init()
+        endings = {ending for ending, name in Image.registered_extensions().items() if name in Image.SAVE}
+    if target.suffix.lower() not in endings:
+        raise DataError(
+            f"got the picture {target}, whose ending names no format that can be written; expected such as .png"
+        )
+    above = next(folder for folder in target.absolute().parents if folder.exists())
+    if target.is_dir() or not above.is_dir():
+        raise DataError(f"got the picture {target}, where a file cannot be; expected a file in a folder")
 
 
 def _pixels(picture: Tensor) -> np.ndarray:

@@ -30,6 +30,7 @@ from numerics import (
     Generator,
     Hamiltonian,
     LogDensity,
+    Point,
     UserError,
     normal,
     point,
@@ -37,6 +38,8 @@ from numerics import (
     require_positive,
 )
 from sde_lib import SDE
+
+_OUTWARDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # how many times as far out an energy is looked at
 
 Energy = Callable[[Tensor, Tensor], Tensor]
 """(x `(B, *)`, t `(B,)`) -> E(x, t) `(B,)` in nats: minus the log-density of x_t, up to a number that depends on t alone."""
@@ -176,6 +179,8 @@ class Weights:
     @property
     def stderr(self) -> float:
         """The standard error of `bound`; NaN for one chain."""
+        if len(self.log_w) < 2:
+            return math.nan
         return float(self.log_w.std()) / math.sqrt(len(self.log_w))
 
     @property
@@ -258,7 +263,8 @@ class AnnealedImportance:
             callback: called after each level with its number.
 
         Raises:
-            UserError: weights that are not finite.
+            UserError: weights that are not finite; or an energy that goes on falling from where the chains end, away from the
+                base's centre, whose Z is infinite. One with a bottom there and none elsewhere is not seen.
         """
         require_count(n, "n")
         at_least = torch.promote_types(dtype, torch.float32)
@@ -276,13 +282,20 @@ class AnnealedImportance:
         """Minus the log-weights (2) of chains from exact samples `x` `(N, *)` of the target.
 
         Raises:
-            UserError: as `forward`.
+            UserError: samples of another shape than the path's, none, or none that are real floating-point numbers; or weights
+                that are not finite.
         """
+        _require_samples(path, x)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
         return self._run(path, x, [k / self.levels for k in range(self.levels, -1, -1)], generator, callback)
 
     def bracket(self, path: Path, x: Tensor, *, generator: Generator = None) -> Bracket:
-        """log Z from both sides, with as many chains forwards as there are exact samples `x` `(N, *)`."""
+        """log Z from both sides, with as many chains forwards as there are exact samples `x` `(N, *)`.
+
+        Raises:
+            UserError: as `forward` and `backward`.
+        """
+        _require_samples(path, x)
         lower = self.forward(path, len(x), generator=generator, device=x.device, dtype=x.dtype)
         return Bracket(lower=lower, upper=self.backward(path, x, generator=generator))
 
@@ -310,10 +323,33 @@ class AnnealedImportance:
                 f"got {bad} of {len(x)} chains with weights that are not finite; expected energies that are finite where the "
                 "base has mass, and bounded below: train longer, or take a narrower base"
             )
+        if not upper:
+            _require_bottom(path, now)
         changes = len(us) - 1
         return Weights(
             log_w=-log_w if upper else log_w,
             acceptance=float(accepted) / max(1, changes - 1),
             evaluations=1 + changes + (changes - 1) * self.kernel.leapfrog,
             upper=upper,
+        )
+
+
+def _require_samples(path: Path, x: Tensor) -> None:
+    """Refuses what cannot be samples of the path's target: the base's density would be that of another dimension."""
+    if x.shape[1:] != tuple(path.shape) or x.ndim == 0 or len(x) == 0 or not x.is_floating_point():
+        raise UserError(
+            f"got samples of shape {tuple(x.shape)} and {x.dtype} for a path of shape {tuple(path.shape)}; expected one or "
+            f"more, ({', '.join(['N', *map(str, path.shape)])}), of real floating-point numbers"
+        )
+
+
+def _require_bottom(path: Path, at: Point) -> None:
+    """Refuses a target that rises from the highest of the states on, as far as it is looked at outwards."""
+    highest = at.x[at.value.argmax()]
+    with torch.no_grad():
+        beyond = path.log_density(torch.stack([highest, *(scale * highest for scale in _OUTWARDS)]), 1.0)
+    if bool(((beyond.diff() > 0) | beyond[1:].isposinf()).all()):
+        raise UserError(
+            f"got an energy that is not bounded below: from the chain that ended lowest it falls on, seen to {_OUTWARDS[-1]:g} "
+            "times as far out, so its log Z is infinite; expected one that grows outwards: train longer, or add a quadratic"
         )

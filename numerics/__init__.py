@@ -2,7 +2,7 @@
 
 from numerics.broadcast import as_time, batch_time, expand_as, real_dtype, require_float64
 from numerics.catalogue import Catalogue, Option, argument_help
-from numerics.checks import nearest, require_choice, require_count, require_positive, require_range
+from numerics.checks import nearest, require_box, require_choice, require_count, require_positive, require_range
 from numerics.conjugate_gradients import conjugate_gradients, inner
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
@@ -12,7 +12,7 @@ from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
 from numerics.solvers import SOLVERS
-from numerics.streams import Generator, SampleStreams, normal, rademacher, uniform
+from numerics.streams import Generator, SampleStreams, mix, normal, rademacher, uniform
 from numerics.tempered_langevin import TemperedLangevin
 
 __all__ = [
@@ -24,6 +24,7 @@ __all__ = [
     "Option",
     "UserError",
     "nearest",
+    "require_box",
     "require_choice",
     "require_classes",
     "require_count",
@@ -52,6 +53,7 @@ __all__ = [
     "class_labels",
     "conjugate_gradients",
     "inner",
+    "mix",
     "expand_as",
     "largest_curvature",
     "normal",

@@ -54,6 +54,17 @@ def require_positive(value: Any, name: str) -> None:
         raise UserError(f"got {name}={value!r}; expected a finite number > 0")
 
 
+def require_box(value: Any, name: str) -> None:
+    """Refuses what is not (low, high), finite numbers with low < high.
+
+    Raises:
+        UserError: with the value, by `name`.
+    """
+    numbers_ = isinstance(value, Sequence) and all(isinstance(v, numbers.Real) and math.isfinite(v) for v in value)
+    if not numbers_ or len(value) != 2 or not value[0] < value[1]:
+        raise UserError(f"got {name}={value!r}; expected (low, high), finite, low < high")
+
+
 def nearest(name: str, known: Iterable[str]) -> str:
     """ ", did you mean 'b'?" for the known name nearest to `name`, and nothing where none is near."""
     close = difflib.get_close_matches(str(name), list(known), n=1, cutoff=0.5)

@@ -54,8 +54,10 @@ def point(log_density: LogDensity, x: Tensor) -> Point:
     """Value and gradient at `x` `(B, *)`, from one evaluation.
 
     Raises:
-        UserError: a log-density whose value is not `(B,)`.
+        UserError: x that are no real floating-point numbers, or a log-density whose value is not `(B,)` or does not follow x.
     """
+    if not x.is_floating_point():
+        raise UserError(f"got x of {x.dtype}; expected real floating-point numbers, such as x.float()")
     with ordinary_mode(x.device), torch.enable_grad():
         x = ordinary(x.detach()).requires_grad_()
         value = log_density(x)
@@ -63,7 +65,11 @@ def point(log_density: LogDensity, x: Tensor) -> Point:
             raise UserError(
                 f"got a log-density of shape {tuple(value.shape)} for x of shape {tuple(x.shape)}; expected ({x.shape[0]},)"
             )
-        (slope,) = torch.autograd.grad(value.sum(), x)
+        (slope,) = torch.autograd.grad(value.sum(), x, allow_unused=True) if value.requires_grad else (None,)
+        if slope is None:
+            raise UserError(
+                "got a log-density that has no gradient in x; expected one computed from x, without detach() or no_grad()"
+            )
     return Point(x.detach(), value.detach(), slope)
 
 
@@ -144,9 +150,11 @@ def run_chain(
         callback: called after each transition with its number, from 1.
 
     Raises:
-        UserError: a chain that diverges, with the step that does not; or an energy that is not bounded.
+        UserError: a chain that diverges, with the step that does not; an energy that is not bounded; or no chains.
     """
     require_count(steps, "steps")
+    if x.ndim == 0 or len(x) == 0:
+        raise UserError(f"got x of shape {tuple(x.shape)}; expected (B, *): one chain or more")
     at = point(log_density, x)
     if not bool(at.value.isfinite().all()):
         raise UserError("got a log-density that is not finite where the chain starts; expected a start where it is")
@@ -173,7 +181,11 @@ def largest_curvature(log_density: LogDensity, x: Tensor, *, iterations: int = 2
         with ordinary_mode(x.device), torch.enable_grad():
             y, v = ordinary(x.detach()).requires_grad_(), ordinary(v)
             (slope,) = torch.autograd.grad(log_density(y).sum(), y, create_graph=True)
-            (product,) = torch.autograd.grad((slope * v).sum(), y)
+            # of a log-density that is linear in y the slope has no graph, or one without y
+            product = None
+            if slope.requires_grad:
+                (product,) = torch.autograd.grad((slope * v).sum(), y, allow_unused=True)
+            product = torch.zeros_like(y) if product is None else product
         v, largest = product, product.flatten(1).norm(dim=1)
     return float(largest[largest.isfinite()].max()) if bool(largest.isfinite().any()) else float("nan")
 
@@ -184,15 +196,17 @@ def _require_finite(kernel: Hamiltonian, log_density: LogDensity, start: Tensor,
     here = torch.isfinite(at.x).all() & torch.isfinite(at.value).all() & (at.x.abs().max() < reach)
     if bool(here):
         return
-    stable = 2 / largest_curvature(log_density, start) ** 0.5
+    curvature = largest_curvature(log_density, start)
+    stable = 2 / curvature**0.5 if curvature > 0 else float("inf")  # also of one that is NaN
     if not kernel.adjust and kernel.step >= stable:
         raise UserError(
             f"got step={kernel.step:.3g}, with which Langevin diverges (seen after {steps} steps); expected less than "
             f"2 / sqrt(largest curvature) = {stable:.3g}, and a tenth of that for a small bias"
         )
+    known = f" (stable up to {stable:.3g} at the start)" if stable < float("inf") else ""
     raise UserError(
-        f"got an energy that is not bounded below: after {steps} steps of {kernel.step:.3g} (stable up to {stable:.3g} at the "
-        "start) a chain had left for infinity; expected one that grows outwards: train longer, or add a quadratic"
+        f"got an energy that is not bounded below: after {steps} steps of {kernel.step:.3g}{known} a chain had left for "
+        "infinity; expected one that grows outwards: train longer, or add a quadratic"
     )
 
 

@@ -15,6 +15,7 @@ Everything that draws noise calls `normal`, `uniform` or `rademacher` below, whi
 
 from __future__ import annotations
 
+import hashlib
 import math
 from collections.abc import Sequence
 
@@ -27,6 +28,16 @@ _INTEGERS = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 _MASK = 0xFFFFFFFF
 _M0, _M1 = 0xD2511F53, 0xCD9E8D57  # multipliers and Weyl increments of Philox4x32
 _W0, _W1 = 0x9E3779B9, 0xBB67AE85
+
+
+def mix(*key: int | str) -> int:
+    """A number in [0, 2^63) that depends on all of `key`, the same on every machine: a seed of one purpose.
+
+    Two generators with one seed draw the same numbers, and data are made from small seeds. So what is drawn beside them, about
+    them, is seeded by `mix("its name", seed)`.
+    """
+    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "little") >> 1
 
 
 class SampleStreams:

@@ -18,8 +18,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics.checks import require_positive, require_range
-from numerics.errors import UserError
+from numerics.checks import require_box, require_positive, require_range
 from numerics.modes import ordinary, ordinary_mode
 
 Energy = Callable[[Tensor], Tensor]
@@ -46,8 +45,8 @@ class TemperedLangevin:
     def __post_init__(self) -> None:
         require_positive(self.step, "step")
         require_range(self.noise, "noise", 0)
-        if self.box is not None and not self.box[0] < self.box[1]:
-            raise UserError(f"got box={self.box!r}; expected (low, high), low < high")
+        if self.box is not None:
+            require_box(self.box, "box")
 
     @property
     def temperature(self) -> float:

@@ -49,7 +49,7 @@ def ratio(D: int, *, mass: float = 0.5) -> float:
     """The ratio gamma > 1 of neighbouring levels at which C(gamma) is `mass`, in D dimensions: technique 2.
 
     Raises:
-        UserError: a mass outside (0, C(1)), which is 0.997.
+        UserError: a mass outside (0, C(1)), which is 0.997; or four dimensions or fewer, in which C does not fall.
     """
     require_count(D, "D")
     require_range(mass, "mass", 1e-6, overlap(1.0, D) - 1e-6)
@@ -58,7 +58,8 @@ def ratio(D: int, *, mass: float = 0.5) -> float:
         high *= 2
     if overlap(high, D) > mass:
         raise UserError(
-            f"got mass={mass} in {D} dimensions, where levels of any ratio overlap more; expected more mass"
+            f"got mass={mass} in {D} dimensions, where levels of any ratio overlap more, so that it sets no number of them; "
+            "expected 5 dimensions or more: give levels itself"
         )
     for _ in range(200):
         middle = (low + high) / 2
@@ -75,7 +76,16 @@ def number_of_levels(largest: float, smallest: float, D: int, *, mass: float = 0
 
 
 def variance_left(q: float, gamma: float, steps: int) -> float:
-    """c(q) of (2): the variance after T = `steps` of one level, in units of the level's."""
+    """c(q) of (2): the variance after T = `steps` of one level, in units of the level's.
+
+    Raises:
+        UserError: q outside [0, 2), from which on the steps diverge, a gamma that is not positive, or no steps.
+    """
+    require_range(q, "q", 0)
+    if q >= 2:
+        raise UserError(f"got q={q:g}; expected less than 2, from which on the steps diverge")
+    require_positive(gamma, "gamma")
+    require_count(steps, "steps")
     v = 1 / (1 - q / 2)
     return (1 - q) ** (2 * steps) * (gamma**2 - v) + v
 

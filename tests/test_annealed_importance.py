@@ -98,6 +98,32 @@ class TestRefusals:
         with pytest.raises(UserError, match="not finite"):
             AnnealedImportance(levels=5).forward(path, 100, generator=generator())
 
+    @pytest.mark.parametrize("log_f", [lambda x: x.pow(4).sum(1), lambda x: x.pow(2).sum(1), lambda x: x.sum(1)])
+    def test_an_energy_that_falls_outwards(self, log_f):
+        """Its chains halt or drift, and the weights of so many levels are finite: their mean is no bound of anything."""
+        annealed = AnnealedImportance(levels=30, kernel=Hamiltonian(step=0.4, leapfrog=2))
+        with pytest.raises(UserError, match="not bounded below"):
+            annealed.forward(GeometricPath(target=log_f, shape=(2,)), 50, generator=generator())
+
+    def test_a_mode_that_the_chains_have_not_reached_is_a_bottom(self):
+        """Twenty standard deviations away, after two levels: the bound is bad, and a bound."""
+        path = GeometricPath(target=lambda x: -(x - 20).square().sum(1) / 2, shape=(2,))
+        found = AnnealedImportance(levels=2).forward(path, 50, generator=generator())
+        assert found.bound < math.log(2 * math.pi) - 20
+
+    @pytest.mark.parametrize(
+        "x", [torch.zeros(400, 3), torch.zeros(0, 2), torch.zeros(9, 2).long(), torch.zeros(9, 2) + 0j, torch.zeros(2)]
+    )
+    def test_samples_that_are_none_of_the_paths(self, x):
+        annealed, path = AnnealedImportance(levels=2), geometric(mixture())
+        for run in (annealed.backward, annealed.bracket):
+            with pytest.raises(UserError, match=r"got samples of shape .* expected one or more, \(N, 2\)"):
+                run(path, x, generator=generator())
+
+    def test_one_chain_has_an_error_that_is_not_known(self, recwarn):
+        found = AnnealedImportance(levels=2).forward(geometric(mixture()), 1, generator=generator())
+        assert math.isnan(found.stderr) and not recwarn.list
+
     @pytest.mark.parametrize(
         ("make", "words"),
         [

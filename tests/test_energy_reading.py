@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -16,7 +17,10 @@ from workflow import energy_reading
 from workflow.configuration import config_for
 from workflow.energy_reading import Read, Reading
 from workflow.plane import Truth
+from workflow.run_folder import RunFolder
 from workflow.setup import resolve
+from workflow.systems import energy as energy_system
+from workflow.trained_run import TrainedRun
 
 PLANE = Plane(half=6.0, n=200)
 SIGMA = 0.5
@@ -62,6 +66,24 @@ def test_an_untrained_energy_is_read_as_the_gaussian_that_it_is():
     flow = energy_reading.by_the_flow(plan, found, points)
     # the flow's prior N(0, sigma_max^2 I) leaves out the data's variance, 1 % of it
     assert flow["std_of_difference"] < 0.02 and abs(flow["nats_by_flow"] - flow["nats_by_energy"]) < 0.02
+
+
+def test_an_energy_that_importance_sampling_refuses_is_read_on():
+    """One that looks bounded on the grid; the bracket of the data does not ask it."""
+    found = read()
+    found.model.energy = lambda x, t: x.square().sum(1) / 2 - 1e3 * (x.norm(dim=1) - PLANE.half).relu().square()
+    law = gaussian(1.0)
+    truth = Truth(
+        law=law,
+        score=law.field(lambda x: -x),
+        log_density=lambda x: -x.square().sum(1) / 2 - math.log(2 * math.pi),
+    )
+    exact = torch.randn(50, 2, generator=torch.Generator().manual_seed(0))
+    z = energy_reading.normalisers(Reading(sigma=SIGMA, chains=50, levels=20), found, truth, exact, seed=0)
+    assert z["ais_lower_bound"] is None and "not bounded below" in z["reason"]
+    assert all(b["contains_truth"] for b in z["bracket_of_the_data"].values())
+    said = energy_system._normaliser(z)
+    assert "importance sampling none: got an energy that is not bounded below" in said and "\n" not in said
 
 
 def test_differences_are_read_at_every_level():
@@ -119,24 +141,47 @@ def test_refusals():
     for changes, words in (
         ({"data.name": "digits"}, "points in the plane"),
         ({"second.name": "digits"}, "config.second.name"),
+        ({"second.name": "checkerboard"}, "config.second: got a density whose integral"),
+        (
+            {"second.radius": 40.0, "second.layout": "ring"},
+            "config.second: got gaussians with points as far out as .* up to",
+        ),
+        ({"second.train": 8000}, "config.second with 8,000 points .*batch_size=8192"),
+        ({"model.class_conditional": True}, "class_conditional=True"),
         ({"energy.gamma": 2.0}, "gamma"),
         ({"energy.steps": ()}, "one step or more"),
         ({"energy.sigmas": (0.1, 3.0)}, "config.energy.sigmas"),
         ({"energy.sigmas": (0.1, 0.02)}, "the noise level 0.02 for energy"),
         ({"energy.sigmas": ()}, "one noise level or more"),
+        ({"energy.sigmas": (0.2, 0.2)}, "each once"),
         ({"energy.sigma": 20.0}, "config.energy.sigma=20.0"),
         ({"energy.sigma": 1.0}, "config.energy.sigma=1.0"),
         ({"sde.sigma_max": 0.15}, "the noise level 0.2 of config.energy"),
         ({"model.parametrization": "noise"}, "preconditioned"),
     ):
         with pytest.raises(UserError, match=words):
-            resolve(config_for("energy", changes=changes))
+            few = {f"{part}.train": 20_000 for part in ("data", "second") if f"{part}.name" not in changes}
+            resolve(config_for("energy", changes={**few, **changes}))
     with pytest.raises(UserError, match="the noise level 100.0 of config.energy"):
         Read.of(untrained(), 100.0, PLANE)
 
 
+def test_a_second_energy_without_averages_has_its_last_weights():
+    changes = {
+        "data.train": 3000,
+        "second.train": 2000,
+        "training.ema": (),
+        "training.steps": 2,
+        "training.batch_size": 64,
+    }
+    setup = resolve(config_for("energy", changes={**changes, "training.warmup": 1}))
+    run = TrainedRun(folder=RunFolder(Path("nowhere")), setup=setup, step=2, fingerprint="")
+    second = setup.system._second(run)
+    assert not second.training and bool((next(second.parameters()) != next(setup.model.parameters())).any())
+
+
 def test_the_model_is_an_energy_whose_score_is_its_gradient():
-    model = resolve(config_for("energy")).model
+    model = resolve(config_for("energy", changes={"data.train": 20_000, "second.train": 20_000})).model
     assert isinstance(model, EnergyModel)
     x = torch.randn(5, 2, generator=torch.Generator().manual_seed(0)).requires_grad_()
     (slope,) = torch.autograd.grad(model.energy(x, torch.tensor(0.4)).sum(), x)

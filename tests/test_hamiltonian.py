@@ -91,6 +91,16 @@ class TestRefusals:
                 generator=generator(),
             )
 
+    @pytest.mark.parametrize("adjust", [False, True])
+    @pytest.mark.parametrize("log_f", [lambda x: 1e9 * x.relu().sum(dim=1), lambda x: 1e9 * x.sum(dim=1)])
+    def test_an_energy_without_curvature_or_bottom_is_said(self, log_f, adjust):
+        """Of which no step is too large, and whose slope has no derivative."""
+        x = torch.randn(16, 2, generator=generator())
+        assert largest_curvature(log_f, x) == 0
+        with pytest.raises(UserError, match="not bounded below") as caught:
+            run_chain(Hamiltonian(step=0.1, adjust=adjust), log_f, x, 300, generator=generator())
+        assert "inf" not in str(caught.value).replace("infinity", "") and "nan" not in str(caught.value)
+
     @pytest.mark.parametrize(
         ("log_f", "step"),
         [
@@ -123,6 +133,9 @@ class TestRefusals:
             (lambda: Hamiltonian(step=0.0), "step"),
             (lambda: Hamiltonian(step=0.1, leapfrog=0), "leapfrog"),
             (lambda: run_chain(Hamiltonian(step=0.1), lambda x: x, torch.ones(4, 2), 3), r"expected \(4,\)"),
+            (lambda: run_chain(Hamiltonian(step=0.1), quadratic(1.0), torch.ones(4, 2).long(), 3), r"x\.float\(\)"),
+            (lambda: run_chain(Hamiltonian(step=0.1), quadratic(1.0), torch.ones(0, 2), 3), "one chain or more"),
+            (lambda: run_chain(Hamiltonian(step=0.1), lambda x: x.detach().sum(1), torch.ones(4, 2), 3), "no gradient"),
             (
                 lambda: run_chain(Hamiltonian(step=0.1), lambda x: x.sum(1) * math.inf, torch.ones(4, 2), 3),
                 "not finite",

@@ -122,6 +122,14 @@ def test_truths_and_samples_share_no_random_numbers(tmp_path, monkeypatch):
                 assert abs(float(torch.corrcoef(both)[0, 1])) < 4 / x.numel() ** 0.5, method
 
 
+def test_a_workdir_that_is_a_file_is_refused_before_the_work(tmp_path, monkeypatch):
+    monkeypatch.setattr(restore_tool, "report_inverse", lambda *_, **__: pytest.fail("the work was begun"))
+    (tmp_path / "file").touch()
+    for place in (tmp_path / "file", tmp_path / "file" / "below"):
+        done = called(restore_tool.main, "--run", "pretrained/vp_digits", f"--workdir={place}", "--quiet", check=False)
+        refused(done, 2, f"got the folder {place}, and {tmp_path / 'file'} is a file")
+
+
 def test_problems_that_images_do_not_have_are_refused_before_the_work(tmp_path):
     run = ("--run", "pretrained/vp_digits", "--methods", "DDNM", "--quiet", f"--workdir={tmp_path / 'no'}")
     refused(called(restore_tool.main, *run, "--problems", "colourisation", check=False), 2, "(1, 8, 8)", "inpainting")

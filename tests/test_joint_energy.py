@@ -2,6 +2,7 @@
 
 import json
 import math
+from pathlib import Path
 
 import pytest
 import torch
@@ -17,7 +18,7 @@ from numerics import TemperedLangevin, UserError
 from sde_lib import VESDE
 from training import CrossEntropy, EnergyWatch, JointEnergy, NonFiniteError, TrainingOptions, train
 from training.streams import StepStreams
-from workflow import systems
+from workflow import energy_classifier, systems
 from workflow.configuration import config_for
 from workflow.setup import resolve
 
@@ -220,6 +221,37 @@ class TestTheBuffer:
         for a, b in zip(*end.values(), strict=True):
             torch.testing.assert_close(a, b, rtol=0, atol=0)
 
+    @pytest.mark.parametrize("size", [24, 60])
+    def test_a_resumed_run_of_another_buffer_cuts_it_or_fills_it_up(self, tmp_path, size):
+        """The first chains go on; those that are more begin in the box."""
+        digits, before = data.create("digits"), None
+        for steps, buffer in ((2, 40), (2, size), (4, size)):
+            model, objective = classifier(), JointEnergy(buffer=buffer, length=2, box=(-1.0, 1.0))
+            options = TrainingOptions(
+                steps=steps, batch_size=16, warmup=1, label_dropout=0.0, progress=False, tensorboard=False
+            )
+            train(
+                model, digits.split("train"), digits.transform(), options, objective=objective, folder=tmp_path,
+                resume=before is not None,
+            )  # fmt: skip
+            before = objective.chains.states.clone() if steps == 2 else before
+        states = objective.state_dict()["buffer"]
+        assert len(states) == size and bool((states.abs() <= 1).all())
+        both = min(size, 40)
+        moved = int((states[:both] != before[:both]).flatten(1).any(dim=1).sum())
+        assert moved <= 2 * 16 and (size > 40 or moved > 0)
+        anew = states[both:]
+        assert len({float(x) for x in anew[:, 0, 0, 0]}) == len(anew)
+
+    def test_what_a_checkpoint_is_given_stays_as_it_was(self):
+        objective = JointEnergy(buffer=8, box=(-1.0, 1.0))
+        draws = objective.draw(SDE, (8, 2), StepStreams(0, 0))
+        given = objective.state_dict()["buffer"]
+        was = given.clone()
+        objective.chains.put(draws, torch.zeros(8, 2))
+        objective.chains.commit()
+        assert torch.equal(given, was) and not torch.equal(objective.chains.states, was)
+
     def test_a_second_training_takes_nothing_from_the_first(self):
         digits, objective = data.create("digits"), JointEnergy(buffer=40, length=2, box=(-1.0, 1.0))
         options = TrainingOptions(
@@ -281,6 +313,15 @@ class TestMeasures:
         with pytest.raises(DataError, match=words):
             calibration(torch.zeros(3, 3), torch.tensor(labels))
 
+    def test_what_cannot_be_calibrated_is_refused(self):
+        labels = torch.zeros(4, dtype=torch.int64)
+        for bins in (0, 2.5, True):
+            with pytest.raises(UserError, match="bins"):
+                calibration(torch.zeros(4, 2), labels, bins=bins)
+        for dtype in (torch.complex64, torch.int64):
+            with pytest.raises(DataError, match="expected real floating-point"):
+                calibration(torch.zeros(4, 2, dtype=dtype), labels)
+
     def test_a_share_of_nothing_is_refused(self):
         with pytest.raises(DataError, match="no samples"):
             share(torch.zeros(0))
@@ -291,6 +332,18 @@ class TestMeasures:
         found = calibration(p.log(), torch.tensor([0, 1, 0, 1]), bins=2)
         assert found.ece.value == pytest.approx(0.1, abs=1e-6)
         assert found.confidence == pytest.approx((0.6, 0.9)) and found.frequency == pytest.approx((0.5, 1.0))
+
+    def test_the_floor_draws_nothing_that_the_data_were_made_from(self):
+        """Points from a small seed, whose first coordinate is the confidence: the floor is that of the same points in another
+        order, and so is its spread."""
+        x = data.create("moons").split("test").x
+        p = 0.5 + 0.1 * x[:, 0].double().sigmoid()
+        logs = torch.stack([p.log(), (1 - p).log()], dim=1)
+        labels = torch.zeros(len(x), dtype=torch.int64)
+        order = torch.randperm(len(x), generator=generator(5))
+        as_it_is, other = (calibration(part, labels).floor for part in (logs, logs[order]))
+        assert as_it_is.stderr < 1.3 * other.stderr
+        assert abs(as_it_is.value - other.value) < 4 * other.stderr / math.sqrt(200 / 2)
 
     def test_auroc_of_shifted_normals(self):
         n, shift = 4000, 1.0
@@ -336,6 +389,49 @@ class TestMeasures:
         torch.testing.assert_close(near, x - 0.2 * w.sign())
         assert torch.equal(ProjectedGradient()(logits, x, torch.zeros(2, dtype=torch.int64), 0.0), x)
 
+    @pytest.mark.parametrize("box", [(1.0, -1.0), (0.0, math.nan), (0.0, math.inf), (0.0,), 1.0, "ab"])
+    def test_a_box_that_is_none_is_refused(self, box):
+        for make in (ProjectedGradient, lambda box: TemperedLangevin(step=0.1, noise=0.1, box=box)):
+            with pytest.raises(UserError, match="expected .low, high., finite, low < high"):
+                make(box=box)
+
+    @pytest.mark.parametrize(
+        ("x", "labels", "words"),
+        [
+            (torch.full((3, 4), 1.7), torch.zeros(3).long(), "for the box"),
+            (torch.full((3, 4), math.nan), torch.zeros(3).long(), "for the box"),
+            (torch.zeros(3, 4).long(), torch.zeros(3).long(), "floating-point"),
+            (torch.zeros(3, 4), torch.zeros(2).long(), "expected one for each"),
+            (torch.zeros(3, 4), torch.tensor(1), "expected one for each"),
+            (torch.zeros(3, 4), torch.zeros(3), "expected integers"),
+            (torch.zeros(3, 4), torch.full((3,), -100), "the label -100; expected classes 0 to 3"),
+            (torch.zeros(3, 4), torch.full((3,), 4), "the label 4; expected classes 0 to 3"),
+        ],
+    )
+    def test_what_an_attack_cannot_take_is_refused(self, x, labels, words):
+        with pytest.raises(UserError, match=words):
+            ProjectedGradient(box=(-1.0, 1.0))(lambda x: x, x, labels, 0.1)
+        with pytest.raises(UserError, match=r"expected \(B, K\)"):
+            ProjectedGradient()(lambda x: x.sum(1), torch.zeros(3, 4), torch.zeros(3).long(), 0.1)
+
+    def test_an_attack_keeps_a_mistaken_point_though_another_has_the_larger_loss(self):
+        """Of many classes none of which is likely, the loss is large where the true one is still the likeliest."""
+        rule = nn.Sequential(nn.Linear(2, 16), nn.Tanh(), nn.Linear(16, 10))
+        with torch.no_grad():
+            for p in rule.parameters():
+                p.copy_(0.6 * torch.randn(p.shape, generator=generator(3)))
+        x = torch.randn(2000, 2, generator=generator(1))
+        labels = rule(x).argmax(dim=1)
+        seen = torch.zeros(2000, dtype=torch.bool)
+
+        def logits(at):
+            found = rule(at)
+            seen.logical_or_(found.argmax(dim=1) != labels)
+            return found
+
+        near = ProjectedGradient(steps=10)(logits, x, labels, 0.5, generator=generator(2))
+        assert torch.equal(rule(near).argmax(dim=1) != labels, seen) and 100 < int(seen.sum()) < 1900
+
 
 class TestTheSystem:
     def test_a_classifier_for_data_without_labels_is_refused(self):
@@ -359,6 +455,27 @@ class TestTheSystem:
         ):
             with pytest.raises(UserError, match=words):
                 resolve(config_for("jem", changes=changes))
+
+    def test_a_reference_without_a_likelihood_is_refused_before_the_training(self, tmp_path):
+        for name, words in (("jem", "no likelihood: exp"), ("ddgm", "no likelihood|no score")):
+            folder = tmp_path / name
+            folder.mkdir()
+            (folder / "config.json").write_text(json.dumps(config_for(name)))
+            with pytest.raises(UserError, match=rf"config\.study\.reference=.*a run of {name}, which has ({words})"):
+                resolve(config_for("jem", changes={"study.reference": str(folder)}))
+        resolve(config_for("jem", changes={"study.reference": str(tmp_path / "nowhere")}))
+
+    @pytest.mark.parametrize(("seed", "same"), [(0, True), (1, False)])
+    def test_a_reference_is_not_asked_of_images_that_it_was_trained_on(self, seed, same, monkeypatch):
+        monkeypatch.setattr(
+            energy_classifier, "_bits", lambda run, study, kinds, ids: dict.fromkeys(kinds, torch.rand(2))
+        )
+        setup = resolve(config_for("jem", changes={"data.seed": seed}))
+        reference = str(Path(__file__).parents[1] / "pretrained" / "vp_digits")
+        study = energy_classifier.Study(images=2, flow_steps=2, reference=reference)
+        told, said = energy_classifier.outside(setup, study, setup.model, {})
+        assert (f"bits/dim, {reference}" in told) == same
+        assert ("has the same test split" if same else "another test split (seed 0, here digits and seed 1)") in said
 
     def test_it_says_that_it_has_no_likelihood(self):
         system = systems.create("jem")

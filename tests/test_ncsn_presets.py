@@ -62,6 +62,16 @@ def test_its_output_is_the_score():
     torch.testing.assert_close(model(x, t), model.net(x, torch.tensor([0.0, 22.0])))
 
 
+def test_a_network_that_is_told_other_levels_than_it_has_is_refused():
+    for changes, told in (
+        ({"model.conditioning.levels": 10}, "'discrete_index' of 10 levels"),
+        ({"model.conditioning": "log_snr"}, "'log_snr' of no levels"),
+    ):
+        with pytest.raises(UserError, match=told) as caught:
+            SYSTEM.check(config_for("ncsn", "conditional", changes=changes))
+        assert "config.model.conditioning.levels=23" in str(caught.value)
+
+
 def test_a_network_of_other_levels_than_the_ladders_is_refused():
     for preset in ("conditional", "cifar10"):
         with pytest.raises(UserError, match=r"sde\.levels=12") as caught:

@@ -7,6 +7,7 @@ import torch
 
 from numerics import UserError
 from sde_lib import noise_levels
+from workflow.sigma_ladder import SigmaLadder
 
 D = 3072
 
@@ -49,6 +50,10 @@ def test_the_overlap_is_the_mass_of_a_shell():
     assert inside == pytest.approx(noise_levels.overlap(gamma, dims), abs=0.08)
 
 
+def test_five_dimensions_are_enough_for_a_ratio():
+    assert noise_levels.overlap(noise_levels.ratio(5), 5) == pytest.approx(0.5, abs=1e-6)
+
+
 def test_the_largest_distance():
     x = torch.randn(2500, 3, generator=torch.Generator().manual_seed(0))
     assert noise_levels.largest_distance(x) == pytest.approx(float(torch.cdist(x, x).max()), rel=1e-6)
@@ -58,6 +63,13 @@ def test_the_largest_distance():
     ("make", "words"),
     [
         (lambda: noise_levels.ratio(64, mass=1.0), "mass"),
+        (lambda: noise_levels.ratio(4), "in 4 dimensions.*expected 5 dimensions or more: give levels itself"),
+        (lambda: noise_levels.variance_left(2.0, 1.5, 3), "q=2"),
+        (lambda: noise_levels.variance_left(-0.1, 1.5, 3), "q=-0.1"),
+        (lambda: noise_levels.variance_left(0.5, 0.0, 3), "gamma"),
+        (lambda: noise_levels.variance_left(0.5, 1.5, 0), "steps"),
+        (lambda: SigmaLadder(sigma_max=-1.0), "sigma_max=-1.0"),
+        (lambda: SigmaLadder(sigma_max=0.01, sigma_min=0.1), "sigma_min < sigma_max"),
         (lambda: noise_levels.ratio(0), "D"),
         (lambda: noise_levels.number_of_levels(0.01, 1.0, 64), "largest > smallest"),
         (lambda: noise_levels.langevin_step(1.0, 0.01, 5), "gamma"),

@@ -141,6 +141,13 @@ def test_the_four_fit_a_gaussian():
     assert denoising.loss == pytest.approx(denoising.best, rel=0.1)
 
 
+def test_fewer_points_than_a_batch_are_one_batch():
+    plan = Study(steps=2, batch_size=64, width=8, depth=1, sigmas=(0.5,), batches=3)
+    truth = gaussian_truth(n=100)
+    found = score_matching_study.study(plan, normal_points(40), Standardize(), truth, torch.device("cpu"))
+    assert len(found) == 4 and all(f.variance > 0 for f in found.values())
+
+
 def test_the_truth_of_a_data_set_is_its_density_in_model_units():
     dataset, transform = load_data(config_for("score_matching", changes={"data.name": "moons"})["data"])
     truth = plane.truth(dataset, transform, n=300)
@@ -158,6 +165,7 @@ def test_what_does_not_fit_is_refused():
         ({"data.name": "digits"}, "points in the plane with a known one"),
         ({"study.sigmas": ()}, "one or more noise levels"),
         ({"study.sigmas": (0.1, 0.1)}, "each once"),
+        ({"study.sigmas": (0.1, 0.1000001)}, "each once"),
         ({"study.steps": 0}, "config.study.steps"),
         ({"study.sigmas": (0.0001,)}, "the noise level 0.0001 for score_matching"),
         ({"data.name": "checkerboard"}, "without jumps"),

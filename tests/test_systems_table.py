@@ -149,6 +149,16 @@ def test_the_first_seed_of_all_comes_first_and_an_owner_before_who_shares() -> N
     assert order == [("ddpm", 0), ("vp", 0), ("ddim", 0), ("ddpm", 1), ("vp", 1), ("ddim", 1)]
 
 
+def test_a_page_without_marks_is_refused_before_a_cell_is_made(tmp_path: Path, monkeypatch) -> None:
+    monkeypatch.setattr("workflow.tools.systems_table._make", lambda asked, page: pytest.fail("cells were made"))
+    page = tmp_path / "page.md"
+    page.write_text("<!-- systems table -->")
+    with pytest.raises(UserError, match="expected both"):
+        systems_table.main(["--workdir", str(tmp_path / "cells"), "--page", str(page), "--quiet"])
+    with pytest.raises(UserError, match="page.md is a file"):
+        systems_table.main(["--workdir", str(page), "--quiet"])
+
+
 def test_a_page_keeps_what_is_outside_the_marks_and_needs_both(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     page.write_text("a <!-- end of t --> <!-- t -->")

@@ -215,6 +215,26 @@ def test_memory_is_saved_from_the_command_line(tmp_path):
         assert np.allclose(losses("-".join(f.rsplit(".", 1)[1] for f in flags), *flags), plain, rtol=0.02)
 
 
+def test_a_file_that_cannot_be_written_is_refused_before_anything_is_drawn(run, tmp_path):
+    (tmp_path / "folder.png").mkdir()
+    (tmp_path / "file").touch()
+    before = sorted(run.rglob("*"))
+    for option in ("--out", "--gif"):
+        for name, words in (
+            ("x", "names no format"),
+            ("x.qqq", "names no format"),
+            ("folder.png", "where a file cannot be"),
+            ("file/x.png", "where a file cannot be"),
+        ):
+            refused(
+                called(sample.main, "--run", run, "--n", 2, "--steps", 2, option, tmp_path / name, check=False),
+                3,
+                words,
+            )
+    refused(called(ood.main, "--run", run, "--limit", 1, "--steps", 2, check=False), 3, "two or more")
+    assert sorted(run.rglob("*")) == before and not (tmp_path / "x").exists()
+
+
 # -- samples as 8-bit files -----------------------------------------------------------------------------------------------
 
 

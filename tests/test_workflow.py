@@ -463,6 +463,8 @@ def test_a_system_without_a_score_goes_through_every_stage(monkeypatch, tmp_path
         for tool in tools:
             with pytest.raises(UserError, match="a run of fitted, which has no score: it draws its own samples"):
                 main.main([tool[0], "--run", str(folder), "--quiet", *tool[1:]])
+        with pytest.raises(UserError, match="--label 1 for a run of fitted, whose own way of drawing takes no class"):
+            main.main(["sample", "--run", str(folder), "--quiet", "--sampler", "own", "--label", "1"])
         assert sorted(folder.rglob("*")) == before  # a refused command writes nothing
         Fitted.no_likelihood = "nothing is normalised"
         assert main.main(["fitted", f"--workdir={folder}", "--resume", *WITHOUT_SAMPLERS]) == 0

@@ -147,9 +147,10 @@ class JointEnergy(CrossEntropy):
 
     def state_dict(self) -> dict[str, Tensor]:
         """The states of the chains."""
-        return {} if self.chains.states is None else {"buffer": self.chains.states}
+        return {} if self.chains.states is None else {"buffer": self.chains.states.clone()}
 
     def load_state_dict(self, state: Mapping[str, Tensor]) -> None:
+        """Takes the chains back; where `buffer` has changed, the next draw leaves some out, or begins more."""
         if "buffer" in state:
             self.chains.states = state["buffer"].clone()
 

@@ -26,7 +26,7 @@ class ReplayBuffer:
         box: (low, high) that new states are uniform in; None for standard normals.
 
     Attributes:
-        states: `(size, *)`; none before the first draw.
+        states: `(size, *)`; none before the first draw, and of a larger or smaller buffer's if put back from one, until it.
     """
 
     def __init__(self, size: int, restart: float, box: tuple[float, float] | None) -> None:
@@ -51,10 +51,14 @@ class ReplayBuffer:
         B, device = int(shape[0]), streams.device
         if self.size < B:
             raise UsageError(f"got buffer={self.size} for batches of {B}; expected as many chains or more")
-        if self.states is None:
+        if self.states is None or len(self.states) != self.size:
             # of no step, so that a resumed run's is the same
             first = StepStreams(streams.seed, 0, device).generator("replay buffer")
-            self.states = self.fresh((self.size, *shape[1:]), first, device)
+            states = self.fresh((self.size, *shape[1:]), first, device)
+            if self.states is not None:
+                kept = self.states[: self.size]
+                states[: len(kept)] = kept.to(device)
+            self.states = states
         self.states = self.states.to(device)
         self._new.clear()
         generator = streams.generator("replay")

@@ -11,20 +11,14 @@ permutation of epoch p // N, so every sample is seen once per epoch even where b
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import Tensor
 
+from numerics import mix
 from training.errors import UsageError
-
-
-def mix(*key: int | str) -> int:
-    """A number in [0, 2^63) that depends on all of `key`, the same on every machine."""
-    digest = hashlib.blake2b("/".join(map(str, key)).encode(), digest_size=8).digest()
-    return int.from_bytes(digest, "little") >> 1
 
 
 class StepStreams:

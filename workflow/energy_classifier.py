@@ -22,7 +22,7 @@ from evaluation.calibration import share
 from likelihood import UniformDequantizer, fast
 from models import ClassifierEnergy
 from numerics import SampleStreams, TemperedLangevin, UserError, normal, point, require_count, require_range, uniform
-from workflow import progress
+from workflow import configuration, progress
 from workflow.outside import bits_of_images, outside_of
 from workflow.setup import Setup
 from workflow.trained_run import TrainedRun, load_run
@@ -182,30 +182,62 @@ def outside(
             scores.setdefault(f"1 - largest p(y given x), {name}", {})[kind] = (
                 -logits_of(model, x).softmax(dim=1).amax(dim=1)
             )
-    reference, said = _reference(setup, study)
-    if reference is not None:
-        for kind, bits in _bits(reference, study, kinds, test.ids).items():
-            scores.setdefault(f"bits/dim, {study.reference}", {})[kind] = bits
-    return {
-        by: {kind: auroc(of["test"], values) for kind, values in of.items() if kind != "test"}
-        for by, of in scores.items()
-    }, said
-
-
-def _reference(setup: Setup, study: Study) -> tuple[TrainedRun | None, str]:
-    """The run whose bits/dim stand beside, or why there is none."""
+    found = {by: _told(of) for by, of in scores.items()}
     if not study.reference:
-        return None, ""
-    if not Path(study.reference).is_dir():
-        return None, f"No bits/dim beside: there is no folder {study.reference} here."
+        return found, ""
     try:
-        run = load_run(study.reference, device=str(setup.device))
+        run = _reference(setup, study)
+        found[f"bits/dim, {study.reference}"] = _told(_bits(run, study, kinds, test.ids))
     except UserError as error:
-        return None, f"No bits/dim beside: {error}."
+        return found, f"No bits/dim beside: {error}."
+    return found, f"{study.reference} has the same test split, none of which it was trained on."
+
+
+def _told(of: Mapping[str, Tensor]) -> dict[str, Estimate]:
+    """How well a score `(n,)` tells each kind from the test data, which it is larger for."""
+    return {kind: auroc(of["test"], values) for kind, values in of.items() if kind != "test"}
+
+
+def require_scored(reference: str) -> None:
+    """Refuses a run of a system without a likelihood as the reference, before anything is trained. A folder that is not there
+    is no mistake: the report says so.
+
+    Raises:
+        UserError: such a run.
+    """
+    from workflow import systems  # which import this
+
+    try:
+        name = configuration.of_run(Path(reference))["system"] if reference else ""
+    except UserError:
+        return
+    system = systems.create(name) if name else None
+    if system is not None and (system.no_likelihood or system.no_score):
+        why = f"no likelihood: {system.no_likelihood}" if system.no_likelihood else f"no score: {system.no_score}"
+        raise UserError(
+            f"got config.study.reference={reference!r}, a run of {name}, which has {why}; expected a run with bits/dim, or '' "
+            "for none beside"
+        )
+
+
+def _reference(setup: Setup, study: Study) -> TrainedRun:
+    """The run whose bits/dim stand beside.
+
+    Raises:
+        UserError: no such run, or one of other data: of images that it was trained on its bits/dim would say nothing.
+    """
+    if not Path(study.reference).is_dir():
+        raise UserError(f"there is no folder {study.reference} here")
+    run = load_run(study.reference, device=str(setup.device))
     own, other = setup.dataset, run.dataset
     if (own.event_shape, own.levels) != (other.event_shape, other.levels):
-        return None, f"No bits/dim beside: {study.reference} is of {other.name}, with another shape or other levels."
-    return run, ""
+        raise UserError(f"{study.reference} is of {other.name}, with another shape or other levels")
+    if not torch.equal(own.split("test").x, other.split("test").x):
+        raise UserError(
+            f"{study.reference} is of {other.name} with another test split (seed {other.seed}, here {own.name} and seed "
+            f"{own.seed}), so it may have been trained on images that are scored here"
+        )
+    return run
 
 
 def _bits(run: TrainedRun, study: Study, kinds: Mapping[str, Tensor], ids: Tensor) -> dict[str, Tensor]:

@@ -83,6 +83,10 @@ class Reading:
         require_range(self.gamma, "config.energy.gamma", 0, 1)
         if not self.sigmas:
             raise UserError("got config.energy.sigmas=(); expected one noise level or more")
+        if len({f"{sigma:g}" for sigma in self.sigmas}) < len(self.sigmas):
+            raise UserError(
+                f"got config.energy.sigmas={self.sigmas}; expected each once, and to differ in their first six digits"
+            )
         if not self.steps:
             raise UserError("got config.energy.steps=(); expected one step or more")
 
@@ -165,6 +169,8 @@ def differences_at(plan: Reading, model: EnergyModel, truth: Truth) -> dict[str,
 def normalisers(plan: Reading, read: Read, truth: Truth, exact: Tensor, seed: int) -> dict[str, Any]:
     """log Z of the energy by annealed importance sampling and by quadrature; and the bracket on the data's own density.
 
+    Where importance sampling refuses the energy, its values are None and "reason" says why.
+
     Args:
         exact: samples of the data `(N, 2)`.
     """
@@ -174,10 +180,14 @@ def normalisers(plan: Reading, read: Read, truth: Truth, exact: Tensor, seed: in
     path = DiffusionPath(
         sde=sde, energy=model.energy, shape=(2,), t=read.t, std=math.hypot(sde.prior_std, model.data_std or 1.0)
     )
+    own, reason = None, ""
     with progress.bar(total=plan.levels, name="annealed importance sampling", unit="level") as bar:
-        own = annealed.forward(
-            path, plan.chains, generator=SampleStreams(seed), device=device, callback=lambda _: bar.update(1)
-        )
+        try:
+            own = annealed.forward(
+                path, plan.chains, generator=SampleStreams(seed), device=device, callback=lambda _: bar.update(1)
+            )
+        except UserError as error:  # of a trained energy nobody knows before; the rest of the reading stands
+            reason = str(error)
     base = GeometricPath(target=truth.log_density, shape=(2,), std=1.2)
     kernel = Hamiltonian(step=0.25 * truth.narrowest, leapfrog=4)
     brackets = {}
@@ -192,11 +202,12 @@ def normalisers(plan: Reading, read: Read, truth: Truth, exact: Tensor, seed: in
         }
     return {
         "quadrature": read.law.log_z,
-        "ais_lower_bound": own.bound,
-        "ais_stderr": own.stderr,
-        "ais_log_mean_weight": own.log_z,
-        "effective_chains": own.effective,
-        "acceptance": own.acceptance,
+        "ais_lower_bound": None if own is None else own.bound,
+        "ais_stderr": None if own is None else own.stderr,
+        "ais_log_mean_weight": None if own is None else own.log_z,
+        "effective_chains": None if own is None else own.effective,
+        "acceptance": None if own is None else own.acceptance,
+        "reason": reason,
         "bracket_of_the_data": brackets,
     }
 

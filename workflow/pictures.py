@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from evaluation.pictures import save_grid, save_histogram, save_lines, save_scatter, shown_channels
+from evaluation.pictures import require_picture, save_grid, save_histogram, save_lines, save_scatter, shown_channels
 from numerics import SampleStreams, take
 from samplers import Sampler, StepInfo
 from samplers.callbacks import all_of
@@ -134,6 +134,15 @@ def _show_steps(bar: Any, size: int) -> Callable[[StepInfo], None]:
         bar.update(0)
 
     return show
+
+
+def require_samples_file(file: Path, setup: Setup) -> None:
+    """Refuses a file that `save_samples` could not write.
+
+    Raises:
+        DataError: as `evaluation.pictures.require_picture`.
+    """
+    require_picture(file, plot=len(setup.dataset.event_shape) != 3)
 
 
 def save_samples(file: Path, x: Tensor, setup: Setup) -> None:

@@ -89,12 +89,17 @@ def truth(
         on: the grid, in place of one of `n` points around the data.
 
     Raises:
-        UserError: a density that such a grid does not resolve, as one with jumps.
+        UserError: a density that such a grid does not resolve, as one with jumps, or points outside the grid.
     """
     log_prob = dataset.log_prob
     assert log_prob is not None and dataset.event_shape == (2,)  # `require_plane` has seen to that
-    points = transform.centres(dataset.split("train").x)
-    plane = Plane(half=float(points.abs().max()) + margin, n=n) if on is None else on
+    farthest = float(transform.centres(dataset.split("train").x).abs().max())
+    plane = Plane(half=farthest + margin, n=n) if on is None else on
+    if farthest > plane.half:
+        raise UserError(
+            f"got {dataset.name} with points as far out as {farthest:.3g}, in units of the data that are trained on first; "
+            f"expected them in the plane around those, up to {plane.half:.3g}: take data of about the same extent"
+        )
     per_point = 2 * transform.log_det
 
     def log_density(y: Tensor) -> Tensor:

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from data import Dataset
 from data.transforms import Transform
-from numerics import SampleStreams, expand_as
+from numerics import SampleStreams, expand_as, mix
 from samplers import Ancestral, DDPMIndices, PredictorCorrector
 from sde_lib import SDE, Score
 from sde_lib.analytic import GaussianMixture
@@ -114,7 +114,7 @@ def moments(sde: SDE, rows: int) -> Tensor:
 def forward_path(run: TrainedRun, times: Tensor) -> Tensor:
     """`(K, n, 2)` states of the SDE itself at the `times` `(K,)`: a path, not separate draws."""
     sde = run.sde
-    generator = torch.Generator().manual_seed(run.setup.options.seed)
+    generator = torch.Generator().manual_seed(mix("forward path", run.setup.options.seed))
     x_0 = run.transform(run.dataset.split("test").x[:_POINTS]).double()
     x = sde.perturb(x_0, times[0], torch.randn(x_0.shape, generator=generator, dtype=torch.float64))
     path = [x]

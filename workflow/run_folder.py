@@ -60,10 +60,26 @@ class RunFolder:
     @property
     def free_bytes(self) -> int:
         """What the disk has left where the folder is, or would be."""
+        return shutil.disk_usage(self._there).free
+
+    @property
+    def _there(self) -> Path:
+        """The folder, or the nearest above it that exists."""
         there = self.path.absolute()
         while not there.exists():
             there = there.parent
-        return shutil.disk_usage(there).free
+        return there
+
+    def require_place(self) -> None:
+        """Refuses a place where no folder can be, before what takes long; makes nothing.
+
+        Raises:
+            UserError: a file, or below one.
+        """
+        if not self._there.is_dir():
+            raise UserError(
+                f"got the folder {self.path}, and {self._there} is a file; expected a folder, there or to be made"
+            )
 
     def results(self) -> dict[str, Any]:
         """What results.json holds; nothing where there is none.

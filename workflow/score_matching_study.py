@@ -130,8 +130,11 @@ class Study:
             require_positive(getattr(self, name), f"config.study.{name}")
         for sigma in self.sigmas:
             require_positive(sigma, "a noise level of config.study.sigmas")
-        if not self.sigmas or len(set(self.sigmas)) < len(self.sigmas):
-            raise UserError(f"got config.study.sigmas={self.sigmas}; expected one or more noise levels, each once")
+        if not self.sigmas or len({f"{sigma:g}" for sigma in self.sigmas}) < len(self.sigmas):
+            raise UserError(
+                f"got config.study.sigmas={self.sigmas}; expected one or more noise levels, each once, that differ in their "
+                "first six digits"
+            )
 
     @property
     def methods(self) -> Mapping[str, tuple[float, Objective]]:
@@ -265,7 +268,8 @@ def _loss(model: nn.Module, objective: Objective, batches: Batches, step: int) -
 
 
 def _batches(plan: Study, split: Split, transform: Transform, device: torch.device) -> Batches:
-    return Batches(split, transform, batch_size=plan.batch_size, seed=plan.seed + 1, device=device)
+    size = min(plan.batch_size, len(split))  # as in training
+    return Batches(split, transform, batch_size=size, seed=plan.seed + 1, device=device)
 
 
 def _fresh(plan: Study, sigma: float, device: torch.device) -> Timeless:

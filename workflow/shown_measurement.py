@@ -167,7 +167,7 @@ class ShownDSM(TimedObjective):
 
 
 def train_shown(run: TrainedRun, measured: Measurement, steps: int) -> ShownModel:
-    """A network like the run's, trained on the run's data to restore what is measured so; with its averaged weights.
+    """A network like the run's, trained on the run's data to restore what is measured so; with its averaged weights, if any.
 
     Args:
         measured: whose operator and noise are learned.
@@ -185,5 +185,7 @@ def train_shown(run: TrainedRun, measured: Measurement, steps: int) -> ShownMode
     )
     objective = ShownDSM(measured=measured, times=getattr(run.setup.objective, "times", LogNormal()))
     model = ShownModel.beside(run.model, own.seed).train()
-    train(model, run.setup.training_data, run.transform, options, objective=objective).load_averages(model)
+    result = train(model, run.setup.training_data, run.transform, options, objective=objective)
+    if result.averages:  # with ema=() the last weights stay, as in the run itself
+        result.load_averages(model)
     return model.eval().requires_grad_(False)

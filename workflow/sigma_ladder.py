@@ -13,7 +13,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
-from numerics import require_count
+from numerics import UserError, require_count, require_positive
 from samplers import AnnealedLangevin, Correction, Uniform
 from samplers.annealed_langevin import require_stable
 from sde_lib import TableVESDE, geometric_sigmas
@@ -27,6 +27,9 @@ class SigmaLadder:
         levels: number of sigmas, at least 2.
         sigma_max: the first and largest sigma.
         sigma_min: the last and smallest sigma.
+
+    Raises:
+        UserError: fewer levels, or sigmas that are not 0 < sigma_min < sigma_max.
     """
 
     levels: int = 10
@@ -35,6 +38,12 @@ class SigmaLadder:
 
     def __post_init__(self) -> None:
         require_count(self.levels, "levels", 2)
+        for name in ("sigma_min", "sigma_max"):
+            require_positive(getattr(self, name), name)
+        if not self.sigma_min < self.sigma_max:
+            raise UserError(
+                f"got sigma_max={self.sigma_max:g} and sigma_min={self.sigma_min:g}; expected sigma_min < sigma_max"
+            )
 
     @property
     def ratio(self) -> float:

@@ -168,7 +168,18 @@ def put(page: Path, name: str, text: Sequence[str]) -> None:
     """Puts lines between the marks `<!-- NAME -->` and `<!-- end of NAME -->` of a page, and leaves the rest as it is.
 
     Raises:
-        UserError: a page without the marks, or with one of them twice.
+        UserError: as `require_marks`.
+    """
+    before, after = require_marks(page, name)
+    begin, end = _marks(name)
+    RunFolder(page.parent).write_text(page.name, f"{before}{begin}\n\n" + "\n".join(text) + f"\n\n{end}{after}")
+
+
+def require_marks(page: Path, name: str) -> tuple[str, str]:
+    """What stands before the mark `<!-- NAME -->` of a page, and after `<!-- end of NAME -->`.
+
+    Raises:
+        UserError: a page that cannot be read, without the marks, or with one of them twice.
     """
     try:
         old = page.read_text(encoding="utf-8")
@@ -176,9 +187,13 @@ def put(page: Path, name: str, text: Sequence[str]) -> None:
         raise UserError(
             f"got the page {page}, which cannot be read ({error.strerror}); expected a file of Markdown"
         ) from error
-    begin, end = f"<!-- {name} -->", f"<!-- end of {name} -->"
+    begin, end = _marks(name)
     if old.count(begin) != 1 or old.count(end) != 1 or old.index(begin) > old.index(end):
         raise UserError(f"got the page {page} without one line {begin} and one line {end} after it; expected both")
     before, rest = old.split(begin)
     _, after = rest.split(end)
-    RunFolder(page.parent).write_text(page.name, f"{before}{begin}\n\n" + "\n".join(text) + f"\n\n{end}{after}")
+    return before, after
+
+
+def _marks(name: str) -> tuple[str, str]:
+    return f"<!-- {name} -->", f"<!-- end of {name} -->"

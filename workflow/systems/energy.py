@@ -122,7 +122,7 @@ class Energy(System):
         )
 
     def check(self, config: Config) -> None:
-        """How it is read, at noise levels that the SDE has, and data whose densities are known."""
+        """How it is read, at noise levels that the SDE has, and two data sets whose densities are known, on one plane."""
         plan = self.plan(config)
         energy_reading.require_within(self.sde(config), plan.sigma, *plan.sigmas)
         if self.compared(config).steps:
@@ -133,10 +133,34 @@ class Energy(System):
                 f"got config.model.parametrization={config['model']['parametrization']['name']!r} for an energy, which has its "
                 "own; expected preconditioned"
             )
-        if self.other(config).event_shape != (2,) or self.other(config).log_prob is None:
+        if config["model"]["class_conditional"]:
+            raise UserError(
+                "got config.model.class_conditional=True for an energy, which is compared with the density of all classes and "
+                "with data of others; expected False"
+            )
+        self._check_second(config, plan)
+
+    def _check_second(self, config: Config, plan: Reading) -> None:
+        """Refuses a second data set that cannot be trained on or compared, before the first is trained on."""
+        from workflow.setup import load_data  # it imports the systems
+
+        other, batch = self.other(config), config["training"]["batch_size"]
+        if other.event_shape != (2,) or other.log_prob is None:
             raise UserError(
                 f"got config.second.name={config['second']['name']!r}; expected points in the plane with a known density"
             )
+        if len(other.split("train")) < batch:
+            raise UserError(
+                f"got config.second with {len(other.split('train')):,} points to train on and "
+                f"config.training.batch_size={batch}; expected as many or more: raise config.second.train"
+            )
+        dataset, transform = load_data(config["data"])
+        first = plane.truth(dataset, transform, n=plan.grid, margin=_MARGIN)
+        try:
+            laws = [t.law.blurred(plan.sigma)[0] for t in (first, plane.truth(other, transform, on=first.plane))]
+            energy_reading.composed(plan.gamma, (laws[0], laws[1]), (laws[0], laws[1]))
+        except UserError as error:
+            raise UserError(f"config.second: {error}") from error
 
     def rehearsal(self, setup: Setup) -> Setup:
         """With a reading of seconds."""
@@ -213,8 +237,20 @@ class Energy(System):
         model = fresh(run)
         options = replace(setup.options, progress=not progress.is_silent(), tensorboard=False, eval_every=0)
         result = train(model, other.split("train"), run.transform, options, objective=setup.objective)
-        result.load_averages(model)
+        if result.averages:  # with ema=() the last weights stay, as in the first's
+            result.load_averages(model)
         return cast(EnergyModel, model.eval().requires_grad_(False))
+
+
+def _normaliser(z: Mapping[str, Any]) -> str:
+    """What is said of log Z."""
+    if z["reason"]:
+        return f"log Z by quadrature {z['quadrature']:.3f}; by annealed importance sampling none: {z['reason']}."
+    return (
+        f"log Z by quadrature {z['quadrature']:.3f}, by annealed importance sampling {z['ais_lower_bound']:.3f} ± "
+        f"{z['ais_stderr']:.3f}, a lower bound in expectation: log-densities with it are too large by "
+        f"{z['quadrature'] - z['ais_lower_bound']:.3f} nats, so nats or bits/dim of held-out points come out too good."
+    )
 
 
 def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
@@ -224,9 +260,7 @@ def _lines(entry: Mapping[str, Any], plan: Reading) -> list[str]:
         f"Read at sigma = {plan.sigma:g}, on the true law's mass: differences of energies are off by {d['nats']:.3f} nats, "
         f"{100 * d['relative']:.1f} % of the log-density's spread ({d['of']:.2f} nats); KL(true, energy) {d['kl']:.4f} nats.",
         "",
-        f"log Z by quadrature {z['quadrature']:.3f}, by annealed importance sampling {z['ais_lower_bound']:.3f} ± "
-        f"{z['ais_stderr']:.3f}, a lower bound in expectation: log-densities with it are too large by "
-        f"{z['quadrature'] - z['ais_lower_bound']:.3f} nats, so nats or bits/dim of held-out points come out too good.",
+        _normaliser(z),
         "",
         *(
             f"The data's own density, {levels} levels: {b['lower']:.3f} ± {b['lower_stderr']:.3f} <= log Z = 0 <= "

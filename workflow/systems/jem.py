@@ -147,8 +147,8 @@ class JEM(System):
         return made
 
     def check(self, config: Config) -> None:
-        """The study's values, and labels that stay."""
-        self.study(config)
+        """The study's values, a reference that says bits/dim, and labels that stay."""
+        energy_classifier.require_scored(self.study(config).reference)
         if config["training"]["label_dropout"]:
             raise UserError(
                 f"got config.training.label_dropout={config['training']['label_dropout']}; expected 0: a classifier learns "

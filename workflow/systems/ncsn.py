@@ -153,13 +153,20 @@ class NCSN(System):
         """A network that looks levels up has those of the ladder.
 
         Raises:
-            UserError: another number of levels.
+            UserError: another number of levels, in its weights or in what it is told.
         """
         levels, own = self.ladder(config).levels, config["model"].get("sigmas") or ()
         if config["model"].get("conditional", False) and len(own) != levels:
             raise UserError(
                 f"got config.sde.levels={levels} for a network with weights for {len(own)}; expected as many: set "
                 "config.model.sigmas and config.model.conditioning.levels too, or take --preset=conditional"
+            )
+        told = config["model"]["conditioning"]
+        if config["model"].get("conditional", False) and told.get("levels") != levels:
+            raise UserError(
+                f"got config.model.conditioning={told['name']!r} of {told.get('levels', 'no')} levels for a network with "
+                f"weights for {levels}; expected as many: set config.model.conditioning=discrete_index and "
+                f"config.model.conditioning.levels={levels}"
             )
 
     def sampler(self, config: Config, section: Config) -> Sampler:

@@ -42,7 +42,7 @@ class RuledLadder:
     """Sigmas by techniques 1 and 2.
 
     Args:
-        sigma_max: the largest; None for the largest distance between two of the data.
+        sigma_max: the largest; None for the largest distance between two of the first 10,000 data.
         sigma_min: the smallest.
         levels: L; None for as many as have ratios nearest to technique 2's.
         mass: C of technique 2, where `levels` is None.

@@ -89,6 +89,10 @@ def main(arguments: list[str]) -> int:
     run = load_run(options.run, options.device)
     run = run if options.label is None else run.of_class(options.label)
     name = options.other
+    if options.limit == 1 or len(run.dataset.split("test")) < 2:
+        raise DataError(
+            "got one test image; expected two or more, to tell other data from: raise --limit, or 0 for all"
+        )
     scored = others(run, "noise" if name == "flipped" else name, options.limit, options.seed)
     x, _ = UniformDequantizer()(
         run.pilot(), run.transform, run.sde, run.sde.t_min, generator=SampleStreams(options.seed)

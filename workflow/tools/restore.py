@@ -57,6 +57,8 @@ def main(arguments: list[str]) -> int:
             f"got --sr3_steps {args.sr3_steps} with --problems {','.join(problems)}; expected {SR3_PROBLEM} among them, which "
             "the network is trained for"
         )
+    if args.workdir is not None:
+        RunFolder(args.workdir).require_place()
     run = load_run(args.run, args.device)
     require_score(run, "a run of vp, ve or sub_vp")
     report_inverse(

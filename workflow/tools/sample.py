@@ -12,17 +12,18 @@ RUN/samples/SAMPLER-...-png gets an 8-bit file for each sample, and SAMPLER-...-
 
 from __future__ import annotations
 
+import argparse
 import time
 from pathlib import Path
 
 import torch
 
-from evaluation.pictures import save_gif
+from evaluation.pictures import require_picture, save_gif
 from numerics import SampleStreams, UserError
 from samplers import Sampler
 from samplers.callbacks import Trajectory
 from workflow import eight_bit, progress
-from workflow.pictures import draw_in_chunks, save_samples
+from workflow.pictures import draw_in_chunks, require_samples_file, save_samples
 from workflow.tools import arguments as shared
 from workflow.trained_run import TrainedRun, load_run
 
@@ -63,6 +64,9 @@ def main(arguments: list[str]) -> int:
     run = load_run(args.run, args.device)
     if args.save == "png":
         eight_bit.check(run.dataset)
+    if args.out is not None:
+        require_samples_file(args.out, run.setup)
+    _require_no_class(run, args)
     if args.guidance is not None and args.label is None and args.caption is None:
         raise UserError(
             f"got --guidance {args.guidance} without a class; expected --label K or --caption TEXT beside it"
@@ -78,6 +82,10 @@ def main(arguments: list[str]) -> int:
     sampler = choose(run)
     if sampler is None and args.gif is not None:
         raise UserError(f"got --gif for a run of {run.setup.name}, which has no score; expected a run with one")
+    if args.gif is not None:
+        if run.dataset.levels is None:
+            raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
+        require_picture(args.gif)
     start = time.perf_counter()
     made = draw_in_chunks(run, sampler, args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     x, parts = made.x, made.folder
@@ -96,10 +104,18 @@ def main(arguments: list[str]) -> int:
     return 0
 
 
+def _require_no_class(run: TrainedRun, args: argparse.Namespace) -> None:
+    """Refuses a class for a system without a score, whose own way of drawing takes none."""
+    given = [name for name in ("label", "caption", "guidance") if getattr(args, name) is not None]
+    if given and run.setup.system.no_score:
+        raise UserError(
+            f"got --{given[0]} {getattr(args, given[0])} for a run of {run.setup.name}, whose own way of drawing takes no "
+            f"class; expected --sampler {shared.OWN} alone"
+        )
+
+
 def _animate(file: Path, run: TrainedRun, sampler: Sampler, seed: int, n: int) -> None:
     """The states of the first samples from noise to data, each scaled to the picture's range by its own spread."""
-    if run.dataset.levels is None:
-        raise UserError(f"got --gif for {run.dataset.name}, which has no images; expected a run on images")
     path = Trajectory()
     with torch.no_grad():
         ids = torch.arange(min(16, n))

@@ -24,7 +24,7 @@ from workflow import progress
 from workflow.command_line import Parser
 from workflow.run_folder import RunFolder
 from workflow.table_cell import Cell, cells, make
-from workflow.table_page import Numbers, lines, numbers, plain, put
+from workflow.table_page import Numbers, lines, numbers, plain, put, require_marks
 from workflow.table_rows import ROWS, Row, Terms, chosen
 from workflow.tools import arguments as shared
 
@@ -50,6 +50,9 @@ def main(arguments: list[str]) -> int:
     shared.add_quiet(parser)
     args = shared.parsed(parser, arguments)
     terms = Terms(cpu_seconds=args.seconds, images=args.images, samples=args.samples, parameters=args.parameters)
+    RunFolder(args.workdir).require_place()
+    if args.page is not None:
+        require_marks(args.page, _name(terms))  # before the first cell is made
     asked = tuple(cells(chosen(args.systems), args.seeds, terms, args.workdir))
     failed = [] if args.read_only else _make(asked, args.page)
     _write(asked, args.page)
@@ -91,10 +94,15 @@ def _lines(asked: tuple[Cell, ...]) -> list[str]:
     return lines(_found(asked), asked[0].terms, list(dict.fromkeys(cell.seed for cell in asked)))
 
 
+def _name(terms: Terms) -> str:
+    """The name of the table, and of its marks."""
+    return "systems table" if terms.parameters is None else "equal parameters"
+
+
 def _write(asked: tuple[Cell, ...], page: Path | None) -> None:
     if page is None:
         return
     terms = asked[0].terms
-    name = "systems table" if terms.parameters is None else "equal parameters"
+    name = _name(terms)
     put(page, name, _lines(asked))
     RunFolder(page.parent).write_json(f"{name.replace(' ', '_')}.json", plain(_found(asked), terms))
