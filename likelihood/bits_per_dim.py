@@ -282,7 +282,7 @@ def bits_per_dim(
     """
     require_count(draws, "draws")
     require_count(companions, "companions", 0)
-    method = Method.of(method)
+    method, divergence = Method.of(method), Divergence.of(divergence)
     dequantizer = default_dequantizer(transform) if dequantizer is None else dequantizer
     images = transform.grey_values(images)
     dequantizer.check(images, transform)
@@ -322,7 +322,7 @@ def bits_per_dim(
         estimates=torch.stack(estimates, dim=1),
         solver_error=solver_error,
         companion_error=by_companions,
-        exact=bool(divergence is not None and divergence.exact),
+        exact=divergence.exact,
         noisy=dequantizer.noisy,
         dimensions=D,
         nfe=nfe,

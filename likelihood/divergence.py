@@ -25,6 +25,21 @@ class Divergence(ABC):
     (For the probability flow of score models: Song et al. 2021, arXiv:2011.13456, appendix D.2.)
     """
 
+    @staticmethod
+    def of(divergence: Divergence | None) -> Divergence:
+        """`divergence`, or one probe of random signs for None.
+
+        Raises:
+            UserError: for anything else, such as a number of probes.
+        """
+        if divergence is None:
+            return Hutchinson()
+        if not isinstance(divergence, Divergence):
+            raise UserError(
+                f"got divergence={divergence!r}; expected a way to get the trace, such as Hutchinson(probes=2) or Exact()"
+            )
+        return divergence
+
     @property
     def exact(self) -> bool:
         """Is the estimate the trace itself, so that nothing is random?"""

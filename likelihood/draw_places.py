@@ -16,6 +16,9 @@ AGAIN = 1 << 26
 PREDICTORS = 1 << 28
 """The noise of a survey's denoising errors, one draw for each level."""
 
+MOST_DOUBLINGS = PREDICTORS // AGAIN - 1
+"""So many solutions of ever more steps have their draws before the next use begins."""
+
 COMPARED = 3 << 27
 """Noise and probe of the images that show a survey what more steps change."""
 

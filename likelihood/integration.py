@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from likelihood.divergence import Divergence, Hutchinson
+from likelihood.divergence import Divergence
 from likelihood.method import Method
 from numerics import Generator, Status, UserError, batch_time, expand_as, ordinary, ordinary_mode, require_float64
 from sde_lib import SDE, CountedScore, FlowField, Score, networks_of, prior_mismatch
@@ -162,7 +162,7 @@ def integrate(
             ordinary(x),
             method=method,
             down=down,
-            divergence=Hutchinson() if divergence is None else divergence,
+            divergence=Divergence.of(divergence),
             prior=prior,
             generator=generator,
             create_graph=create_graph,

@@ -14,7 +14,7 @@ from likelihood.integration import check_data
 from likelihood.method import Method
 from likelihood.pilot import pilot_grid
 from likelihood.steps import LEAST_SAMPLES, MOST_STEPS, choose_steps, fast_on
-from numerics import Dopri5
+from numerics import Dopri5, require_count, require_positive
 from sde_lib import SDE, Score, WhitenedFlow
 
 
@@ -47,9 +47,11 @@ def fast(
         seed: of the pilot's probe.
 
     Raises:
-        UserError: for an `x` that is no floating, finite batch, at which the score is not finite, or whose standard deviation
-            is not positive.
+        UserError: for a tolerance that is not positive, a limit below 16, an `x` that is no floating, finite batch, at which
+            the score is not finite, or whose standard deviation is not positive.
     """
+    require_positive(tolerance, "tolerance")
+    require_count(most, "most", 16)  # as in choose_steps
     check_data(x)
     flow = WhitenedFlow(data_std=float(x.std()) if data_std is None else data_std)
     if steps is not None:

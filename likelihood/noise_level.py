@@ -97,7 +97,7 @@ def estimate_noise_level(
         raise UserError(
             f"got low={low}, high={high}; expected {least:.3g} <= low < high <= {most:.3g}, the SDE's levels"
         )
-    divergence = Hutchinson(probes=4) if divergence is None else divergence
+    divergence = Hutchinson(probes=4) if divergence is None else Divergence.of(divergence)
     levels = torch.logspace(math.log10(low), math.log10(high), points, dtype=torch.float64)
     times = sde.time_of_log_snr(-2 * levels.log())
     slope = _slopes(sde, score, ordinary(y.detach()), levels, times, divergence, generator)

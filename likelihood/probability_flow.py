@@ -68,9 +68,9 @@ def log_likelihood(
 
     Raises:
         UserError: for an `x` that is not floating or not finite, a t_min outside (0, T), a grid that does not start at T,
-            fresh probes with an adaptive solver, or a prior that gives no `(B,)`.
+            a divergence that is none, fresh probes with an adaptive solver, or a prior that gives no `(B,)`.
     """
-    method = Method.of(method)
+    method, divergence = Method.of(method), Divergence.of(divergence)
     begun = generator.draw if isinstance(generator, SampleStreams) else 0
     _, found = integrate(
         sde,
@@ -102,7 +102,7 @@ def log_likelihood(
             divergence=divergence,
             prior=prior,
             generator=_apart(generator, coarse, doubling, method.refinement.times)
-            if divergence is None or divergence.redraw is not False
+            if divergence.redraw is not False
             else _replayed(generator, coarse, begun),
             create_graph=create_graph,
         )

@@ -6,7 +6,8 @@ from dataclasses import dataclass
 
 from torch import Tensor
 
-from numerics import require_count, require_positive
+from likelihood.draw_places import MOST_DOUBLINGS
+from numerics import UserError, require_count, require_positive
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -24,7 +25,7 @@ class Refinement:
     Args:
         ratio: nats per dimension for a unit of the state's error, as pilot runs have seen it (`likelihood.choose_steps`).
         above: nats per dimension; a sample whose error is taken to be larger is solved again.
-        times: how often the steps are doubled, at most.
+        times: how often the steps are doubled, at most; 1 to 3, for so many are there draws that nothing else uses.
     """
 
     ratio: float
@@ -35,6 +36,8 @@ class Refinement:
         require_positive(self.ratio, "ratio")
         require_positive(self.above, "above")
         require_count(self.times, "times")
+        if self.times > MOST_DOUBLINGS:
+            raise UserError(f"got times={self.times}; expected at most {MOST_DOUBLINGS}: take more steps to begin with")
 
     def too_large(self, state_error: Tensor) -> Tensor:
         """`(B,)`: whose error is taken to be above the limit?"""

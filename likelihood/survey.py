@@ -280,7 +280,7 @@ def survey(
         transform,
         method=Method.of(method),
         dequantizer=dequantizer,
-        divergence=divergence,
+        divergence=Divergence.of(divergence),
         draws=draws,
         data_std=float(centres.std(correction=0)) if data_std is None else data_std,
         seed=seed,

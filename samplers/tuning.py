@@ -172,11 +172,18 @@ def tune(
     require_count(evaluations, "evaluations", 2)
     require_count(rounds, "rounds")
     require_count(batch_size, "batch_size")
+    sizes = _sizes(shape)
     if pairs is None:
         pairs = teach(
             sde, score, shape, data_std=data_std, tolerance=tolerance, seed=seed, batch_size=batch_size, device=device
         )
     fit, judge = pairs
+    for each in pairs:
+        if each.noise.shape != sizes or each.x.shape != sizes:
+            raise UserError(
+                f"got pairs of noise {tuple(each.noise.shape)} and samples {tuple(each.x.shape)} for shape={sizes}; expected "
+                "that shape of all: give teach the same one"
+            )
     begun, counted = time.perf_counter(), _Counted(score)
     plain = min(
         plain_methods(evaluations),
@@ -211,24 +218,40 @@ def teach(
     """Noise and its tight solution: to fit to, and to judge by; `shape` `(n, *)` of each.
 
     Raises:
-        UserError: for fewer than 8 samples.
+        UserError: for fewer than 8 samples, or a seed below 0.
         SamplingError: where the solution fails.
     """
     require_positive(tolerance, "tolerance")
-    if len(shape) < 2 or shape[0] < 8:
-        raise UserError(f"got shape={tuple(shape)}; expected (n, *) of 8 samples or more")
+    require_count(seed, "seed", 0)
+    require_count(batch_size, "batch_size")
+    sizes = _sizes(shape)
     teacher = ProbabilityFlow(
         solver=Dopri5(rtol=tolerance, atol=tolerance), flow=WhitenedFlow(data_std=data_std), denoise=True
     )
 
     def made(kind: int) -> Pairs:
-        streams = SampleStreams(seed, torch.arange(shape[0]) + kind * _BETWEEN)
-        x_T = sde.prior_sample(tuple(shape), generator=streams, device=device, dtype=torch.float32)
+        streams = SampleStreams(seed, torch.arange(sizes[0]) + kind * _BETWEEN)
+        x_T = sde.prior_sample(sizes, generator=streams, device=device, dtype=torch.float32)
         begun, counted = time.perf_counter(), _Counted(score)
         x = _run(teacher, sde, counted, x_T, batch_size)
         return Pairs(noise=x_T, x=x, nfe=counted.samples, seconds=time.perf_counter() - begun)
 
     return made(_FIT), made(_JUDGE)
+
+
+def _sizes(shape: Sequence[int]) -> tuple[int, ...]:
+    """`shape`, of enough samples.
+
+    Raises:
+        UserError: for anything else.
+    """
+    if not isinstance(shape, Sequence) or len(shape) < 2:
+        raise UserError(f"got shape={shape!r}; expected (n, *) of 8 samples or more")
+    for size in shape:
+        require_count(size, "a size of shape")
+    if shape[0] < 8:
+        raise UserError(f"got shape={tuple(shape)}; expected (n, *) of 8 samples or more")
+    return tuple(int(size) for size in shape)
 
 
 def plain_methods(evaluations: int) -> Iterator[dict[str, Any]]:

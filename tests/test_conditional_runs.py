@@ -11,7 +11,7 @@ import torch
 from test_experiments import QUICK, called, refused
 from training_cases import options, points, tiny_model
 
-from experiments import bounds, compare, export, nll, sample, vp
+from experiments import bounds, compare, export, nll, sample, tune, vp
 from likelihood import log_likelihood
 from models import ScoreModel
 from numerics import UserError
@@ -121,7 +121,7 @@ def run(tmp_path_factory):
 
 @pytest.mark.slow
 def test_nll_gives_each_image_its_own_class_or_all_of_them_one(run):
-    few = ("--run", run, "--limit", 20, "--solver", "accurate", "--tolerance", 0.02, "--draws", 1, "--probes", 1)
+    few = ("--run", run, "--limit", 20, "--solver", "accurate", "--tolerance", 1e-3, "--draws", 1, "--probes", 1)
 
     def per_image(label):
         done = called(nll.main, *few, "--label", label)
@@ -158,6 +158,23 @@ def test_sampling_and_exports_say_it_too(run, tmp_path):
     assert NEVER not in called(sample.main, "--run", run, *draw, "--label", 3).stderr
     called(export.main, "--run", run, "--to", tmp_path / "model")
     assert NEVER in called(sample.main, "--run", tmp_path / "model", *draw).stderr
+
+
+@pytest.mark.slow
+def test_a_sampler_tuned_to_a_class_is_drawn_from_by_the_line_that_tuning_prints(run):
+    draw = ("--run", run, "--sampler", "tuned", "--n", 2, "--steps", 2, "--quiet")
+    said = called(sample.main, *draw, "--label", 3, check=False)
+    refused(said, 2, "no sampler was tuned", f"tune.py --run {run} --label 3 --nfe 2")
+    few = ("--n", 8, "--rounds", 1, "--tolerance", 1e-2, "--quiet")
+    out = called(tune.main, "--run", run, "--label", 3, "--nfe", 2, *few).stdout
+    program, *printed = out.splitlines()[-1].removeprefix("draw with: ").split()
+    assert program == "sample.py" and called(sample.main, *printed, "--n", 2, "--quiet").stdout
+    other = called(sample.main, *draw, "--label", 4, check=False)
+    refused(other, 2, "another class", f"tune.py --run {run} --label 4 --nfe 2")
+    refused(called(sample.main, *draw, check=False), 2, "another class", f"tune.py --run {run} --nfe 2")
+    guided = called(sample.main, *draw, "--label", 3, "--guidance", 2, check=False)
+    refused(guided, 2, "--guidance", "take another sampler")
+    assert "tune.py" not in guided.stderr
 
 
 def test_labels_of_a_protocol():

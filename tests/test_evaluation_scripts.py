@@ -15,7 +15,9 @@ from test_experiments_presets import QUICK
 
 import data
 import evaluation
-from experiments import evaluate, leaderboard, vp
+from evaluation import evaluate_samples
+from experiments import bounds, compare, evaluate, leaderboard, ood, vp
+from workflow import load_run
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -92,6 +94,54 @@ def test_evaluate_one_class_and_another_split(run: Path) -> None:
     assert entry["label"] == 3 and entry["held_out"] == int((labels == 3).sum())
     call(run, "--split", "validation")
     assert {e["split"] for e in evaluated(run).values()} == {"test", "validation"}
+
+
+def test_evaluate_one_class_of_the_validation_samples(run: Path) -> None:
+    call(run, "--label", 3, "--split", "validation")
+    (entry,) = evaluated(run).values()
+    labels = data.create("digits").split("validation").labels
+    assert entry["split"] == "validation" and entry["held_out"] == int((labels == 3).sum())
+
+
+def test_compare_judges_a_class_by_its_own_data(run: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Samples drawn of class 3 are beside the test images of class 3, whose distance to the others of it is the floor."""
+    monkeypatch.setattr("workflow.tools.compare.default_features", lambda _: evaluation.Pixels(levels=17))
+    seen: list[data.Dataset] = []
+    quality = evaluation.dataset_quality
+    monkeypatch.setattr(
+        "workflow.tools.compare.dataset_quality",
+        lambda of, *rest, **more: seen.append(of) or quality(of, *rest, **more),
+    )
+    compare.main(
+        ["--run", str(run), "--label", "3", "--samplers", "ddim", "--nfe", "2", "--n", "24", "--measures", "SW"]
+    )
+    found = json.loads((run / "compare.json").read_text())
+    threes = load_run(run).of_class(3)
+    test = threes.dataset.split("test")
+    assert set(test.labels.tolist()) == {3} and found["label"] == 3
+    held_out, measures = found["held_out"], {"features": evaluation.Pixels(levels=17), "measures": ("SW",)}
+    (floor,) = evaluate_samples(test.x, threes.dataset, **measures).measures
+    assert held_out["samples"] == held_out["held_out"] == len(test)
+    assert held_out["reference"] == int((data.create("digits").split("train").labels == 3).sum())
+    assert held_out["measures"]["SW[pixels]"]["score"]["value"] == pytest.approx(floor.score.value)
+    (judged,) = seen  # what the samples are beside
+    assert judged.fingerprint == threes.dataset.fingerprint
+    text = (run / "compare.md").read_text()
+    assert "of class 3" in text.splitlines()[0] and "held-out data of class 3:" in text
+
+
+@pytest.mark.slow
+def test_bounds_and_ood_score_the_images_of_the_class_that_they_give(run: Path) -> None:
+    threes = load_run(run).of_class(3).dataset.split("test")
+    few = ("--run", str(run), "--label", "3", "--quiet")
+    bounds.main([*few, *["--limit", "0", "--K", "1", "--steps", "2", "--draws", "1", "--levels", "2", "--probes", "1"]])
+    stated = json.loads((run / "results.json").read_text())["bounds"]
+    assert stated["images"] == len(threes) and stated["label"] == 3
+    assert f"{len(threes)} images of class 3, given that class, of the split 'test'" in (run / "bounds.md").read_text()
+    ood.main([*few, "--steps", "2"])
+    values = np.load(run / "ood_noise_class_3.npz")
+    assert {len(values[name]) for name in ("test", "flipped", "noise")} == {len(threes)}
+    assert json.loads((run / "results.json").read_text())["ood/noise_class_3"]["test"]["images"] == len(threes)
 
 
 def test_evaluate_with_the_classifier_and_with_an_inception_file(run: Path, tmp_path: Path) -> None:

@@ -241,7 +241,6 @@ class TestRefusals:
             ("--config.sde.name=ve", ("config.sde", "the SDE 've'", "expected one of vp")),
             ("--config.sampling.steps=-1", ("config.sampling: got steps=-1",)),
             ("--config.likelihood.draws=0", ("config.likelihood: got draws=0",)),
-            ("--config.likelihood.solver=accurate", ("config.likelihood: got tolerance=0.004", "tolerance=1e-5")),
             ("--config.device=cuda:77", ("cuda:77", "cpu")),
             ("stray", ("stray", "--flag=value")),
         ],

@@ -24,11 +24,13 @@ from likelihood import (
     companion_error,
     decode,
     encode,
+    estimate_noise_level,
     fast,
     interpolate,
     log_likelihood,
     round_trip,
     sample_with_log_prob,
+    survey,
 )
 from numerics import RK4, Adams, Dopri5, SampleStreams, UserError
 from sde_lib import CountedScore, PlainFlow, WhitenedFlow
@@ -124,6 +126,19 @@ def test_bits_per_dim_takes_the_time_to_the_dequantiser():
     assert times == [0.02, 0.03]
 
 
+GREY = (torch.arange(160) % 17).to(torch.uint8).reshape(40, 1, 2, 2)
+TRACED = [
+    lambda **given: log_likelihood(SDES["vp"], lambda x, t: -x, torch.zeros(2, 2), **given),
+    lambda **given: bits_per_dim(SDES["vp"], lambda x, t: -x, GREY, Rescale(levels=17), **given),
+    lambda **given: survey(SDES["vp"], lambda x, t: -x, GREY, Rescale(levels=17), **given),
+    lambda **given: sample_with_log_prob(SDES["vp"], lambda x, t: -x, (8, 2), **given),
+    lambda **given: estimate_noise_level(
+        SDES["vp"], lambda x, t: -x, torch.zeros(2, 2), generator=SampleStreams(0), **given
+    ),
+]
+"""Whatever takes a divergence."""
+
+
 @pytest.mark.parametrize(
     ("make", "message"),
     [
@@ -147,6 +162,8 @@ def test_bits_per_dim_takes_the_time_to_the_dequantiser():
         (lambda: sample_with_log_prob(SDES["vp"], lambda x, t: -x, 8), r"shape=8; expected \(B, \*\)"),
         (lambda: sample_with_log_prob(SDES["vp"], lambda x, t: -x, (8, 2), dtype=torch.int64), "floating"),
         (lambda: companion_error(SDES["vp"], lambda x, t: -x, torch.zeros(2, 2), method=Method()), "cannot be refined"),
+        *((lambda use=use: use(divergence=3), "got divergence=3; expected a way to get the trace") for use in TRACED),
+        (lambda: TRACED[0](divergence=Exact), r"got divergence=<class .*Exact'>; expected"),
     ],
 )
 def test_what_does_not_fit_is_refused_in_one_line(make, message):

@@ -27,7 +27,7 @@ from likelihood import (
     log_likelihood,
     pilot_grid,
 )
-from likelihood.draw_places import COMPANIONS
+from likelihood.draw_places import AGAIN, COMPANIONS, MOST_DOUBLINGS, PREDICTORS
 from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.steps import choice_of, ladder
@@ -128,6 +128,16 @@ def test_the_limit_of_steps_itself_can_be_chosen():
 def test_wrong_wishes_are_refused(options):
     with pytest.raises(UserError, match=next(iter(options))):
         fast(SDES["vp"], law().score(SDES["vp"]), samples(8, 1), **options)
+    with pytest.raises(UserError, match=next(iter(options))):  # beside fixed steps as well
+        fast(SDES["vp"], law().score(SDES["vp"]), samples(8, 1), steps=10, **options)
+
+
+def test_no_image_is_solved_again_with_draws_that_something_else_uses():
+    at = [(k + 1) * AGAIN for k in range(MOST_DOUBLINGS + 1)]
+    assert at[-2] < PREDICTORS <= at[-1]
+    Refinement(ratio=1.0, above=1.0, times=MOST_DOUBLINGS)
+    with pytest.raises(UserError, match=f"times={MOST_DOUBLINGS + 1}; expected at most {MOST_DOUBLINGS}"):
+        Refinement(ratio=1.0, above=1.0, times=MOST_DOUBLINGS + 1)
 
 
 class TestPilot:

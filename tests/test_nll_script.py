@@ -11,14 +11,16 @@ import signal
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from test_experiments import QUICK, ROOT, called, refused, script
 
-from experiments import nll
-from workflow import Protocol
+from experiments import nll, vp
+from workflow import Protocol, load_run
+from workflow.survey import score_run
 
 pytestmark = pytest.mark.slow
 FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
@@ -28,6 +30,13 @@ FEW = ["--limit", "7", "--steps", "3", "--batch_size", "3", "--draws", "2"]
 def trained(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "vp"
     script("vp", f"--workdir={folder}", *QUICK)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def points(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs") / "points"
+    called(vp.main, f"--workdir={folder}", *QUICK, "--config.data.name=swiss_roll", "--quiet")
     return folder
 
 
@@ -123,8 +132,18 @@ def test_damaged_files_are_named(run):
 def test_wrong_options_are_refused(run):
     for option, value in (("--tolerance", "0"), ("--dequantizer", "normal"), ("--spacing", "-1"), ("--steps", "0")):
         refused(called(nll.main, "--run", run, option, value, check=False), 2, option.removeprefix("--"), "expected")
+    coloured = called(nll.main, "--run", run, "--probes", 0, "--spacing", 3, check=False)
+    refused(coloured, 2, "got --spacing 3 with --probes 0")
     for unused in (("--tolerance", "0.01"), ("--solver", "accurate")):
         refused(called(nll.main, "--run", run, "--steps", "8", *unused, check=False), 2, "--steps 8", "expected")
+
+
+@pytest.mark.parametrize(
+    "option", [("--spacing", 2), ("--draws", 3), ("--dequantizer", "truncated_normal")], ids=lambda o: o[0]
+)
+def test_what_changes_nothing_for_points_is_refused(option, points, monkeypatch):
+    monkeypatch.setattr("workflow.tools.nll.score_split", lambda *_: pytest.fail("scored"))
+    refused(called(nll.main, "--run", points, *option, check=False), 2, f"got {option[0]} {option[1]} for swiss_roll")
 
 
 class TestTolerance:
@@ -174,6 +193,7 @@ class TestSurvey:
     def test_it_is_planned_taken_up_again_and_kept(self, run):
         plan = called(nll.main, "--run", run, *self.WISH, "--plan").stdout
         assert "survey: 64 of 100 images exactly" in plan and "minutes" in plan
+        assert "each value: 3 steps, asked for; 1 probe; 1 draw of uniform noise" in plan
         (planned,) = re.findall(r"([\d,]+) network passes in all", plan)
         # with the pilot that was kept
         assert "minutes; all images" in called(nll.main, "--run", run, *self.WISH, "--plan").stdout
@@ -187,6 +207,8 @@ class TestSurvey:
         assert entry["survey"]["evaluations"] == int(planned.replace(",", ""))
         assert {"mean", "stderr", "seconds", "split", "protocol", "text"} <= entry.keys() and entry["kind"] == "exact"
         assert 0 < entry["survey"]["estimate_stderr"] <= entry["stderr"]
+        assert entry["grid_sha256"] == hashlib.sha256((folder / "grid.json").read_bytes()).hexdigest()
+        assert entry["protocol"]["steps"] == 3 and entry["protocol"]["tolerance"] is None
         kept = np.load(folder / "survey.npz")
         assert kept["predictions"].shape == (100,) and len(kept["scored_ids"]) == 64 == len(kept["scored"])
         assert kept["predictions"].mean() == pytest.approx(entry["mean"], abs=0.2)
@@ -194,6 +216,22 @@ class TestSurvey:
             part.unlink()
         called(nll.main, "--run", run, *self.WISH)
         assert self.entry(run)[0]["mean"] == entry["mean"]
+
+    def test_parts_in_the_place_of_others_are_named(self, run):
+        """Of another kind, or of other images: no traceback, and no wrong mean."""
+        called(nll.main, "--run", run, *self.WISH)
+        _, folder = self.entry(run)
+        kinds = {kind: next(folder.glob(f"{kind}-*/part_00000.npz")) for kind in ("values", "predictors", "repeats")}
+        for kind, part in kinds.items():
+            before = part.read_bytes()
+            for other in (kinds["predictors" if kind == "values" else "values"], part.with_name("part_00001.npz")):
+                if other.exists():
+                    part.write_bytes(other.read_bytes())
+                    refused(
+                        called(nll.main, "--run", run, *self.WISH, "--quiet", check=False), 2, str(part), "delete it"
+                    )
+            part.write_bytes(before)
+        called(nll.main, "--run", run, *self.WISH, "--quiet")
 
     def test_processes_share_it_with_the_same_numbers(self, run):
         called(nll.main, "--run", run, *self.WISH)
@@ -216,6 +254,30 @@ class TestSurvey:
         assert Protocol(precision=0.02, tolerance=0.1).for_samples(64, 17).tolerance == 0.1
         assert Protocol(precision=0.02, solver="accurate").for_samples(64, 17).tolerance == 1e-5
         assert Protocol().for_samples(64, 17).tolerance == 1e-3
+        for wished in (None, 0.02):  # fixed steps keep no tolerance
+            assert Protocol(precision=wished, steps=16).for_samples(64, 17).tolerance is None
+
+    def test_the_steps_that_were_chosen_are_planned_and_stated(self, run):
+        wish = ("--limit", "40", "--precision", "1.0", "--tolerance", "0.2", "--batch_size", "40", "--quiet")
+        plan = called(nll.main, "--run", run, *wish, "--plan").stdout
+        called(nll.main, "--run", run, *wish)
+        entry, folder = self.entry(run)
+        table = json.loads((folder / "grid.json").read_text())
+        assert entry["chosen"] == {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes")}
+        assert entry["protocol"]["steps"] is None and entry["chosen"]["tolerance"] == 0.2
+        half = entry["survey"]["correction"]["half_the_steps"]
+        n = entry["chosen"]["steps"]
+        steps = f"{n // 2} steps in the survey and {n} of all images" if half else f"{n} steps"
+        assert f"each value: {steps}, chosen for 0.2 bits/dim; 1 probe; 1 draw of uniform noise" in plan
+
+    def test_a_configurations_few_images_are_solved_adaptively(self, run, monkeypatch):
+        """As the command line's: where nothing but the precision was told, to choose steps would take more."""
+        monkeypatch.setattr("workflow.score.choose_steps", lambda *_, **__: pytest.fail("steps were chosen"))
+        loaded = load_run(run)
+        decided = Protocol(precision=0.5, limit=8).for_samples(64, 17)  # as a Setup holds it
+        found = score_run(replace(loaded, setup=replace(loaded.setup, protocol=decided)))
+        assert (found.protocol["solver"], found.protocol["tolerance"]) == ("accurate", 1e-5)
+        assert json.loads((run / "results.json").read_text())["bits_per_dim"]["survey"]["images"] == 8
 
     def test_what_cannot_be_had_is_refused(self, run):
         refused(

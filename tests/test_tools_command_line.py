@@ -17,9 +17,10 @@ import models
 from data import from_tensor
 from experiments import bounds, compare, evaluate, export, leaderboard, nll, ood, sample, vp
 from models import DiscreteIndex, LogSNR, Sigma
+from numerics import UserError
 from sde_lib import VESDE
 from training import TrainingOptions, UsageError
-from workflow import command_line, eight_bit, load_run, resolve, systems
+from workflow import Protocol, command_line, eight_bit, load_run, resolve, systems
 from workflow.configuration import config_for
 from workflow.main import TOOLS, tool
 
@@ -101,11 +102,11 @@ def test_quiet_leaves_results_alone_and_nothing_else(run, tmp_path):
 
 @pytest.mark.parametrize("name", TOOLS)
 def test_no_tool_takes_a_negative_number_of_anything(name, run, monkeypatch):
-    """Nor a batch of no samples; a seed is any integer, and a class the network's matter."""
+    """Nor a batch of no samples; a class is the network's matter."""
     seen, _ = parsers_kept(monkeypatch)
     called(tool(name), "--no_such_option", check=False)
     needed = [f"--{a.dest}={run}" for a in seen[-1]._actions if a.required and a.option_strings]
-    whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest not in ("seed", "label")]
+    whole = [a.dest for a in seen[-1]._actions if _reads_integers(a) and a.dest != "label"]
     for option, value in [(option, -5) for option in whole] + [("batch_size", 0)] * ("batch_size" in whole):
         refused(called(tool(name), *needed, f"--{option}={value}", check=False), 2, str(value))
 
@@ -115,6 +116,23 @@ def _reads_integers(action: argparse.Action) -> bool:
         return action.type is not None and isinstance(action.type("64"), int)
     except (TypeError, ValueError, argparse.ArgumentTypeError):
         return False
+
+
+@pytest.mark.parametrize("name", ["sample", "evaluate"])
+def test_an_option_of_the_sampler_is_given_once(name):
+    def complaint(*given):
+        return called(tool(name), "--run=nowhere", *given, check=False)
+
+    refused(
+        complaint("--steps", 4, "--option", "steps=5"), 2, "got --steps 4 and --option steps=5; expected one of them"
+    )
+    refused(complaint("--option", "order=2", "--option", "order=3"), 2, "got --option order twice")
+    refused(complaint("--option", "steps=5", "--option", "grid=karras", "--option", "grid.rho=3"), 2, "nowhere")
+
+
+def test_restoring_trains_no_network_for_a_problem_that_is_left_out():
+    left_out = called(tool("restore"), "--run=nowhere", "--problems=inpainting", "--sr3_steps=9", check=False)
+    refused(left_out, 2, "got --sr3_steps 9 with --problems inpainting", "super-resolution")
 
 
 @pytest.mark.parametrize("text", ["none", "None", "NONE"])
@@ -127,6 +145,43 @@ def test_none_leaves_a_value_open_wherever_none_is_its_default(text):
     for name in ("sample", "evaluate"):
         refused(called(tool(name), "--run=nowhere", "--steps", text, "--label", text, check=False), 2, "nowhere")
     assert TrainingOptions(steps=1, clip=None).clip is None
+
+
+@pytest.mark.parametrize(
+    ("told", "left"),
+    [
+        ({"precision": 0.02}, {"tolerance": None, "steps": None, "limit": 0}),
+        ({"precision": 0.02, "limit": 100, "tolerance": 0.1}, {"tolerance": 0.1, "steps": None, "limit": 100}),
+        ({"precision": 0.02, "steps": 16}, {"tolerance": None, "steps": 16, "limit": 0}),
+        ({"tolerance": 0.01}, {"tolerance": 0.01, "steps": None, "limit": 200}),
+        ({"solver": "accurate"}, {"tolerance": None, "steps": None, "limit": 200}),
+        ({"solver": "fast"}, {"tolerance": 1e-3, "steps": 48, "limit": 200}),
+        ({"precision": "None"}, {"tolerance": 1e-3, "steps": 48, "limit": 200}),
+    ],
+    ids=lambda values: ",".join(values),
+)
+def test_no_default_hides_what_a_user_asks_of_the_likelihood(told, left):
+    """The preset has steps, a tolerance and a limit of its own; what follows from what was told is not theirs to say."""
+    flags = [f"--config.likelihood.{name}={value}" for name, value in told.items()]
+    written = {f"likelihood.{name}": None if value == "None" else value for name, value in told.items()}
+    for config in (
+        set_up("classes", "--preset=fashion_mnist", *flags),
+        config_for("classes", "fashion_mnist", written),
+    ):
+        assert {name: config["likelihood"][name] for name in left} == left
+
+
+def test_the_steps_of_a_configurations_survey_are_for_a_fifth_of_its_precision():
+    for preset in ("digits", "fashion_mnist"):
+        section = set_up("vp", f"--preset={preset}", "--config.likelihood.precision=0.02")["likelihood"]
+        protocol = Protocol(**section).for_samples(64, 17)
+        assert protocol.tolerance == pytest.approx(0.004) and protocol.follows_precision
+    adaptive = "--config.likelihood.solver=accurate"
+    assert resolve(set_up("vp", adaptive)).protocol.tolerance == 1e-5
+    with pytest.raises(
+        UserError, match=r"^config.likelihood: got tolerance=0.004 with solver='accurate'.*such as 1e-05$"
+    ):
+        resolve(set_up("vp", adaptive, "--config.likelihood.tolerance=0.004"))
 
 
 @pytest.mark.parametrize("clip", [0, -1.0, float("nan"), "none", True])

@@ -174,8 +174,19 @@ class TestFit:
         sde, score = VPSDE(), mixture().score(VPSDE())
         with pytest.raises(UserError, match="evaluations=1"):
             tune(sde, score, (8, 2), evaluations=1)
-        with pytest.raises(UserError, match="8 samples or more"):
-            tune(sde, score, (4, 2), evaluations=3)
+        for shape in ((4, 2), 8, (8,)):
+            with pytest.raises(UserError, match="8 samples or more"):
+                tune(sde, score, shape, evaluations=3)
+        with pytest.raises(UserError, match="a size of shape=0"):
+            tune(sde, score, (8, 0), evaluations=3)
+        with pytest.raises(UserError, match="seed=-1"):
+            tune(sde, score, (8, 2), evaluations=3, seed=-1)
+        pairs = teach(sde, score, (8, 2), tolerance=1e-2)
+        for shape in ((16, 3), (8, 3), (9, 2)):
+            with pytest.raises(UserError, match="pairs of noise \\(8, 2\\) and samples \\(8, 2\\) for shape="):
+                tune(sde, score, shape, evaluations=3, pairs=pairs)
+        with pytest.raises(UserError, match="pairs of noise"):
+            tune(sde, score, (8, 2), evaluations=3, pairs=(pairs[0], teach(sde, score, (9, 2), tolerance=1e-2)[1]))
         made = start(sde, LogSNR()(sde, 3))
         assert made.within(3) is made
         with pytest.raises(UserError, match="tuned to 3; expected 3"):

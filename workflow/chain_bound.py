@@ -187,7 +187,7 @@ def score_bound(run: TrainedRun, reading: str, *, steps: int, draws: int) -> tup
             )
             chunks.save(k, ids=ids, terms=part.terms, errors=part.errors, heavy_tailed=part.heavy_tailed, nfe=part.nfe)
             bar.update(last - first)
-    parts = chunks.load()
+    parts = chunks.load("terms", "errors", "heavy_tailed", also=("nfe",), ids=data.ids)
     terms, errors, heavy = (
         torch.cat([torch.from_numpy(p[name]) for p in parts]) for name in ("terms", "errors", "heavy_tailed")
     )

@@ -14,7 +14,7 @@ import io
 import json
 import os
 import zipfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -96,19 +96,38 @@ class Chunks:
         np.savez(buffer, **arguments)
         write_atomically(self.file(k), buffer.getvalue())
 
-    def load(self) -> list[dict[str, np.ndarray]]:
-        """All parts, in order."""
+    def load(self, *rows: str, also: Sequence[str] = (), ids: Tensor | None = None) -> list[dict[str, np.ndarray]]:
+        """All parts, in order.
+
+        Args:
+            rows: names of arrays that each part has to have, with a row for each of its samples.
+            also: names of others that it has to have.
+            ids: `(n,)`, the samples' ids, which those of a part have to be where it has any.
+
+        Raises:
+            UserError: a part that cannot be read, or that is of something else.
+        """
         parts = []
-        for k in range(len(self.spans)):
+        for k, (first, last) in enumerate(self.spans):
             try:
-                with np.load(self.file(k), allow_pickle=False) as part:
-                    parts.append({name: part[name] for name in part.files})
+                with np.load(self.file(k), allow_pickle=False) as file:
+                    part = {name: file[name] for name in file.files}
             except (OSError, EOFError, ValueError, zipfile.BadZipFile) as error:
-                raise UserError(
-                    f"got the part {self.file(k)}, which cannot be read ({error}); expected a file of this command: "
-                    "delete it, and run the command again"
-                ) from error
+                raise self._refused(k, f"which cannot be read ({error})") from error
+            missing = [name for name in (*rows, *also) if name not in part]
+            if missing:
+                raise self._refused(k, f"which has no {', '.join(missing)}, but {', '.join(sorted(part)) or 'nothing'}")
+            if any(part[name].shape[:1] != (last - first,) for name in rows) or (
+                ids is not None and "ids" in part and not np.array_equal(part["ids"], ids[first:last].numpy())
+            ):
+                raise self._refused(k, f"which is not of the {last - first} samples that belong there")
+            parts.append(part)
         return parts
+
+    def _refused(self, k: int, why: str) -> UserError:
+        return UserError(
+            f"got the part {self.file(k)}, {why}; expected a file of this command: delete it, and run the command again"
+        )
 
 
 def _otherwise_written(folder: Path, name: str, stated: dict[str, Any]) -> Iterator[Path]:

@@ -113,7 +113,7 @@ def bits_by_class(run: TrainedRun, *, n: int, steps: int, split: str = "test") -
                     nfe = max(nfe, result.nfe)
                 chunks.save(k, ids=ids, bits=torch.stack(found, dim=1), nfe=nfe)
                 bar.update(last - first)
-    parts = chunks.load()
+    parts = chunks.load("bits", also=("nfe",), ids=data.ids)
     return ByClass(
         bits=torch.cat([torch.from_numpy(part["bits"]) for part in parts]),
         labels=data.labels[:n].cpu(),

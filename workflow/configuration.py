@@ -46,6 +46,26 @@ MEANT_ELSE = {"model.fourier_features": "model.grey_level_features"}
 """Paths that in a configuration without `system`, as versions before 0.2 wrote it, meant another value."""
 
 
+_LEAVES_OPEN: Mapping[str, Mapping[str, Any]] = {
+    "likelihood.precision": {"likelihood.tolerance": None, "likelihood.steps": None, "likelihood.limit": 0},
+    "likelihood.tolerance": {"likelihood.steps": None},
+    "likelihood.solver": {"likelihood.tolerance": None, "likelihood.steps": None},
+}
+"""Values that follow from another where that is told and they are not: those left open. A system's or a preset's own would
+hide what was asked for."""
+
+
+def _leave_open(config: ConfigDict, told: Mapping[str, Any]) -> None:
+    """Opens what follows from the values that a user has told, by whole paths."""
+    for path, following in _LEAVES_OPEN.items():
+        if str(told.get(path)).lower() in ("none", "fast"):  # left open itself, or the solver whose values they are
+            continue
+        for other, value in following.items():
+            if other not in told:
+                group, _, key = other.rpartition(".")
+                config[group][key] = value
+
+
 def change(config: ConfigDict, system: System, values: Mapping[str, Any]) -> None:
     """Sets the values at their dotted paths, names of sections first.
 
@@ -147,6 +167,7 @@ def config_for(name: str, preset: str = "digits", changes: Mapping[str, Any] | N
     system = systems.create(name)
     config = default_config(system, preset)
     change(config, system, changes or {})
+    _leave_open(config, changes or {})
     return plain(config)
 
 
@@ -196,6 +217,8 @@ def of_flags(system: System, preset: str, arguments: list[str]) -> tuple[ConfigD
     change(config, system, names)
     values = {**names, **{f"model.{n}": value for n in _NEEDS for value in _given(rest, f"model.{n}")}}
     _condition(config, system, values)
+    paths = {path for match in map(FLAG.match, rest) if match is not None for path in [match[1]]}
+    _leave_open(config, {path: value for path in paths for value in _given(rest, path)})
     known = dict(leaves(config))
     return config, [_whole(config, known, argument) for argument in rest]
 

@@ -116,7 +116,7 @@ def draw_in_chunks(run: TrainedRun, sampler: Sampler | None, n: int, *, seed: in
             bar.update(last - first)
     if not chunks.complete:
         return Parts(x=None, nfe=0, sampler=repr(sampler), folder=chunks.folder)
-    parts = chunks.load()
+    parts = chunks.load("x", also=("nfe",))
     return Parts(
         x=torch.cat([torch.from_numpy(p["x"]) for p in parts]),
         nfe=max(int(p["nfe"]) for p in parts),

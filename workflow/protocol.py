@@ -17,6 +17,9 @@ FEW_DIMENSIONS = 16
 SHARE_OF_PRECISION = 5
 """A survey's precision over the tolerance of its steps."""
 
+USUAL, COARSEST = 1e-5, 1e-3
+"""Of a solver that chooses its own steps: the tolerance unless told, and the largest one, which is no error in bits/dim."""
+
 SOLVERS = ("fast", "accurate", "scipy", "torchdiffeq")
 DEQUANTIZERS = ("uniform", "truncated_normal")
 
@@ -33,7 +36,7 @@ class Protocol:
         steps: fixes the steps of the fast solver; None for the fewest that pilot runs on training data see to keep `tolerance`,
             with single samples whose own error is far above it solved again with more.
         tolerance: of the fast solver in bits/dim, the mean |error| of its steps, None for 0.001, in a survey for a fifth of
-            the precision; of the other solvers relative and absolute, None for 1e-5.
+            the precision; not used with `steps`; of the other solvers relative and absolute, None for 1e-5.
         refine: where pilot runs choose the steps: solve single samples again whose own error is far above the tolerance? In a
             survey also those of which half the steps, or fixed ones, lose far more than of the others.
         probes: estimates of the trace for each draw of the noise; 0 for the exact trace, None for the exact trace in at most
@@ -79,6 +82,11 @@ class Protocol:
         for name in ("tolerance", "t_min", "precision"):
             if getattr(self, name) is not None:
                 require_positive(getattr(self, name), name)
+        if self.solver != "fast" and self.tolerance is not None and self.tolerance > COARSEST:
+            raise UserError(
+                f"got tolerance={self.tolerance:g} with solver={self.solver!r}, whose tolerance is relative; expected at most "
+                f"{COARSEST:g}, such as {USUAL:g}"
+            )
         text = str(self.label).lower()
         if text not in ("own", "none") and not text.isdecimal():
             raise UserError(f"got label={self.label!r}; expected own, none, or the number of a class")
@@ -89,16 +97,26 @@ class Protocol:
         few = dim <= FEW_DIMENSIONS
         # what a survey has to spend is better spent on more images
         repeats = 2 if self.precision is None else 1
-        # a bias of a fifth of the precision makes the whole error 2 % larger
-        steps = 1e-3 if self.precision is None else self.precision / SHARE_OF_PRECISION
+        usual = (1e-3 if self.precision is None else self._of_precision) if self.solver == "fast" else USUAL
+        asked = usual if self.tolerance is None else self.tolerance
         decided = replace(
             self,
-            tolerance=(steps if self.solver == "fast" else 1e-5) if self.tolerance is None else self.tolerance,
+            tolerance=asked if self.solver != "fast" or self.chooses_steps else None,  # nothing would use it
             probes=(0 if few else repeats) if self.probes is None else self.probes,
             draws=repeats if self.draws is None else self.draws,
             batch_size=min(2000, max(50, 6400 // dim)) if self.batch_size is None else self.batch_size,
         )
         return decided if levels is not None else replace(decided, draws=1, dequantizer="uniform")
+
+    @property
+    def _of_precision(self) -> float | None:
+        """The tolerance of a survey's steps unless told: a bias of so much makes the whole error 2 % larger."""
+        return None if self.precision is None else self.precision / SHARE_OF_PRECISION
+
+    @property
+    def follows_precision(self) -> bool:
+        """Are the steps chosen for what a survey's precision asks for, and for no other tolerance?"""
+        return self.precision is not None and self.chooses_steps and self.tolerance in (None, self._of_precision)
 
     @property
     def divergence(self) -> Divergence:
@@ -154,7 +172,7 @@ class Protocol:
                     "give choice=..., or steps"
                 )
             return fast_on(grid, steps=self.steps, data_std=data_std, t_min=t_min)
-        tolerance = 1e-5 if self.tolerance is None else self.tolerance
+        tolerance = USUAL if self.tolerance is None else self.tolerance
         if self.solver == "accurate":
             return accurate(tolerance=tolerance, data_std=data_std, t_min=t_min)
         solver = SciPy("RK45", tolerance) if self.solver == "scipy" else TorchDiffEq("dopri5", tolerance)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-import hashlib
 import json
 import time
 import warnings
@@ -25,7 +24,7 @@ from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
 from workflow.run_folder import read_json, write_once
-from workflow.scored_entry import scored_entry
+from workflow.scored_entry import GRID, scored_entry
 from workflow.splits import checked_split
 from workflow.trained_run import TrainedRun
 
@@ -48,16 +47,7 @@ class Scored:
 
     def entry(self, folder: Path) -> dict[str, Any]:
         """What results.json says of it."""
-        grid = self.parts / "grid.json"
-        table = read_json(grid) if grid.exists() else {}
-        stated = scored_entry(
-            self.result, protocol=self.protocol, parts=self.parts, folder=folder, seconds=self.seconds
-        )
-        return {
-            **stated,
-            "grid_sha256": hashlib.sha256(grid.read_bytes()).hexdigest() if grid.exists() else None,
-            "chosen": {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes") if k in table} or None,
-        }
+        return scored_entry(self.result, protocol=self.protocol, parts=self.parts, folder=folder, seconds=self.seconds)
 
 
 def score(run: TrainedRun) -> Scored:
@@ -93,7 +83,7 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
     sde, transform = run.sde, run.transform
     assert protocol.batch_size is not None
     chunks = Chunks(run.folder.path / "nll", protocol.split, task.stated, n, protocol.batch_size)
-    method = None if chunks.complete else fixed_method(run, protocol, task.t_min, chunks.folder / "grid.json")[0]
+    method = None if chunks.complete else fixed_method(run, protocol, task.t_min, chunks.folder / GRID)[0]
     name = f"scoring {protocol.split}"
     with progress.bar(total=n, initial=chunks.done, name=name, unit=run.setup.noun) as bar:
         for k, first, last in chunks.todo(alone):
@@ -116,7 +106,9 @@ def score_split(run: TrainedRun, protocol: Protocol, *, alone: bool = False) -> 
     if not chunks.complete:
         return None
     return Scored(
-        result=BitsPerDim.concatenate([from_arrays(part) for part in chunks.load()]),
+        result=BitsPerDim.concatenate(
+            [from_arrays(part) for part in chunks.load(*ROWS, also=("counts",), ids=data.ids)]
+        ),
         protocol=json.loads((chunks.folder / "index.json").read_text(encoding="utf-8")),
         parts=chunks.folder,
         seconds=time.perf_counter() - begun,
@@ -257,6 +249,9 @@ def _read_grid(file: Path) -> dict[str, Any]:
     return table
 
 
+ROWS = ("estimates", "solver_error", "status")
+"""Arrays of a part that have a row for each sample."""
+
 _COUNTS = ("nfe", "nbe", "companion_nfe", "dimensions", "exact", "noisy")
 
 
@@ -273,7 +268,7 @@ def from_arrays(part: dict[str, np.ndarray]) -> BitsPerDim:
     Raises:
         UserError: for arrays of something else.
     """
-    missing = sorted({"estimates", "solver_error", "status", "counts"} - set(part))
+    missing = sorted({*ROWS, "counts"} - set(part))
     if missing:
         raise UserError(
             f"got a part without {', '.join(missing)}, with {', '.join(sorted(part)) or 'nothing'}; expected one that this "

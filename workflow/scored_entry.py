@@ -2,10 +2,15 @@
 
 from __future__ import annotations
 
+import hashlib
 from pathlib import Path
 from typing import Any, Protocol
 
+from workflow.run_folder import read_json
 from workflow.versions import versions
+
+GRID = "grid.json"
+"""In the folder of the values: where the solver's steps are, and how many where pilot runs have chosen them."""
 
 
 class Result(Protocol):
@@ -24,6 +29,8 @@ def scored_entry(
         parts: the folder of the values, in the run's `folder`.
         seconds: of wall clock.
     """
+    grid = parts / GRID
+    table = read_json(grid) if grid.exists() else {}
     return {
         **result.asdict(),
         "kind": "exact",
@@ -34,5 +41,7 @@ def scored_entry(
         "text": str(result),
         "parts": parts.relative_to(folder).as_posix(),
         "protocol": protocol,
+        "grid_sha256": hashlib.sha256(grid.read_bytes()).hexdigest() if grid.exists() else None,
+        "chosen": {k: table[k] for k in ("steps", "tolerance", "error", "reached", "passes") if k in table} or None,
         "versions": versions(),
     }

@@ -15,6 +15,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
@@ -25,7 +26,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from likelihood import BitsPerDim, Survey
+from likelihood import BitsPerDim, Method, Survey
 from likelihood.image_set import ImageSet, differences_of, halving_of, values_of
 from likelihood.refinement import Refinement
 from likelihood.survey import conduct, plan_survey
@@ -36,8 +37,8 @@ from training.checkpoint import write_atomically
 from workflow import progress
 from workflow.chunks import Chunks
 from workflow.protocol import Protocol
-from workflow.score import Scored, Task, fixed_method, from_arrays, score, to_arrays
-from workflow.scored_entry import scored_entry
+from workflow.score import ROWS, Scored, Task, fixed_method, from_arrays, score, to_arrays
+from workflow.scored_entry import GRID, scored_entry
 from workflow.trained_run import TrainedRun
 
 WITHOUT_STEPS = 24
@@ -78,14 +79,73 @@ def score_run(run: TrainedRun) -> Scored | Surveyed:
     return found
 
 
-def plan_split(run: TrainedRun, protocol: Protocol) -> tuple[Design, float]:
-    """What a survey of a split would take, from its pilot, which the survey itself then uses again; and seconds a network pass.
+@dataclass(frozen=True, kw_only=True)
+class SurveyPlan:
+    """What a survey of a split would take, and what all its images.
+
+    Attributes:
+        design: from the pilot.
+        protocol: of the values, with nothing left open.
+        noise: the dequantiser's name; none of data without grey levels.
+        method: how their flow is integrated, where the design does not say half the steps.
+        seconds_a_pass: of wall clock, a network pass of the pilot's; NaN where there is none.
+    """
+
+    design: Design
+    protocol: Protocol
+    noise: str
+    method: Method
+    seconds_a_pass: float
+
+    @property
+    def values(self) -> str:
+        """How a value is made, in the survey as of all images but for half the steps: its steps, probes and draws."""
+        asked, solver = self.protocol, self.method.solver
+        if solver.adaptive:
+            steps = f"its own steps at a tolerance of {asked.tolerance:g}"
+        else:
+            why = f"chosen for {asked.tolerance:g} bits/dim" if asked.chooses_steps else "asked for"
+            n = solver.steps
+            each = (
+                f"{n // 2} steps in the survey and {n} of all images" if self.design.correction.half else f"{n} steps"
+            )
+            steps = f"{each}, {why}"
+        coloured = f"coloured (spacing {asked.spacing}) " if asked.spacing else ""
+        trace = f"{asked.probes} {coloured}{_plural('probe', asked.probes)}" if asked.probes else "the exact trace"
+        draws = (
+            f"{asked.draws} {_plural('draw', asked.draws)} of {self.noise} noise"
+            if self.noise != "none"
+            else "no noise"
+        )
+        return f"each value: {steps}; {trace}; {draws}"
+
+    def __str__(self) -> str:
+        lines = [str(self.design), self.values]
+        if math.isfinite(self.seconds_a_pass):
+            survey, whole = (self.seconds_a_pass * n / 60 for n in (self.design.passes, self.design.whole))
+            lines.append(f"about {survey:.1f} minutes; all images {whole:.1f}")
+        return "\n".join(lines)
+
+
+def _plural(name: str, n: int | None) -> str:
+    return name if n == 1 else f"{name}s"
+
+
+def plan_split(run: TrainedRun, protocol: Protocol) -> SurveyPlan:
+    """What a survey of a split would take, from its pilot, which the survey itself then uses again.
 
     Raises:
         UserError: as `survey_split`.
     """
-    images, _ = _images(run, protocol)
-    return _plan(images, protocol), images.seconds_a_pass
+    images, task = _images(run, protocol)
+    made = _plan(images, protocol)
+    return SurveyPlan(
+        design=made,
+        protocol=task.protocol,
+        noise=task.stated["dequantization"],
+        method=images.method,
+        seconds_a_pass=images.seconds_a_pass,
+    )
 
 
 def survey_split(run: TrainedRun, protocol: Protocol) -> Surveyed:
@@ -125,9 +185,9 @@ def _images(run: TrainedRun, protocol: Protocol) -> tuple[StoredImages, Task]:
     if protocol.precision is None:
         raise UserError("got a protocol without a precision; expected one for a survey, such as precision=0.005")
     task = Task.of(run, protocol)
-    if task.protocol.chooses_steps and protocol.tolerance is None and task.images <= WITHOUT_STEPS:
+    if protocol.follows_precision and task.images <= WITHOUT_STEPS:
         progress.say(f"{task.images} {run.setup.noun}s are solved adaptively: to choose steps for them would take more")
-        task = Task.of(run, dataclasses.replace(protocol, solver="accurate"))
+        task = Task.of(run, dataclasses.replace(protocol, solver="accurate", tolerance=None))
     size = task.protocol.batch_size
     assert size is not None
     whole = Chunks(task.run.folder.path / "nll", f"{protocol.split}-survey", task.stated, task.images, size)
@@ -144,7 +204,7 @@ class StoredImages(ImageSet):
 
     def __init__(self, task: Task, folder: Path) -> None:
         run, protocol, n = task.run, task.protocol, task.images
-        method, self.before = fixed_method(run, protocol, task.t_min, folder / "grid.json")
+        method, self.before = fixed_method(run, protocol, task.t_min, folder / GRID)
         assert protocol.batch_size is not None
         super().__init__(
             run.sde,
@@ -181,8 +241,10 @@ class StoredImages(ImageSet):
     def paid(self, index: Tensor, which: Sequence[int]) -> Tensor:
         chunks = self._chunks("predictors", index, {"levels": list(which)})
         for k, part in self._todo(chunks, index, "predicting"):
-            chunks.save(k, predictors=self.predict(part, list(which)).numpy())
-        return torch.cat([torch.from_numpy(part["predictors"]) for part in chunks.load()])
+            chunks.save(k, ids=self.ids[part].numpy(), predictors=self.predict(part, list(which)).numpy())
+        return torch.cat(
+            [torch.from_numpy(part["predictors"]) for part in chunks.load("predictors", ids=self.ids[index])]
+        )
 
     def halving(self, index: Tensor) -> Halving | None:
         return halving_of(self._compared(index, twice=False)) if self.has_half else None
@@ -194,7 +256,7 @@ class StoredImages(ImageSet):
         chunks = self._chunks("steps", index, {"twice": twice, "state_errors": True, **self._solved_again})
         for k, part in self._todo(chunks, index, "comparing steps"):
             chunks.save(k, ids=self.ids[part].numpy(), compared=self.compare_steps(part, twice=twice).numpy())
-        return [torch.from_numpy(part["compared"]) for part in chunks.load()]
+        return [torch.from_numpy(part["compared"]) for part in chunks.load("compared", ids=self.ids[index])]
 
     def values(self, index: Tensor, repeat: int, half: bool) -> Values:
         asked = {"repeat": repeat, "half_the_steps": half, **self._solved_again}
@@ -204,7 +266,7 @@ class StoredImages(ImageSet):
             result = self.score_exactly(part, repeat, half)
             arrays = to_arrays(result)
             chunks.save(k, ids=self.ids[part].numpy(), seconds=time.perf_counter() - begun, **arrays)
-        stored = chunks.load()
+        stored = chunks.load(*ROWS, also=("counts",), ids=self.ids[index])
         parts: list[BitsPerDim] = [from_arrays(part) for part in stored]
         for k, (kept, result) in enumerate(zip(stored, parts, strict=True)):
             if "seconds" in kept:  # earlier parts have none

@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 
-from data import Dataset
+from data import Dataset, Split
 from data.transforms import Transform
 from guidance import classifier_free
 from models import ScoreModel
@@ -101,6 +101,15 @@ class TrainedRun:
         _ = given.score  # refused here, if at all
         return given
 
+    def of_class(self, label: int) -> TrainedRun:
+        """The same run for one class, with the data of that class alone: to judge what is drawn of it, and to score its own.
+
+        Raises:
+            UserError: as `given`, or a class of which a split has no data.
+        """
+        given = self.given(label)
+        return replace(given, setup=replace(self.setup, dataset=_of_class(self.dataset, label)))
+
     def captioned(self, caption: str) -> TrainedRun:
         """The same run given a caption, of any words that its network knows; it is class 0 then.
 
@@ -120,6 +129,23 @@ class TrainedRun:
         guided = replace(self, label=label, guidance=scale, fingerprint=name)
         _ = guided.score  # refused here, if at all
         return guided
+
+
+def _of_class(dataset: Dataset, label: int) -> Dataset:
+    """The samples of one class, in every split that has some.
+
+    Raises:
+        UserError: there are none in train or in test.
+    """
+    splits: dict[str, Split] = {}
+    for name in (n for n in dataset.split_names if n != "fit"):
+        split = dataset.split(name)
+        index = torch.empty(0) if split.labels is None else (split.labels == label).nonzero().squeeze(1)
+        if len(index):
+            splits[name] = split.take(index)
+        elif name in ("train", "test"):
+            raise UserError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
+    return replace(dataset, splits=splits, validation=0, log_prob=None)
 
 
 def load_run(folder: str | Path, device: str = "auto", *, setup: Setup | None = None) -> TrainedRun:

@@ -82,7 +82,7 @@ def tuned_sampler(run: TrainedRun, evaluations: int | None) -> Sampler:
         UserError: nothing was tuned, for another model, or to other numbers of evaluations; a file that cannot be read.
     """
     entries = _entries(run)
-    again = f"run tune.py --run {run.folder} --nfe {'6' if evaluations is None else evaluations}"
+    again = _again(run, evaluations)
     if not entries:
         raise UserError(f"got {run.folder}, in which no sampler was tuned; expected {FILE}: {again}")
     own = [e for e in entries if e["model"] == run.fingerprint]
@@ -96,6 +96,14 @@ def tuned_sampler(run: TrainedRun, evaluations: int | None) -> Sampler:
         raise UserError(f"got --steps {evaluations} for a tuned sampler; expected one of {known}, or {again}")
     entry = fitting[0]
     return Tuned.from_dict(entry["tuned"]) if entry["kept"] else samplers.create(**entry["plain"])
+
+
+def _again(run: TrainedRun, evaluations: int | None) -> str:
+    """What would tune a sampler to the run as it is asked."""
+    if run.label is not None and not run.fingerprint.endswith(f"/{run.label}"):  # guided, or given a caption
+        return "none is tuned to --guidance or to a --caption: take another sampler, such as dpm_solver"
+    of = "" if run.label is None else f" --label {run.label}"
+    return f"run tune.py --run {run.folder}{of} --nfe {6 if evaluations is None else evaluations}"
 
 
 def _entries(run: TrainedRun) -> list[dict[str, Any]]:

@@ -79,12 +79,18 @@ def sampler_of(args: argparse.Namespace) -> Callable[[TrainedRun], Sampler | Non
     system without a score.
 
     Raises:
-        UserError: an unknown sampler or option; from what is returned, nothing that was tuned to the run.
+        UserError: an unknown sampler or option, or one given twice; from what is returned, nothing that was tuned to the run.
     """
     options: dict[str, Any] = {}
+    given: list[str] = []
     for text in args.option:
         name, value = option(text)
+        if name in given:
+            raise UserError(f"got --option {name} twice; expected it once")
+        given.append(name)
         put(options, name, value)
+    if args.steps is not None and "steps" in options:
+        raise UserError(f"got --steps {args.steps} and --option steps={options['steps']}; expected one of them")
     if args.sampler == tuned.NAME:
         if options:
             raise UserError(

@@ -177,10 +177,11 @@ def rows(
 
 def table(found: list[Row], run: TrainedRun, split: str, images: int) -> str:
     """The rows as a page of Markdown."""
+    of = "" if run.label is None else f" of class {run.label}, given that class,"
     lines = [
         f"# Bits/dim of {run.setup.name} ({run.dataset.name}), step {run.step}",
         "",
-        f"{images} images of the split {split!r}; ± is the standard error over images, everything included.",
+        f"{images} images{of} of the split {split!r}; ± is the standard error over images, everything included.",
         "A bound holds for its own model: flow rows for the probability flow, ELBO and chain rows for the reverse SDE. With a",
         "learned score these are different models, and either may be lower. Papers mostly quote the first row.",
         "",
@@ -207,13 +208,13 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--truncation", default=0.25, type=float, help="sigma/alpha on grid points at t_min, in bins")
     parser.add_argument("--batch_size", default=32, type=shared.integer(1), help="number of images scored together")
-    parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
-    shared.add_label(parser)
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of noise and probes")
+    shared.add_label(parser, "class whose images are scored, given it, for a class-conditional run; None: any")
     options = shared.parsed(parser, arguments)
     require_positive(options.truncation, "--truncation")
     run = load_run(options.run, options.device)
     require_score(run, "nll.py has this flow's likelihood")
-    run = run if options.label is None else run.given(options.label)
+    run = run if options.label is None else run.of_class(options.label)
     if run.transform.levels is None:
         raise DataError(f"got the run {options.run} on {run.dataset.name}, which has no grey levels; expected images")
     data = checked_split(run.dataset, options.split)
@@ -234,6 +235,7 @@ def main(arguments: list[str]) -> int:
     )
     text = table(found, run, options.split, n)
     run.folder.write_text("bounds.md", text)
-    run.folder.update_results({"bounds": {"split": options.split, "images": n, "rows": [vars(r) for r in found]}})
+    stated = {"split": options.split, "label": run.label, "images": n, "rows": [vars(r) for r in found]}
+    run.folder.update_results({"bounds": stated})
     print(text, end="")
     return 0

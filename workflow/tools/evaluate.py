@@ -11,13 +11,12 @@ nearest training data (even rows), for images.
 
 from __future__ import annotations
 
-import dataclasses
 from pathlib import Path
 
 import torch
 from torch import Tensor
 
-from data import Dataset, Split
+from data import Dataset
 from evaluation import (
     Coordinates,
     Features,
@@ -48,7 +47,7 @@ def main(arguments: list[str]) -> int:
     parser.add_argument(
         "--n", default=2000, type=shared.integer(LEAST), help=f"number of samples, at least {LEAST}; take thousands"
     )
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of the noise")
     parser.add_argument("--batch_size", default=500, type=shared.integer(1), help="number of samples drawn together")
     shared.add_label(parser, "class to draw and to compare with its own data, for a class-conditional run; None: any")
     parser.add_argument("--split", default="test", help="split of held-out data to compare with")
@@ -69,8 +68,8 @@ def main(arguments: list[str]) -> int:
         )
     features = _features(args.features, args.inception, run.dataset)
     if args.label is not None:
-        one = dataclasses.replace(run.setup, dataset=of_class(run.dataset, args.label))
-        run = dataclasses.replace(run.given(args.label), setup=one)
+        run = run.of_class(args.label)
+        checked_split(run.dataset, args.split)
     drawn = draw_in_chunks(run, choose(run), args.n, seed=args.seed, batch_size=args.batch_size, name=args.sampler)
     x, parts = drawn.x, drawn.folder
     if x is None:
@@ -107,23 +106,6 @@ def _features(name: str, inception: Path | None, dataset: Dataset) -> Features:
     if name == "classifier" and (dataset.levels is None or dataset.num_classes < 2):
         raise UserError(f"got --features classifier for {dataset.name}, which has no labelled images; expected pixels")
     return default_features(dataset)
-
-
-def of_class(dataset: Dataset, label: int) -> Dataset:
-    """The samples of one class, in every split.
-
-    Raises:
-        UserError: there are none.
-    """
-
-    def rows(name: str) -> Split:
-        split = dataset.split(name)
-        index = torch.empty(0) if split.labels is None else (split.labels == label).nonzero().squeeze(1)
-        if len(index) == 0:
-            raise UserError(f"got --label {label}; expected a class of {dataset.name}'s split {name}")
-        return split.take(index)
-
-    return dataclasses.replace(dataset, splits={name: rows(name) for name in dataset.splits}, validation=0)
 
 
 def _training(run: TrainedRun) -> Tensor:

@@ -11,19 +11,21 @@ the protocol in RUN/results.json. (The `--` keeps torchrun from taking `--run` f
 
 from __future__ import annotations
 
-import math
-
 from numerics import UserError
 from workflow import progress
 from workflow.protocol import Protocol
 from workflow.score import score_split
 from workflow.survey import plan_split, survey_split
 from workflow.tools import arguments as shared
-from workflow.trained_run import load_run
+from workflow.trained_run import TrainedRun, load_run
 
 
 def _refuse_unused(protocol: Protocol) -> None:
-    """Refuses steps or a tolerance that would change nothing; a configuration may hold both, as a default and a choice."""
+    """Refuses options that would change nothing; a configuration may hold both, as a default and a choice."""
+    if protocol.spacing and protocol.probes == 0:
+        raise UserError(
+            f"got --spacing {protocol.spacing} with --probes 0, the exact trace; expected --probes 1 or more, or no --spacing"
+        )
     if protocol.steps is None:
         return
     if protocol.solver != "fast":
@@ -33,6 +35,27 @@ def _refuse_unused(protocol: Protocol) -> None:
     if protocol.tolerance is not None:
         raise UserError(
             f"got --steps {protocol.steps} and --tolerance {protocol.tolerance:g}, which chooses steps; expected one of them"
+        )
+
+
+def _refuse_unused_for(run: TrainedRun, protocol: Protocol) -> None:
+    """Refuses options that would change nothing for the run's data."""
+    name, dim = run.dataset.name, run.dataset.dim
+    if protocol.spacing and protocol.for_samples(dim, run.transform.levels).probes == 0:
+        raise UserError(
+            f"got --spacing {protocol.spacing} for {name}, whose trace is exact in {dim} dimensions; expected no --spacing, or "
+            "--probes beside it"
+        )
+    if run.transform.levels is not None:
+        return
+    if protocol.draws not in (None, 1):
+        raise UserError(
+            f"got --draws {protocol.draws} for {name}, which has no grey levels and gets no noise; expected no --draws"
+        )
+    if protocol.dequantizer != "uniform":
+        raise UserError(
+            f"got --dequantizer {protocol.dequantizer} for {name}, which has no grey levels and gets no noise; expected no "
+            "--dequantizer"
         )
 
 
@@ -48,13 +71,11 @@ def main(arguments: list[str]) -> int:
     protocol = Protocol(**options)
     _refuse_unused(protocol)
     run = load_run(folder, device)
+    _refuse_unused_for(run, protocol)
     if plan:
         if protocol.precision is None:
             raise UserError("got --plan without a precision; expected --precision, such as --precision 0.005")
-        design, seconds = plan_split(run, protocol)
-        print(design)
-        if math.isfinite(seconds):  # the pilot was scored just now
-            print(f"about {seconds * design.passes / 60:.1f} minutes; all images {seconds * design.whole / 60:.1f}")
+        print(plan_split(run, protocol))
         return 0
     scored = score_split(run, protocol) if protocol.precision is None else survey_split(run, protocol)
     if scored is None:

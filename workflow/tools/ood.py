@@ -5,6 +5,7 @@
 The other data are a data set of the same shape and number of levels, or `noise` (uniform grey levels); vertically flipped test
 images and noise are always scored too. An image's value depends neither on its batch mates nor on the order: noise and
 probes are keyed by the image's number. Draws the histograms to RUN/ood_OTHER.png and writes the values to RUN/ood_OTHER.npz.
+Given a class with --label, a model has only the test images of that class to tell from other data.
 """
 
 from __future__ import annotations
@@ -80,11 +81,13 @@ def main(arguments: list[str]) -> int:
     parser.add_argument("--limit", default=0, type=shared.integer(0), help="number of images of each; 0: all")
     parser.add_argument("--steps", default=64, type=shared.integer(1), help="number of steps of the flow's solver")
     parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of images scored together")
-    parser.add_argument("--seed", default=0, type=int, help="seed of noise and probes")
-    shared.add_label(parser)
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of noise and probes")
+    shared.add_label(
+        parser, "class whose test images are scored, and that all are given, for a class-conditional run; None: any"
+    )
     options = shared.parsed(parser, arguments)
     run = load_run(options.run, options.device)
-    run = run if options.label is None else run.given(options.label)
+    run = run if options.label is None else run.of_class(options.label)
     name = options.other
     if options.limit == 1 or len(run.dataset.split("test")) < 2:
         raise DataError(
@@ -104,7 +107,8 @@ def main(arguments: list[str]) -> int:
         for line in found.failures:
             print(f"{which}: {line}")
     finite = {which: v[np.isfinite(v)] for which, v in values.items()}
-    file = options.run / f"ood_{name}.png"
+    of = "" if options.label is None else f"_class_{options.label}"
+    file = options.run / f"ood_{name}{of}.png"
     draw(finite, "test", name, file)
     arrays: Any = values
     np.savez(file.with_suffix(".npz"), **arrays)
@@ -117,7 +121,7 @@ def main(arguments: list[str]) -> int:
         for which, v in finite.items()
         if len(v)
     }
-    run.folder.update_results({f"ood/{name}": summary})
+    run.folder.update_results({f"ood/{name}{of}": summary})
     for which, row in summary.items():
         print(f"{which}: {row['mean']:.3f} bits/dim, {row['images']} images, above the test split's {row['auroc']:.3f}")
     print(f"histograms: {file}")

@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
     parser = shared.parser("Draw samples from a finished run.")
     shared.add_sampler(parser)
     parser.add_argument("--n", default=64, type=shared.integer(1), help="number of samples")
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of the noise")
     parser.add_argument("--batch_size", default=256, type=shared.integer(1), help="number of samples drawn together")
     parser.add_argument("--out", default=None, type=Path, help="file for the picture; None: beside the parts")
     parser.add_argument(

@@ -33,7 +33,7 @@ def main(arguments: list[str]) -> int:
     )
     parser.add_argument("--rounds", default=15, type=shared.integer(1), help="steps of the fit, at most")
     parser.add_argument("--tolerance", default=1e-4, type=float, help="of the tight solution of the flow")
-    parser.add_argument("--seed", default=0, type=int, help="seed of the noise")
+    parser.add_argument("--seed", default=0, type=shared.integer(0), help="seed of the noise")
     parser.add_argument("--batch_size", default=64, type=shared.integer(1), help="number of samples at once")
     shared.add_label(parser, "class to tune for, for a class-conditional run; None: any")
     args = shared.parsed(parser, arguments)
@@ -63,5 +63,6 @@ def main(arguments: list[str]) -> int:
             )
         keep(run, found)
         print(found)
-    print(f"draw with: sample.py --run {args.run} --sampler tuned --steps {args.nfe[0]}")
+    of = "" if args.label is None else f" --label {args.label}"
+    print(f"draw with: sample.py --run {args.run}{of} --sampler tuned --steps {args.nfe[0]}")
     return 0
