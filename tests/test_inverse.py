@@ -136,6 +136,8 @@ def test_problems_that_images_do_not_have_are_refused_before_the_work(tmp_path):
     asked = config_for("inverse", changes={"inverse.problems": ("colourisation",)})
     with pytest.raises(UserError, match=r"config\.inverse\.problems"):
         resolve(asked)
+    left_out = called(restore_tool.main, *run, "--problems=inpainting", "--sr3_steps=9", check=False)
+    refused(left_out, 2, "got --sr3_steps=9 without super-resolution; expected it among --problems")
     asked = config_for("inverse", changes={"inverse.problems": ("inpainting",), "inverse.sr3_steps": 2})
     with pytest.raises(UserError, match=r"config\.inverse\.sr3_steps=2 without super-resolution"):
         resolve(asked)

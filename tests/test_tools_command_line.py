@@ -131,8 +131,6 @@ def test_an_option_of_the_sampler_is_given_once(name):
 
 
 def test_restoring_trains_no_network_for_a_problem_that_is_left_out():
-    left_out = called(tool("restore"), "--run=nowhere", "--problems=inpainting", "--sr3_steps=9", check=False)
-    refused(left_out, 2, "got --sr3_steps 9 with --problems inpainting", "super-resolution")
 
 
 @pytest.mark.parametrize("text", ["none", "None", "NONE"])

@@ -52,7 +52,7 @@ if TYPE_CHECKING:
 _COLUMNS = 8
 """Of a contact sheet: images at most."""
 _PROJECTIONS = 8
-SR3_PROBLEM = "super-resolution"
+_SR3_PROBLEM = "super-resolution"
 _NOISE, _LEVEL, _DEQUANTISED, _OWN = 1, 2, 3, 4
 """What is added to the run's seed for the measurements' noise, the level's probes, the test images' dequantisation and the
 model's own truths. Restorations have the seed itself: a truth whose numbers a posterior sample shared would be correlated with
@@ -304,7 +304,7 @@ def report_inverse(
     own = draw_samples(run.setup, run.score, walk, images, seed=seed + _OWN, shown=False)[0].to(device)
     data_std = run.model.data_std or 1.0
     rows = []
-    extra = int(sr3_steps > 0 and SR3_PROBLEM in chosen)
+    extra = int(sr3_steps > 0 and _SR3_PROBLEM in chosen)
     with progress.bar(total=len(chosen) * len(methods) + extra, name="inverse problems", unit="method") as bar:
         for name, problem in chosen.items():
             operator, noise = problem.operator(tuple(shape)), std if problem.std is None else problem.std
@@ -318,7 +318,7 @@ def report_inverse(
                 measured[whose] = Measurement(operator, y, told)
             sheet = [truth[:_COLUMNS], back_projected(measured["test"]).clamp(low, high)[:_COLUMNS]]
             ways = {method: METHODS[method] for method in methods}
-            if sr3_steps and name == SR3_PROBLEM:
+            if sr3_steps and name == _SR3_PROBLEM:
                 ways["SR3"] = _sr3(run, measured["test"], sr3_steps)
             for method in ways:
                 found = {}

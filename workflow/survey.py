@@ -122,7 +122,7 @@ class SurveyPlan:
     def __str__(self) -> str:
         lines = [str(self.design), self.values]
         if math.isfinite(self.seconds_a_pass):
-            survey, whole = (self.seconds_a_pass * n / 60 for n in (self.design.passes, self.design.whole))
+            survey, whole = (self.seconds_a_pass * n / 60 for n in (self.design.passes, self.design.all_passes))
             lines.append(f"about {survey:.1f} minutes; all images {whole:.1f}")
         return "\n".join(lines)
 

@@ -12,9 +12,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from numerics import UserError, require_positive
+from numerics import require_positive
 from workflow.flow_only import require_score
-from workflow.inverse_problems import FEW, METHODS, PROBLEMS, SR3_PROBLEM, check_names, report_inverse
+from workflow.inverse_problems import FEW, METHODS, PROBLEMS, check_names, report_inverse
 from workflow.run_folder import RunFolder
 from workflow.tools import arguments as shared
 from workflow.trained_run import load_run
@@ -52,11 +52,6 @@ def main(arguments: list[str]) -> int:
     require_positive(args.std, "--std")
     problems, methods = (tuple(name.strip() for name in chosen[key].split(",")) for key in ("problems", "methods"))
     check_names(methods, problems, "--")
-    if args.sr3_steps and SR3_PROBLEM not in problems:
-        raise UserError(
-            f"got --sr3_steps {args.sr3_steps} with --problems {','.join(problems)}; expected {SR3_PROBLEM} among them, which "
-            "the network is trained for"
-        )
     if args.workdir is not None:
         RunFolder(args.workdir).require_place()
     run = load_run(args.run, args.device)
@@ -71,5 +66,6 @@ def main(arguments: list[str]) -> int:
         methods=methods,
         problems=problems,
         sr3_steps=args.sr3_steps,
+        prefix="--",
     )
     return 0
