@@ -130,9 +130,6 @@ def test_an_option_of_the_sampler_is_given_once(name):
     refused(complaint("--option", "steps=5", "--option", "grid=karras", "--option", "grid.rho=3"), 2, "nowhere")
 
 
-def test_restoring_trains_no_network_for_a_problem_that_is_left_out():
-
-
 @pytest.mark.parametrize("text", ["none", "None", "NONE"])
 def test_none_leaves_a_value_open_wherever_none_is_its_default(text):
     for flag, name in (("clip", "clip"), ("max_seconds", "max_seconds")):
