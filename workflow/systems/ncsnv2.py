@@ -126,6 +126,7 @@ class NCSNv2(NCSN):
         """The digits' settings: a small RefineNet of the paper's kind."""
         config = super().get_config()
         config.system = self.name
+        config.threads = 2  # a third less time on two free cores
         config.sde = section(LADDERS, "ncsnv2")
         set_value(config.model, "name", "ncsnv2", models.NETWORKS)
         config.model.channels = 16
