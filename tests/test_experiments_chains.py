@@ -252,7 +252,7 @@ class TestScripts:
             ("ddpm", "--config.likelihood.bound_draws=1", ("bound.draws=1", ">= 2")),
             ("ddpm", "--config.training.weighting=simple", ("config.training.weighting",)),
             ("ncsn", "--config.sde.levels=1", ("levels=1", "expected an integer >= 2")),
-            ("ncsn", "--config.sde.sigma_min=20.0", ("sigmas", "smallest < largest")),
+            ("ncsn", "--config.sde.sigma_min=20.0", ("sigma_min=20", "expected sigma_min < sigma_max")),
             ("ncsn", "--config.sampling.steps=0", ("steps=0",)),
             ("ncsn", "--config.sampling.step_size=-1.0", ("step_size=-1.0",)),
         ],

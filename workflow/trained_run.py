@@ -43,6 +43,11 @@ class TrainedRun:
     guidance: float | None = None
 
     @property
+    def of_a_class_alone(self) -> bool:
+        """Is the score given a class, without guidance or a caption?"""
+        return self.label is not None and self.fingerprint.endswith(f"/{self.label}")
+
+    @property
     def model(self) -> ScoreModel:
         """The score model.
 
@@ -125,7 +130,7 @@ class TrainedRun:
         Raises:
             UserError: a model without classes, or without that one; a scale that is not finite.
         """
-        name = f"{self.fingerprint}/{label}/guidance {scale:g}"
+        name = f"{self.fingerprint}/{label}/guidance {scale:.15g}"
         guided = replace(self, label=label, guidance=scale, fingerprint=name)
         _ = guided.score  # refused here, if at all
         return guided

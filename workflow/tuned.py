@@ -100,7 +100,7 @@ def tuned_sampler(run: TrainedRun, evaluations: int | None) -> Sampler:
 
 def _again(run: TrainedRun, evaluations: int | None) -> str:
     """What would tune a sampler to the run as it is asked."""
-    if run.label is not None and not run.fingerprint.endswith(f"/{run.label}"):  # guided, or given a caption
+    if run.label is not None and not run.of_a_class_alone:
         return "none is tuned to --guidance or to a --caption: take another sampler, such as dpm_solver"
     of = "" if run.label is None else f" --label {run.label}"
     return f"run tune.py --run {run.folder}{of} --nfe {6 if evaluations is None else evaluations}"
