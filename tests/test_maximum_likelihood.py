@@ -138,7 +138,7 @@ def test_refusals(options, words):
 
 def test_the_system_refuses_what_does_not_fit():
     for changes, words in (
-        ({"training.objective.solver": "rk4"}, "adjoint=False"),
+        ({"training.objective.solver": "rk4", "training.objective.adjoint": True}, "adjoint=False"),
         ({"training.validation": 16}, "expected 0"),
         ({"beside.points": 0}, "config.beside.points"),
         ({"sampling.sampler": "pc"}, "PredictorCorrector, which adds noise"),
