@@ -140,6 +140,7 @@ def test_the_system_refuses_what_does_not_fit():
     for changes, words in (
         ({"training.objective.solver": "rk4", "training.objective.adjoint": True}, "adjoint=False"),
         ({"training.validation": 16}, "expected 0"),
+        ({"model.class_conditional": True}, "compared without classes"),
         ({"beside.points": 0}, "config.beside.points"),
         ({"sampling.sampler": "pc"}, "PredictorCorrector, which adds noise"),
         ({"sampling.second.eta": 0.5}, "DDIM with eta, which adds noise"),

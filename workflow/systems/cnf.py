@@ -5,7 +5,7 @@ r"""CNF: one network as a flow, trained by maximum likelihood (FFJORD), by score
 (Chen et al. 2018, arXiv:1806.07366; Grathwohl et al. 2019, arXiv:1810.01367). The velocity is the probability flow's of a score
 model on the straight path x_t = (1 - t) x_0 + t eps, so that three trainings have one network, one sampler and one likelihood:
 
-    maximum likelihood    -log p(x) itself, differentiated through the integration by its adjoint; the run's own
+    maximum likelihood    -log p(x) itself, differentiated through the integration's steps, or by its adjoint
     score matching        |eps - eps_hat|^2 at random times             no integration in training
     flow matching         |(eps - x_0) - v|^2 at random times           (Lipman et al. 2023, arXiv:2210.02747, equation (23))
 
@@ -161,8 +161,13 @@ class CNF(System):
         return made
 
     def check(self, config: Config) -> None:
-        """The other trainings' values, and no validation by the SDE's bound."""
+        """The other trainings' values, no classes, and no validation by the SDE's bound."""
         self.beside(config)
+        if config["model"]["class_conditional"]:
+            raise UserError(
+                "got config.model.class_conditional=True for cnf, whose three trainings are compared without classes; expected "
+                "False"
+            )
         if config["training"]["validation"]:
             raise UserError(
                 f"got config.training.validation={config['training']['validation']} for a flow trained by likelihood, whose "
