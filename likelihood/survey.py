@@ -121,10 +121,8 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
     budget, passes = Budget(size=len(order)), 0
     trial = population.halving(order[-TRIAL:].sort().values) if budget.tries_half else None
     refinement = None if trial is None else refinement_of(trial, precision)
-    if (
-        population.refining(refinement) is population
-    ):  # nothing will be solved again: nothing may be judged as if it were
-        refinement = None
+    # where nothing will be solved again, nothing may be judged as if it were
+    refinement = None if population.refining(refinement) is population else refinement
     half = trial is not None and half_will_do(trial, precision, refinement)
     passes += 0 if trial is None else trial.passes
     if half or budget.corrects_all_steps:
