@@ -7,13 +7,13 @@ d = bits_2N - bits_N/2,
     m = X^T b + mean of d,     stderr^2 + var(d) / k
 
 Whether half the steps will do is a matter of var(d), for which *other* random images stand: those of the trial, with
-e = bits_N - bits_N/2, say whether sqrt(var(e) / k) is at most a third of the precision p. The images that correct the mean
+e = bits_N - bits_N/2, say whether sqrt(var(e) / k) is at most half the precision p (`PART`). The images that correct the mean
 know nothing of that choice, so that given it they are a random sample of the set, and mean of d is without bias. (Were one
 sample asked both, then half the steps would be taken the more often the fewer far images it happens to have, and d is skewed.)
 
 An image of which half the steps lose far more than is allowed of the others is a rare one: sixteen hardly ever have it, and the
 mean would lack what it loses without a word. The solver's own estimate of its state's error tells it, of every image that is
-scored (`Refinement`). So those that are taken to lose more than `FAR` times the precision, six times the largest standard
+scored (`Refinement`). So those that are taken to lose more than `FAR` times the precision, four times the largest standard
 deviation that is allowed, are a stratum of their own, all of which that is scored is solved again with all the steps, and with
 twice as many where these err as much. What is left to d is what the others lose.
 """
@@ -31,11 +31,14 @@ from likelihood.survey_population import Differences, Halving
 TRIAL, DIFFERENCES, LEAST_DIFFERENCES = 8, 16, 4
 """Images that say whether half the steps will do, images that correct the mean, and the fewest of either that say anything."""
 
-PART = 3
-"""The precision over the largest error that half the steps' correction may have: for 12 % more images, which take half each."""
+PART = 2
+"""The precision over the largest error v that half the steps' correction may have, as a standard error.
 
+The sample grows by 1 / (1 - (v/p)^2), and each of its values takes half the passes: half the steps pay up to (v/p)^2 = 1/2.
+Eight images know that variance to a factor of two, and with (v/p)^2 <= 1/4 they pay where it is twice what the images say.
+"""
 
-FAR = 6 * math.sqrt(DIFFERENCES) / PART
+FAR = 4 * math.sqrt(DIFFERENCES) / PART
 """What an image may lose before it is solved again, over the precision."""
 
 MOST_FAR = 0.25

@@ -111,11 +111,11 @@ class Survey:
             lines.append("no predictions would make it cheaper: the mean is the sample's own")
         reached = f"{self.estimate_stderr:.2g}"
         missed = f"asked for ± {d.precision:g}, reached ± {reached}"
-        if d.correction.stderr > d.precision / 2:
-            lines.append(f"{missed}: twice the steps change images by too different amounts: take more steps")
-        elif float(reached) > d.precision:  # as it is printed
+        if float(reached) > d.precision:  # as it is printed
             cause = (
-                "the values' own noise: take more draws of it, or more probes"
+                "twice the steps change images by too different amounts: take more steps"
+                if d.correction.stderr > d.precision / 2
+                else "the values' own noise: take more draws of it, or more probes"
                 if d.everything
                 else "the pilot's images were easier to predict than the sample's"
             )

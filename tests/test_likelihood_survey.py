@@ -11,7 +11,18 @@ import pytest
 import torch
 
 from data.transforms import Rescale, Standardize
-from likelihood import Exact, Hutchinson, Method, NoDequantization, Refinement, Uniform, accurate, bits_per_dim, survey
+from likelihood import (
+    Exact,
+    Hutchinson,
+    Method,
+    NoDequantization,
+    Refinement,
+    Uniform,
+    accurate,
+    bits_per_dim,
+    step_correction,
+    survey,
+)
 from likelihood.image_set import ImageSet
 from likelihood.pilot import fallback_grid
 from likelihood.regression_estimate import regression_estimate
@@ -317,6 +328,22 @@ class TestCorrection:
         result = conduct(table, made)
         assert abs(result.mean - truth) < 3 * result.estimate_stderr
 
+    def test_half_the_steps_are_taken_as_long_as_they_pay(self, monkeypatch):
+        """Where their correction has 0.42 of the precision they make 20 surveys cheaper than all the steps do, which are taken
+        where it has 0.75, and nothing is said to be missed that is reached."""
+        plans = [plan_survey(self.changed(4 * 0.42 * 0.012)[0], precision=0.012, seed=seed) for seed in range(20)]
+        assert sum(made.correction.half for made in plans) > 12
+        missed = [conduct(self.changed(4 * 0.42 * 0.012)[0], made, seed=i) for i, made in enumerate(plans)]
+        assert all(("too different amounts" in str(r)) <= (r.estimate_stderr > 0.012) for r in missed)
+        assert any(r.design.correction.stderr > 0.006 and r.estimate_stderr < 0.012 for r in missed)
+        others = [plan_survey(self.changed(4 * 0.75 * 0.012)[0], precision=0.012, seed=seed) for seed in range(20)]
+        assert sum(made.correction.half for made in others) < 8
+        monkeypatch.setattr(step_correction, "PART", math.inf)
+        whole = [plan_survey(self.changed(4 * 0.42 * 0.012)[0], precision=0.012, seed=seed) for seed in range(20)]
+        assert not any(made.correction.half for made in whole)
+        taken = [[made.cost * made.images for made in some] for some in (plans, whole)]
+        assert sum(taken[0]) < 0.85 * sum(taken[1])
+
     def test_a_small_set_has_all_the_steps_and_none(self):
         table, _ = self.changed(0.001, 200)
         made = plan_survey(table, precision=0.02)
@@ -363,7 +390,7 @@ class TestCorrection:
         """Skewed losses, of which half the steps are taken in some of 1,000 surveys: the corrections' mean is theirs, within
         three standard errors, where one sample that is asked both is twenty of them too low."""
         N, g = 3000, torch.Generator().manual_seed(0)
-        d = torch.where(torch.rand(N, generator=g) < 0.08, 0.4, 0.0).double() + 0.002 * numbers(N)
+        d = torch.where(torch.rand(N, generator=g) < 0.08, 0.6, 0.0).double() + 0.002 * numbers(N)
         off, both = [], []
         for _ in range(1000):
             order = torch.randperm(N, generator=g)
