@@ -48,6 +48,11 @@ class Cell:
     def __str__(self) -> str:
         return f"{self.row.system}, seed {self.seed}"
 
+    @property
+    def stamp(self) -> dict[str, Any]:
+        """What its numbers depend on beside its folder: the terms, and what the row changes."""
+        return {**self.terms.stamp, **self.row.changes}
+
     def place(self, own_size: bool) -> Path:
         """Its run folder: tables with and without equal parameters share the cells of a system's own size."""
         size = "" if own_size else f"-{self.terms.parameters}"
@@ -58,7 +63,7 @@ class Cell:
         """The run folder of a cell that is done on these terms; None where it has yet to be made."""
         for own_size in (True, False):
             found = RunFolder(self.place(own_size)).results()
-            if found.get("cell") == self.terms.stamp and self.terms.fits(found["training"]["parameters"]):
+            if found.get("cell") == self.stamp and self.terms.fits(found["training"]["parameters"]):
                 return self.place(own_size)
         return None
 
@@ -88,7 +93,7 @@ def make(cell: Cell, features: Features) -> None:
     setup, own_size = sized(cell.row, cell.seed, cell.terms)
     folder = RunFolder(cell.place(own_size))
     _refuse_other_terms(cell, folder)
-    folder.update_results({"terms": cell.terms.stamp})
+    folder.update_results({"terms": cell.stamp})
     if "training" not in folder.results():
         if cell.row.trained_as:
             _share(cell, setup, folder)
@@ -102,14 +107,14 @@ def make(cell: Cell, features: Features) -> None:
         setup.system.score(run)
     if "evaluation" not in folder.results():
         _draw(run, cell.terms.samples, features)
-    folder.update_results({"cell": cell.terms.stamp})
+    folder.update_results({"cell": cell.stamp})
 
 
 def _refuse_other_terms(cell: Cell, folder: RunFolder) -> None:
-    there = folder.results().get("terms", cell.terms.stamp)
-    if there != cell.terms.stamp:
+    there = folder.results().get("terms", cell.stamp)
+    if there != cell.stamp:
         raise UserError(
-            f"got the cell {folder}, made for {there}; expected {cell.terms.stamp}: give another --workdir, or the same terms"
+            f"got the cell {folder}, made for {there}; expected {cell.stamp}: give another --workdir, or the same terms"
         )
 
 

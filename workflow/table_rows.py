@@ -94,7 +94,7 @@ class Terms:
 
     @property
     def stamp(self) -> dict[str, float]:
-        """What a cell's numbers depend on beside its run folder."""
+        """What the cells' numbers depend on beside their rows."""
         return {"cpu_seconds": self.cpu_seconds, "images": self.images, "samples": self.samples}
 
     def fits(self, parameters: int) -> bool:
