@@ -165,6 +165,35 @@ class NoDequantization(Dequantizer):
         return transform(images.to(dtype)), cost.to(images.device)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Checked(Dequantizer):
+    """`inner`, for parts of a set that it has checked whole: a single dark image says nothing of the levels.
+
+    Args:
+        inner: makes the states.
+    """
+
+    inner: Dequantizer
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "noisy", self.inner.noisy)
+
+    def check(self, images: Tensor, transform: Transform) -> None:
+        """Nothing: it is done."""
+
+    def __call__(
+        self,
+        images: Tensor,
+        transform: Transform,
+        sde: SDE,
+        t_min: float,
+        *,
+        generator: Generator = None,
+        dtype: torch.dtype = torch.float32,
+    ) -> tuple[Tensor, Tensor]:
+        return self.inner(images, transform, sde, t_min, generator=generator, dtype=dtype)
+
+
 Uniform = UniformDequantizer
 """Its short name."""
 

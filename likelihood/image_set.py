@@ -203,5 +203,5 @@ def halving_of(parts: list[Tensor]) -> Halving:
 
 def differences_of(parts: list[Tensor]) -> Differences:
     """A survey's differences from results of `compare_steps`."""
-    half, whole, twice, _, passes = torch.cat(parts).unbind(dim=1)
-    return Differences(half=twice - half, whole=twice - whole, passes=round(float(passes.sum())))
+    half, whole, twice, error, passes = torch.cat(parts).unbind(dim=1)
+    return Differences(half=twice - half, whole=twice - whole, passes=round(float(passes.sum())), state_error=error)

@@ -43,6 +43,7 @@ class RegressionEstimate:
         sampling_stderr: of the mean of *this* set, what another sample of it would change.
         noise_stderr: of the same, what scoring all of it, again and again, would change; NaN where the noise is unknown.
         degrees: of freedom, of the variance that `sampling_stderr` is the root of.
+        skewed: by what factor `sampling_stderr` has to be larger for two of it to cover 95 %, where few values are far off.
         images_stderr: what other images of the same kind would change; NaN where the noise is unknown.
         total: both errors, of the mean over all images that there might have been.
         r2: of predictions for images that the fit has left out, 0 where they say nothing; NaN where the sample is the set.
@@ -54,6 +55,7 @@ class RegressionEstimate:
     sampling_stderr: float
     noise_stderr: float
     degrees: int
+    skewed: float
     images_stderr: float
     total: float
     r2: float
@@ -136,6 +138,7 @@ def regression_estimate(
     c = len(known)  # a certain image without a value is left out of the set
     mean_known = float(known.mean()) if c else 0.0
     tau = noise_variance
+    skewed = 1.0
     if n == M:  # everything is known but the noise
         mean_rest, sampling, r2, residual = float(values.mean()) if M else 0.0, 0.0, math.nan, 0.0
         predictions[index[random]] = values
@@ -147,6 +150,7 @@ def regression_estimate(
         off = fit.left_out
         jackknife = float((fit.weights * off).square().sum()) * (n - 1) / n**3
         sampling = math.sqrt((1 - n / M) * jackknife)
+        skewed = skew_widening(fit.weights * off)
         residual = float(off.square().mean().sqrt())
         r2 = r_squared(values, off)
         spread_rest = float(fit.predictions.var(correction=0)) + float(fit.residuals.square().sum()) / max(
@@ -167,12 +171,33 @@ def regression_estimate(
         sampling_stderr=sampling,
         noise_stderr=noise,
         degrees=max(1, n - x.shape[1] - 1),
+        skewed=skewed,
         images_stderr=images_stderr,
         total=math.sqrt(alone) if tau != tau else math.hypot(sampling, noise, images_stderr),
         r2=r2,
         predictions=predictions,
         residual=residual,
     )
+
+
+def skew_widening(u: Tensor) -> float:
+    """By what factor two errors of the mean of `u` `(n,)` have to be wider to cover what two cover of a normal law.
+
+    With gamma the skewness and kappa the excess kurtosis of u, the studentised mean is within z errors with probability
+
+        2 Phi(z) - 1 + (2 z phi(z) / n) (kappa (z^2 - 3) / 12 - gamma^2 (z^4 + 2 z^2 - 3) / 18 - (z^2 + 3) / 4)
+
+    (Hall 1992, "The Bootstrap and Edgeworth Expansion", section 2.6). The last term is Student's; for the first two, at z = 2,
+
+        1 + (21 gamma^2 / 18 - kappa / 12) / n,     at least 1.
+    """
+    n, off = len(u), u - u.mean()
+    spread = float(off.square().mean().sqrt())
+    if n < 4 or spread == 0:
+        return 1.0
+    gamma = float(off.pow(3).mean()) / spread**3
+    kappa = float(off.pow(4).mean()) / spread**4 - 3
+    return 1 + max(0.0, 21 * gamma**2 / 18 - kappa / 12) / n
 
 
 def r_squared(y: Tensor, left_out: Tensor) -> float:

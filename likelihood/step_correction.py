@@ -21,7 +21,7 @@ twice as many where these err as much. What is left to d is what the others lose
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from torch import Tensor
 
@@ -45,21 +45,32 @@ MOST_FAR = 0.25
 """If more of the trial's images than this are far, then the steps are too few for all of them, and none is a rare one."""
 
 
-def refinement_of(found: Halving, precision: float) -> Refinement | None:
-    """Which images are to be solved again, from what the trial's lost for a unit of their state's error; None where that is not
-    known, or too many are."""
-    if found.state_error is None:
+NEVER = 1e9
+"""Nats per dimension that no image loses: a rule that solves none again, and states what each errs by."""
+
+
+def stating(lost: Tensor, state_error: Tensor | None) -> Refinement | None:
+    """A rule that solves no image again, from what random ones lost `(k,)` bits/dim for a unit of their state's error, so that
+    the solver's error is stated of every image; None where that is not known."""
+    if state_error is None:
         return None
-    off = found.lost.abs() * math.log(2)
-    known = off.isfinite() & (found.state_error > 0)
+    off = lost.abs() * math.log(2)
+    known = off.isfinite() & (state_error > 0)
     if int(known.sum()) < LEAST_DIFFERENCES:
         return None
     # nine in ten lose less for a unit
-    ratio = float((off[known] / found.state_error[known]).quantile(0.9))
-    if ratio <= 0:
+    ratio = float((off[known] / state_error[known]).quantile(0.9))
+    return Refinement(ratio=ratio, above=NEVER) if ratio > 0 else None
+
+
+def refinement_of(found: Halving, precision: float) -> Refinement | None:
+    """Which images are to be solved again, from what the trial's lost for a unit of their state's error: none where too many
+    would be; None where that is not known."""
+    made = stating(found.lost, found.state_error)
+    if made is None or found.state_error is None:
         return None
-    made = Refinement(ratio=ratio, above=FAR * precision * math.log(2))
-    return made if float(made.too_large(found.state_error).double().mean()) <= MOST_FAR else None
+    far = replace(made, above=FAR * precision * math.log(2))
+    return far if float(far.too_large(found.state_error).double().mean()) <= MOST_FAR else made
 
 
 def half_will_do(found: Halving, precision: float, refinement: Refinement | None = None) -> bool:
@@ -84,6 +95,7 @@ class Correction:
         images: k, from which it is known.
         failed: images that were to show it, and have no value.
         refinement: which images are solved again; None for none.
+        compared: images that were solved with more steps, those that failed and those of which nothing is corrected among them.
     """
 
     half: bool = False
@@ -93,11 +105,22 @@ class Correction:
     images: int = 0
     failed: int = 0
     refinement: Refinement | None = None
+    compared: int = 0
 
     @property
     def variance(self) -> tuple[float, int]:
         """Of its mean, and the degrees of freedom of that."""
         return self.stderr**2, max(1, self.images - 1)
+
+    @classmethod
+    def stated(cls, found: Differences) -> Correction:
+        """None, of values with all the steps; it says what twice as many would change, of an image by its state's error."""
+        left = found.whole[found.whole.isfinite()].abs()
+        return cls(
+            left=float(left.mean()) if len(left) else math.nan,
+            refinement=stating(found.half, found.state_error),
+            compared=len(found.whole),
+        )
 
     @classmethod
     def of(cls, found: Differences, half: bool, refinement: Refinement | None = None) -> Correction:
@@ -106,7 +129,7 @@ class Correction:
         good = found.half.isfinite() & found.whole.isfinite()
         k = int(good.sum())
         if k < LEAST_DIFFERENCES:
-            return cls(failed=len(good) - k, refinement=refinement)
+            return cls(failed=len(good) - k, refinement=refinement, compared=len(good))
         d: Tensor = (found.half if half else found.whole)[good]
         left = float(found.whole[good].abs().mean())
         stderr = float(d.std()) / math.sqrt(k)
@@ -118,4 +141,5 @@ class Correction:
             images=k,
             failed=len(good) - k,
             refinement=refinement,
+            compared=len(good),
         )

@@ -205,13 +205,15 @@ def choose_steps(
         between = (rungs[at - 1] + chosen) // 2
         climb(between)
         chosen = between if gap(between, truth) <= SHARE * tolerance else chosen
+    error = gap(chosen, truth)
     return Choice(
         grid=grid,
         steps=chosen,
         tolerance=tolerance,
-        error=gap(chosen, truth),
+        error=error,
         reached=reached,
-        refinement=_refinement(values[chosen], values[truth], errors[chosen], tolerance),
+        # where the tolerance is not reached, images that err alike are all of them: they would all be solved beyond the limit
+        refinement=_refinement(values[chosen], values[truth], errors[chosen], max(tolerance, error)),
         passes=passes,
     )
 
@@ -231,14 +233,21 @@ def choice_of(table: Mapping[str, Any]) -> Choice:
     """The choice that `Choice.asdict` wrote down.
 
     Raises:
-        UserError: where something is missing.
+        UserError: where something is missing, or is not what it should be.
     """
     try:
         again = table["refinement"]
-        return Choice(
+        made = Choice(
             grid=StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"])),
             refinement=None if again is None else Refinement(**again),
             **{name: table[name] for name in ("steps", "tolerance", "error", "reached", "passes")},
         )
-    except (KeyError, TypeError) as error:
+        require_count(made.steps, "steps")
+        require_positive(made.tolerance, "tolerance")
+        require_count(made.passes, "passes", 0)
+        # NaN where the pilot's samples did not tell
+        if not isinstance(made.error, (int, float)) or not isinstance(made.reached, bool):
+            raise TypeError("its error is no number, or reached neither true nor false")
+    except (KeyError, TypeError, UserError) as error:
         raise UserError(f"got a choice of steps that cannot be read ({error}); expected what a pilot wrote") from error
+    return made

@@ -18,13 +18,14 @@ import torch
 from torch import Tensor
 
 from data.transforms import Transform
-from likelihood.dequantization import Dequantizer, default_dequantizer
+from likelihood.dequantization import Checked, Dequantizer, default_dequantizer
 from likelihood.divergence import Divergence
 from likelihood.draw_places import ORDER
 from likelihood.image_set import ImageSet
 from likelihood.method import Method
 from likelihood.regression_estimate import regression_estimate
-from likelihood.step_correction import DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
+from likelihood.step_correction import DIFFERENCES, LEAST_DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
+from likelihood.student_error import at_least
 from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
 from likelihood.survey_population import Population, Values
@@ -61,7 +62,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     good, noise, degrees, repeated = first.bits.isfinite(), first.noise, first.degrees, 0
     if not budget.at_once:
         _require_most(good)
-    k = budget.repeats(tried=compared > 0, corrected=correction.images > 0, half=correction.half)
+    k = budget.repeats(tried=compared > 0, compared=correction.compared, half=correction.half)
     if noise != noise and k:
         again = index[torch.arange(k) * len(index) // k]
         second = population.values(again, 1, correction.half)
@@ -87,9 +88,9 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
         whole = cost * (population.dearer if correction.half else 1)
         levels = budget.candidates(whole, population.candidates)
         made = design(
-            population.free(index)[good],
-            population.paid(index, levels)[good],
-            first.bits[good],
+            population.free(index),
+            population.paid(index, levels),
+            first.bits,
             size=N,
             precision=precision,
             noise=noise,
@@ -103,8 +104,8 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             levels=levels,
             looked=population.candidates // 2,
         )
-    # a few repetitions or draws know their noise to a factor of two or so
-    if made.noise / math.sqrt(N) > (2 if made.at_once else 1) * precision:
+    # a few repetitions know their noise poorly: what may be reached is tried, and what was reached is said
+    if at_least(made.noise, made.degrees) / math.sqrt(N) > precision:
         raise UserError(
             f"got precision={precision:g} for {N:,} images; expected {made.noise / math.sqrt(N):.2g} or more, what scoring all "
             "of them reaches: their values' own noise leaves that. Take more draws of it, or more probes"
@@ -130,6 +131,11 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
         found = population.refining(refinement).differences(others)
         if found is not None:
             return Correction.of(found, half, refinement), passes + found.passes
+    elif refinement is None and budget.states_all_steps:
+        some = order[-TRIAL - LEAST_DIFFERENCES : -TRIAL].sort().values
+        found = population.refining(refinement).differences(some)
+        if found is not None:
+            return Correction.stated(found), passes + found.passes
     return Correction(refinement=refinement), passes
 
 
@@ -189,7 +195,7 @@ def conduct(population: Population, made: Design, *, seed: int = 0) -> Survey:
             )
     values = bits[sample]
     good = values.isfinite()
-    _require_most(good)
+    _require_most(good[~suspect[sample]])  # the others were sought out, and may fail all of them
     if made.everything:  # images that failed are left out, as wherever all are scored
         estimate = regression_estimate(
             x[sample[good]],
@@ -277,7 +283,7 @@ def survey(
         images,
         transform,
         method=Method.of(method),
-        dequantizer=dequantizer,
+        dequantizer=Checked(inner=dequantizer),
         divergence=Divergence.of(divergence),
         draws=draws,
         data_std=float(centres.std(correction=0)) if data_std is None else data_std,

@@ -11,7 +11,8 @@ as many as a tenth of N c has room for (`SHARE`), in this order:
     trial of half steps    8 images, 1.5 c each: from 240 images on
     predictors             N c / 100 passes on the pilot's images
     repetitions            at most 24, c each, and none where there is room for one only
-    correction             16 images, 3.5 c each, where all the steps are taken; where half of them are, N c / 2 pays for it
+    correction             16 images, 3.5 c each, where all the steps are taken; where half of them are, N c / 2 pays for it.
+                           Of 378 images and more that have no room for it four say what the solver errs by
 
 A survey is chosen only where it is expected to take at most 95 % of N c: up to 5 % of a set may turn out to be suspect, and are
 scored in any case. So no set takes more than 1.1 N c, but for images of which a value takes more than of the pilot's. (The
@@ -23,14 +24,14 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from likelihood.step_correction import DIFFERENCES, TRIAL
+from likelihood.step_correction import DIFFERENCES, LEAST_DIFFERENCES, TRIAL
 
 SHARE = 0.1
 """What a survey may take above scoring all images, as a share of that."""
 
 AT_ONCE = 80
 PILOT, LARGEST_PILOT = 64, 128
-REPEATS = 24
+REPEATS, _FEWEST_REPEATS = 24, 8
 TRIED_FROM = 240
 CANDIDATES_PART = 0.01
 _HALVING, _DIFFERENCE = 1.5, 3.5  # in exact values with all the steps
@@ -65,9 +66,14 @@ class Budget:
         """Is there room to see what more steps would change, where values have them all?"""
         return self._left(_HALVING * TRIAL) >= REPEATS + _DIFFERENCE * DIFFERENCES
 
-    def repeats(self, *, tried: bool, corrected: bool, half: bool) -> int:
-        """How many of the pilot's images are scored twice."""
-        taken = 0.0 if half else _HALVING * TRIAL * tried + _DIFFERENCE * DIFFERENCES * corrected
+    @property
+    def states_all_steps(self) -> bool:
+        """Is there room to see on the fewest images, beside eight repetitions, how much more steps would change?"""
+        return self._left(_HALVING * TRIAL) >= _FEWEST_REPEATS + _DIFFERENCE * LEAST_DIFFERENCES
+
+    def repeats(self, *, tried: bool, compared: int, half: bool) -> int:
+        """How many of the pilot's images are scored twice, where `compared` others were solved with more steps."""
+        taken = 0.0 if half else _HALVING * TRIAL * tried + _DIFFERENCE * compared
         room = min(REPEATS, int(self._left(taken)), self.pilot)
         return room if room > 1 else 0
 

@@ -224,7 +224,7 @@ def design(
     levels: Sequence[int],
     looked: int,
 ) -> Design:
-    """The design from a pilot's values `y` `(n,)` and predictors `free` `(n, F)` and `paid` `(n, C)`.
+    """The design from a pilot's values `y` `(n,)`, NaN where one failed, and predictors `free` `(n, F)` and `paid` `(n, C)`.
 
     Args:
         levels: `C` numbers, of the predictors that `paid` has.
@@ -239,7 +239,7 @@ def design(
         before: of these those that were taken before it.
         correction: whose error is a part of p.
     """
-    n, index = len(y), torch.arange(len(y))
+    index, good = torch.arange(len(y)), y.isfinite()
     free = free if bool(telling(free).all()) else free[:, :0]
     asked: int | None = looked
     if len(levels):
@@ -273,9 +273,11 @@ def design(
         P = x.shape[1]
         seen = [levels.index(asked)] if not which and asked in levels else []  # what `conduct` looks at
         far = suspects(torch.cat([x, paid[:, seen]], dim=1), most=MOST_SUSPECT_IN_PILOT)
-        near = index[~far]
-        q = 1 - len(near) / n
-        if q > 0.5:  # predictors of which each misses other images: no sample is left that they predict
+        near = index[~far & good]
+        q = float(far.double().mean())
+        if (
+            q > 0.5 or len(near) < P + 3
+        ):  # predictors of which each misses other images: no sample is left that they predict
             return everything
         off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
         left = max(1, len(near) - P - 1)
@@ -284,7 +286,8 @@ def design(
         residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
         rest = size - round(q * size)
         wanted = max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P))
-        images = min(rest, max(math.ceil(wanted * pilot / n), pilot))  # as many fail as of the pilot
+        # of those that are not suspect as many fail as of the pilot's
+        images = min(rest, max(math.ceil(wanted * int((~far).sum()) / len(near)), pilot))
         images = size if images >= rest else images
         made = replace(
             everything,

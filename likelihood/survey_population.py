@@ -44,11 +44,14 @@ class Differences:
         half: `(k,)` bits/dim, of twice the method's steps less those of half of them; NaN where one failed.
         whole: `(k,)`, less those of the method itself.
         passes: network passes.
+        state_error: `(k,)`, the estimate of their state's error by half the steps, or by all of a method that has no half; None
+            where there is none.
     """
 
     half: Tensor
     whole: Tensor
     passes: int
+    state_error: Tensor | None = None
 
 
 @dataclass(frozen=True, kw_only=True)

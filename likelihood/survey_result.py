@@ -64,19 +64,24 @@ class Survey:
         two of that smaller one cover 92 %.)
         """
         e, d = self.estimate, self.design
-        parts = [(e.sampling_stderr**2, e.degrees), (e.noise_stderr**2, d.degrees), d.correction.variance]
+        parts = [
+            ((e.skewed * e.sampling_stderr) ** 2, e.degrees),
+            (e.noise_stderr**2, d.degrees),
+            d.correction.variance,
+        ]
         return min(stated_error(parts), self.stderr)  # the first of them where the other is not known
 
     @property
     def solver(self) -> float:
         """Bits/dim, the solver's error as stated: a bias, which no sample makes smaller. NaN where it is not known.
 
-        What twice the method's steps still changed, by which the mean has been corrected; else what the solver states.
+        What twice the method's steps still changed, by which the mean has been corrected; else what the solver states, or what
+        twice the steps changed on four images.
         """
-        if self.design.correction.images:
-            return self.design.correction.left
         known = self.solver_error[self.solver_error.isfinite()]
-        return float(known.mean()) if len(known) else math.nan
+        if self.design.correction.images or not len(known):
+            return self.design.correction.left
+        return float(known.mean())
 
     @property
     def failed(self) -> Tensor:
@@ -97,6 +102,11 @@ class Survey:
         lines, e, d = [], self.estimate, self.design
         if self.solver > max(d.precision, self.estimate_stderr):
             lines.append("the solver's error is larger than the precision: take more steps, or a smaller tolerance")
+        if self.solver != self.solver:
+            lines.append(
+                "the solver's error is not known, and so few images have no room to find it out: let a tolerance choose the "
+                "steps, or score them without a precision"
+            )
         if d.everything:
             lines.append(f"all images were scored: {d.why_all}")
         if self.estimate_stderr != self.estimate_stderr:

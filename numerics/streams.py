@@ -40,6 +40,10 @@ def mix(*key: int | str) -> int:
     return int.from_bytes(digest, "little") >> 1
 
 
+def _short(text: str) -> str:
+    return text if len(text) <= 80 else text[:77] + "..."
+
+
 class SampleStreams:
     """One stream of random numbers for each sample of a batch.
 
@@ -56,9 +60,15 @@ class SampleStreams:
         try:
             given = None if ids is None else torch.as_tensor(ids)
         except (TypeError, ValueError, RuntimeError) as error:
-            raise UserError(f"got ids={ids!r}; expected integers >= 0, one a sample") from error
-        if given is not None and (given.dtype not in _INTEGERS or bool((given < 0).any())):
-            raise UserError(f"got ids {given.tolist()}; expected integers >= 0, one a sample")
+            raise UserError(f"got ids={_short(repr(ids))}; expected integers >= 0, one a sample") from error
+        if given is not None and given.dtype not in _INTEGERS:
+            raise UserError(f"got ids of type {given.dtype}; expected integers >= 0, one a sample")
+        if given is not None and bool((given < 0).any()):
+            bad = given[given < 0]
+            first = ", ".join(str(int(i)) for i in bad[:5])
+            raise UserError(
+                f"got {len(bad)} ids below 0 ({first}{', ...' if len(bad) > 5 else ''}); expected integers >= 0, one a sample"
+            )
         self.ids = None if given is None else given.to(torch.int64)
         if self.ids is not None and self.ids.ndim != 1:
             raise UserError(f"got ids of shape {tuple(self.ids.shape)}; expected (B,): one number per sample")

@@ -58,6 +58,7 @@ GRIDS = ("logistic", "log_snr", "karras", "cosine", "quadratic", "uniform")
 """Of these the best plain method is chosen, with and without final denoising."""
 
 _FIT, _JUDGE = 1, 2  # 0 is the noise that samples are drawn from and samplers are compared on
+_COARSEST = 1e-2
 _BETWEEN = 1 << 40  # of the kinds of noise, in the samples' ids
 
 
@@ -218,10 +219,12 @@ def teach(
     """Noise and its tight solution: to fit to, and to judge by; `shape` `(n, *)` of each.
 
     Raises:
-        UserError: for fewer than 8 samples, or a seed below 0.
+        UserError: for fewer than 8 samples, a seed below 0, or a tolerance above 1e-2, at which nothing is tight.
         SamplingError: where the solution fails.
     """
     require_positive(tolerance, "tolerance")
+    if tolerance > _COARSEST:
+        raise UserError(f"got tolerance={tolerance:g} for the tight solution; expected at most {_COARSEST:g}")
     require_count(seed, "seed", 0)
     require_count(batch_size, "batch_size")
     sizes = _sizes(shape)

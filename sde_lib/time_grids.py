@@ -195,6 +195,9 @@ class StepDensity(_OfLogSNR):
     density: tuple[float, ...]
 
     def __post_init__(self) -> None:
+        given = (*self.knots, *self.density)
+        if not all(isinstance(value, (int, float)) and math.isfinite(value) for value in given):
+            raise UserError("got knots or densities that are no finite numbers; expected numbers")
         knots, density = torch.tensor(self.knots), torch.tensor(self.density)
         if not (len(knots) == len(density) + 1 >= 2 and bool((knots.diff() > 0).all() & (density > 0).all())):
             raise UserError(

@@ -109,6 +109,35 @@ def test_what_no_number_of_steps_reaches_is_said_and_bounded():
     assert log_likelihood(sde, counted, samples(4, 2), method=method, divergence=Exact()).converged.all()
 
 
+def test_images_that_err_like_all_others_are_not_solved_beyond_the_limit():
+    """Where the tolerance is out of reach, "far above it" would be all of them."""
+    sde, score = SDES["vp"], Rough(SDES["vp"], 300, size=0.3)
+    with pytest.warns(UserWarning, match="no number of steps up to 16"):
+        method = fast(sde, score, samples(16, 1), tolerance=1e-6, most=16)
+    found = log_likelihood(sde, score, samples(200, 2), method=method, divergence=Exact())
+    assert float((found.refined > 0).double().mean()) < 0.15
+
+
+class Own:
+    """A score that knows something of every sample: here, which one it is."""
+
+    def __init__(self, score, numbers):
+        self.score, self.numbers = score, numbers
+
+    def __call__(self, x, t):
+        assert len(x) == len(self.numbers)
+        return self.score(x, t)
+
+    def take(self, index):
+        return Own(self.score, self.numbers[index])
+
+
+@pytest.mark.parametrize("wish", [{"steps": 8}, {"tolerance": 0.1}])
+def test_what_a_score_knows_of_single_samples_goes_along(wish):
+    sde = SDES["vp"]
+    fast(sde, Own(law().score(sde), torch.arange(16)), samples(16, 1), **wish)
+
+
 def test_fixed_steps_are_fixed():
     sde, score = SDES["vp"], law().score(SDES["vp"])
     with warnings.catch_warnings():
@@ -345,3 +374,14 @@ def test_a_choice_can_be_written_down():
     assert choice_of(json.loads(json.dumps(choice.asdict()))) == choice
     with pytest.raises(UserError, match="got a choice of steps that cannot be read"):
         choice_of({"knots": [0.0, 1.0], "density": [1.0]})
+    for wrong in (
+        {"knots": ["a", 1.0], "density": [1.0]},
+        {"knots": [0.0, math.nan], "density": [1.0]},
+        {"steps": "many"},
+        {"tolerance": None},
+        {"error": "small"},
+        {"passes": -1},
+        {"refinement": {"ratio": "a", "above": 1.0}},
+    ):
+        with pytest.raises(UserError, match="got a choice of steps that cannot be read"):
+            choice_of({**choice.asdict(), **wrong})

@@ -125,6 +125,10 @@ def test_damaged_files_are_named(run):
     grid.write_text("{")
     line = complaint(run)
     assert str(grid) in line and "delete it" in line
+    for wrong in ({"knots": ["a", 2.0], "density": [1.0]}, {"passes": "many"}):
+        grid.write_text(json.dumps({**json.loads(text), **wrong}))
+        line = complaint(run)
+        assert str(grid) in line and "delete" in line and "makes it again" in line, line
     grid.write_text(text)
     called(nll.main, "--run", run, *FEW)
 

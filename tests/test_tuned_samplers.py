@@ -181,6 +181,8 @@ class TestFit:
             tune(sde, score, (8, 0), evaluations=3)
         with pytest.raises(UserError, match="seed=-1"):
             tune(sde, score, (8, 2), evaluations=3, seed=-1)
+        with pytest.raises(UserError, match="got tolerance=1 for the tight solution; expected at most 0.01"):
+            teach(sde, score, (8, 2), tolerance=1.0)
         pairs = teach(sde, score, (8, 2), tolerance=1e-2)
         for shape in ((16, 3), (8, 3), (9, 2)):
             with pytest.raises(UserError, match="pairs of noise \\(8, 2\\) and samples \\(8, 2\\) for shape="):

@@ -17,7 +17,7 @@ from torch import Tensor
 from data import Split
 from likelihood import BitsPerDim, Method, bits_per_dim, choose_steps, pilot_grid
 from likelihood.steps import LEAST_SAMPLES, choice_of
-from numerics import SampleStreams, UserError, take
+from numerics import SampleStreams, UserError, require_count, take
 from sde_lib import CountedScore, Score
 from sde_lib.time_grids import StepDensity
 from workflow import progress
@@ -212,8 +212,13 @@ def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) 
             write_once(file, json.dumps({"knots": grid.knots, "density": grid.density, "passes": passes}))
     table = _read_grid(file)
     if not protocol.chooses_steps:
-        grid = StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
-        return protocol.method(data_std=data_std, t_min=t_min, grid=grid), int(table.get("passes", 0))
+        try:
+            grid = StepDensity(knots=tuple(table["knots"]), density=tuple(table["density"]))
+            passes = table.get("passes", 0)
+            require_count(passes, "passes", 0)
+        except UserError as error:
+            raise UserError(f"{error}: delete {file}, and the same command makes it again") from error
+        return protocol.method(data_std=data_std, t_min=t_min, grid=grid), passes
     try:
         choice = choice_of(table)
     except UserError as error:
