@@ -66,7 +66,9 @@ def test_a_cell_reads_as_it_was_measured(tmp_path: Path) -> None:
     write(tmp_path / "cells", "ddgm", 0, results(None, kind="none"))
     write(tmp_path / "cells", "edm", 0, results(70.0, kind="bound", unit="nats"))
     write(tmp_path / "cells", "ve", 0, {**results(), "cell": {**TERMS.stamp, "images": 51}})  # of other terms
-    write(tmp_path / "cells", "ddpm", 0, {**results(), "cell": TERMS.stamp})  # scored before the row had steps of its own
+    write(
+        tmp_path / "cells", "ddpm", 0, {**results(), "cell": TERMS.stamp}
+    )  # scored before the row had steps of its own
     asked = [
         "--images",
         "50",
@@ -90,7 +92,13 @@ def test_a_cell_reads_as_it_was_measured(tmp_path: Path) -> None:
     ]
     assert row_of(text, "latent")[:4] == ["[latent](latent.md)", "2.250 ± 0.021", "", "bound"]
     assert row_of(text, "ddgm")[1:4] == ["none", "", "none"] and row_of(text, "edm")[1] == "70.000 ± 0.021 nats"
-    assert "| ve |" not in text and "ve (all)" in text and "ddpm (all)" in text and "vp (1)" in text and "latent (1, 2)" in text
+    assert (
+        "| ve |" not in text
+        and "ve (all)" in text
+        and "ddpm (all)" in text
+        and "vp (1)" in text
+        and "latent (1, 2)" in text
+    )
     assert "- vp: 3 samples have values that are not finite" in text and "latent: 0" not in text
     stored = json.loads((tmp_path / "systems_table.json").read_text())
     assert stored["systems"]["vp"]["2"]["distance"] == {"name": "FD[clf-digits-1a2b]", "value": 1.1, "stderr": 0.072}
