@@ -347,6 +347,6 @@ def _require_bottom(path: Path, at: Point) -> None:
     """Refuses a target that never falls from the highest of the states on, away from the base's centre."""
     if falls_outwards(path.at(1.0), at, at.x):
         raise UserError(
-            "got an energy that is not bounded below, or level: from the chain that ended lowest it does not rise again however "
-            "far out, so its log Z is infinite; expected one that grows outwards: train longer, or add a quadratic"
+            "got an energy that is not bounded below, or level: from the chain that ended lowest it does not rise again "
+            "however far out, so its log Z is infinite; expected one that grows outwards: train longer, or add a quadratic"
         )

@@ -234,9 +234,9 @@ def largest_curvature(log_density: LogDensity, x: Tensor, *, iterations: int = 2
 
 
 def curvature_over(log_density: LogDensity, x: Tensor, length: float, *, iterations: int = 20) -> Tensor:
-    """c of each state of `x` `(B, *)` along its stiffest direction, `(B,)`, as gradients `length` apart show it (farther where x
-    is so large that this would be lost to rounding): positive where log f falls off, 0 where that is not a number. Of a
-    Gaussian it is the largest curvature.
+    """c of each state of `x` `(B, *)` along its stiffest direction, `(B,)`, as gradients `length` apart show it (farther apart
+    where x is so large that this would be lost to rounding): positive where log f falls off, 0 where that is not a number. Of
+    a Gaussian it is the largest curvature.
     """
     v = torch.randn(x.shape, generator=torch.Generator().manual_seed(0)).to(x)
     here = point(log_density, x).slope

@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -332,6 +333,45 @@ class TestMeasures:
         found = calibration(p.log(), torch.tensor([0, 1, 0, 1]), bins=2)
         assert found.ece.value == pytest.approx(0.1, abs=1e-6)
         assert found.confidence == pytest.approx((0.6, 0.9)) and found.frequency == pytest.approx((0.5, 1.0))
+
+    @pytest.mark.parametrize("n", [100, 297])
+    def test_samples_of_equal_confidence_have_no_order(self, n):
+        """Right 80 % of the time and says 80 %, of one class or of two: calibrated, sorted by class and shuffled."""
+        labels = (torch.arange(n) >= round(0.8 * n)).long()
+        logs = torch.tensor([[0.8, 0.2]]).log().repeat(n, 1)
+        turned = torch.arange(n) % 3 == 0  # as sure of the other class, but for rounding
+        both = torch.where(turned.unsqueeze(1), logs.flip(1), logs)
+        order = torch.randperm(n, generator=generator())
+        for p, y in ((logs, labels), (both, torch.where(turned, 1 - labels, labels))):
+            for found in (calibration(p, y), calibration(p[order], y[order])):
+                assert found.ece.value == pytest.approx(abs(round(0.8 * n) / n - 0.8), abs=1e-6)
+                assert found.frequency == pytest.approx((round(0.8 * n) / n,) * 10)
+                assert found.floor.value == pytest.approx(math.sqrt(0.8 * 0.2 / n * 2 / math.pi), rel=0.2)
+
+    def test_ties_with_others_in_their_bin(self):
+        """Confidences 0.6 three times and 0.9, in two bins; of the three one is right, wherever it stands."""
+        p = torch.tensor([[0.6, 0.4]] * 3 + [[0.9, 0.1]])
+        for right in range(3):
+            labels = torch.ones(4, dtype=torch.int64)
+            labels[[right, 3]] = 0
+            ece = calibration(p.log(), labels, bins=2).ece.value
+            expected = (2 * abs(1 / 3 - 0.6) + abs(1 / 3 + 1 - 0.6 - 0.9)) / 4
+            assert ece == pytest.approx(expected, abs=1e-6)
+
+    def test_lists_and_arrays_will_do(self):
+        logs, labels = [[0.1, 0.9], [0.7, 0.3], [0.2, 0.8]], [1, 0, 0]
+        expected = calibration(torch.tensor(logs), torch.tensor(labels))
+        for made in (calibration(logs, labels), calibration(np.array(logs, np.float32), np.array(labels))):
+            assert made == expected
+        assert auroc([0, 1, 3], np.array([2.0, 4.0])) == auroc(torch.tensor([0.0, 1, 3]), torch.tensor([2.0, 4.0]))
+        for bad, words in (
+            (lambda: calibration(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64, device="meta")), "meta"),
+            (lambda: calibration(torch.zeros(3, 0), labels), "K >= 1"),
+            (lambda: calibration(torch.zeros(3, 2), ["a", "b", "c"]), "list"),
+            (lambda: auroc("ab", [1.0, 2.0]), "str"),
+        ):
+            with pytest.raises(DataError, match=words):
+                bad()
 
     def test_the_floor_draws_nothing_that_the_data_were_made_from(self):
         """Points from a small seed, whose first coordinate is the confidence: the floor is that of the same points in another
