@@ -137,7 +137,7 @@ def share(right: Tensor) -> Estimate:
 
 
 def _evened(right: Tensor, alike: Tensor) -> Tensor:
-    """Outcomes `(R, N)`, with the mean over each group `(N,)` in its samples' place: which of equals is in which bin is chance."""
+    """Outcomes `(R, N)`, the mean of each group `(N,)` in its samples' place: which of equals is in which bin is chance."""
     counts = torch.bincount(alike).double()
     sums = torch.zeros(len(right), len(counts), dtype=torch.float64).index_add_(1, alike, right)
     return (sums / counts)[:, alike]
