@@ -16,7 +16,7 @@ from numerics.hamiltonian import (
     point,
     run_chain,
 )
-from numerics.labels import class_labels, require_classes
+from numerics.labels import class_labels, labels_for, require_classes
 from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
@@ -65,6 +65,7 @@ __all__ = [
     "mix",
     "expand_as",
     "falls_outwards",
+    "labels_for",
     "largest_curvature",
     "normal",
     "point",

@@ -268,7 +268,7 @@ def _rows(x: Tensor) -> Tensor:
     return x.reshape(len(x), math.prod(x.shape[1:]))
 
 
-def _gone(start: Tensor, x: Tensor) -> Tensor:
+def gone(start: Tensor, x: Tensor) -> Tensor:
     """Which of the states `x` `(B, *)` are not finite or far beyond where they began, `(B,)`."""
     reach = _FAR * (1 + start.abs().max())
     return ~_rows(x.abs() < reach).all(dim=1)
@@ -280,10 +280,10 @@ def _require_finite(
     """Refuses a chain that has left for infinity since the states `before`, and says why it has: where log f, as last known,
     has risen there is no bottom, and else the step is too long.
     """
-    gone = _gone(start, at.x) | ~at.value.isfinite()
-    if not bool(gone.any()):
+    left = gone(start, at.x) | ~at.value.isfinite()
+    if not bool(left.any()):
         return
-    if not kernel.adjust and not bool((last > before.value)[gone].any()):
+    if not kernel.adjust and not bool((last > before.value)[left].any()):
         raise _too_long(kernel.step, _stable_step(log_density, before.x, kernel.step), steps)
     raise UserError(
         f"got an energy that is not bounded below: after {steps} steps of {kernel.step:.3g} a chain had left for infinity; "
@@ -301,9 +301,9 @@ def _require_stable(kernel: Hamiltonian, log_density: LogDensity, start: Tensor,
     ahead = at
     for _ in range(_AHEAD):
         ahead = point(log_density, torch.add(ahead.x, ahead.slope, alpha=kernel.step**2 / 2))
-    gone = _gone(start, ahead.x)
-    if bool((gone & ~(ahead.value > at.value)).any()):
-        staying = torch.where(expand_as(gone, at.x).bool(), start, at.x)
+    leaving = gone(start, ahead.x)
+    if bool((leaving & ~(ahead.value > at.value)).any()):
+        staying = torch.where(expand_as(leaving, at.x).bool(), start, at.x)
         raise _too_long(kernel.step, _stable_step(log_density, staying, kernel.step), steps)
 
 

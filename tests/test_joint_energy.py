@@ -15,7 +15,7 @@ from evaluation import ProjectedGradient, auroc, calibration, share
 from experiments import jem
 from models import ClassifierEnergy, energy_of
 from models.classifier_energy import Residual
-from numerics import TemperedLangevin, UserError
+from numerics import SampleStreams, TemperedLangevin, UserError
 from sde_lib import VESDE
 from training import CrossEntropy, EnergyWatch, JointEnergy, NonFiniteError, TrainingOptions, train
 from training.streams import StepStreams
@@ -110,6 +110,88 @@ class TestChains:
         ):
             with pytest.raises(UserError, match=words):
                 TemperedLangevin(**options)
+
+    @pytest.mark.parametrize(
+        ("step", "steps", "energy", "words"),
+        [
+            (3.0, 300, lambda x: x.square().sum(1), r"step=3, with which the chains diverge .* less than .* = 1$"),
+            (3.0, 50, lambda x: x.square().sum(1), r"step=3, with which the chains diverge .* less than .* = 1$"),
+            (0.5, 300, lambda x: -x.square().sum(1), "left for infinity .*expected an energy that grows outwards"),
+            (0.5, 30, lambda x: -x.square().sum(1), "left for infinity .*expected an energy that grows outwards"),
+            (0.1, 3, lambda x: x.detach().square().sum(1), "no gradient in x"),
+            (0.1, 3, lambda x: torch.zeros(len(x)), "no gradient in x"),
+        ],
+    )
+    def test_chains_that_leave_are_refused(self, step, steps, energy, words):
+        z = torch.randn(3, steps, 2, generator=generator())
+        with pytest.raises(UserError, match=words):
+            TemperedLangevin(step=step, noise=0.1).run(energy, torch.ones(3, 2), z)
+
+    def test_what_is_no_state_is_refused(self):
+        chains = TemperedLangevin(step=0.1, noise=0.1)
+        for x, z in (
+            (torch.ones(3, 2).long(), torch.randn(3, 4, 2)),
+            (torch.ones(3, 2), torch.randn(3, 4, 3)),
+            (torch.ones(3, 2), torch.randn(3, 2)),
+        ):
+            with pytest.raises(UserError, match=r"expected real floating-point numbers \(B, \*\) with \(B, K, \*\)"):
+                chains.run(lambda x: x.square().sum(1), x, z)
+
+    def test_a_run_that_looks_for_itself_is_not_stopped(self):
+        """Training's, whose buffer begins such chains anew."""
+        z = torch.randn(3, 300, 2, generator=generator())
+        x = TemperedLangevin(step=3.0, noise=0.1).run(lambda x: x.square().sum(1), torch.ones(3, 2), z, checked=False)
+        assert not bool(x.isfinite().all())
+
+    def test_sampling_from_noise_stops_too(self):
+        """In blocks of ten steps, each of which grows by less than what one run is stopped for."""
+        model = classifier(shape=(2,))
+        model.energy = lambda x, labels=None: 1.1 * x.square().sum(1) / 2
+        with pytest.raises(UserError, match=r"step=2, with which the chains diverge .* = 1\.82$"):
+            energy_classifier.fresh_chains(
+                model,
+                TemperedLangevin(step=2.0, noise=0.1),
+                (4, 2),
+                100,
+                generator=SampleStreams(0),
+                device=torch.device("cpu"),
+            )
+
+
+class TestLabels:
+    def test_an_energy_takes_one_class_for_each_or_for_all(self):
+        model, x = classifier(shape=(2,), classes=3), torch.randn(6, 2, generator=generator())
+        labels = [0, 1, 2, 0, 1, 2]
+        expected = -model.logits(x)[torch.arange(6), torch.tensor(labels)]
+        for given in (labels, np.array(labels), torch.tensor(labels, dtype=torch.uint8), torch.tensor(labels)):
+            torch.testing.assert_close(model.energy(x, given), expected)
+        torch.testing.assert_close(model.energy(x, 1), -model.logits(x)[:, 1])
+        assert model.energy(x[:0]).shape == (0,)
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (torch.tensor([0, 1, 2]), r"shape \(3,\) for 6 samples"),
+            (torch.tensor([0, 1, -1, 0, 1, 2]), "the label -1; expected classes 0 to 2"),
+            ([0, 1, 7, 0, 1, 2], "the label 7; expected classes 0 to 2"),
+            (torch.zeros(6), "integers"),
+            ("cat", "integers"),
+        ],
+    )
+    def test_labels_that_are_no_classes_are_refused(self, labels, words):
+        model, x = classifier(shape=(2,), classes=3), torch.randn(6, 2, generator=generator())
+        with pytest.raises(UserError, match=words):
+            model.energy(x, labels)
+        if isinstance(labels, torch.Tensor):
+            objective = JointEnergy(buffer=10)
+            draws = objective.draw(model.sde, (6, 2), StepStreams(0, 1, torch.device("cpu")))
+            for one, made in ((objective, draws), (CrossEntropy(), {})):
+                with pytest.raises(UserError, match=words):
+                    one.loss(model, x, made, labels)
+
+    def test_an_energy_without_classes_has_no_labels(self):
+        with pytest.raises(UserError, match="no classes"):
+            classifier(shape=(2,), classes=None).energy(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
 
 
 class Quartic(nn.Module):
