@@ -418,7 +418,7 @@ class TestBeforeARun:
         )
 
     def test_what_takes_long_is_short(self):
-        """An annealed sampler has few steps at each of few levels (it had all 40), and the pilot its loosest attempts alone."""
+        """An annealed sampler has few steps at each of few levels (it had all 40), and the pilot few attempts."""
         made = setup.resolve(configuration.config_for("ncsn"))
         small = dry_run.shorten(made)
         ald, second = small.samplers.values()
