@@ -7,9 +7,10 @@ With p_i the probabilities of sample i, k_i the likeliest class and y_i the true
     Brier       mean of sum_k (p_i(k) - [k = y_i])^2                                    (Brier 1950)
     ECE         sum over bins b of the confidence p_i(k_i) of  n_b / n |accuracy_b - confidence_b|
 
-(the expected calibration error of Guo et al. 2017, arXiv:1706.04599, equation (5), with bins of equal numbers of samples). Of a
-finite set the ECE of a perfectly calibrated classifier is not 0, so it comes with its `floor`: the mean of what it would be if
-every prediction came true with just the probability it states.
+(the expected calibration error of Guo et al. 2017, arXiv:1706.04599, equation (5), with bins of equal numbers of samples; of
+equal confidences every sample counts with their mean, so that the order of samples is nothing to it). Of a finite set the ECE
+of a perfectly calibrated classifier is not 0, so it comes with its `floor`: the mean of what it would be if every prediction
+came true with just the probability it states.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from evaluation.estimate import Estimate, plain
+from evaluation.estimate import Estimate, as_values, plain
 from numerics import mix, require_count
 
 __all__ = ["Calibration", "calibration", "share"]
@@ -78,9 +79,12 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
             or no real numbers.
         UserError: no bins.
     """
-    if log_probs.ndim != 2 or labels.shape != log_probs.shape[:1] or len(labels) < 2:
+    labels = as_values(labels, "labels")
+    log_probs = as_values(log_probs, "log-probabilities")
+    if log_probs.ndim != 2 or log_probs.shape[1] == 0 or labels.shape != log_probs.shape[:1] or len(labels) < 2:
         raise DataError(
-            f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}; expected (N, K) and (N,), N >= 2"
+            f"got log-probabilities {tuple(log_probs.shape)} and labels {tuple(labels.shape)}; expected (N, K) and (N,), "
+            "N >= 2, K >= 1"
         )
     require_count(bins, "bins")
     if not log_probs.is_floating_point():
@@ -99,20 +103,21 @@ def calibration(log_probs: Tensor, labels: Tensor, *, bins: int = 10) -> Calibra
     right = (chosen == truth).double()
     off = p.clone()
     off[torch.arange(n), truth] -= 1
-    order = confidence.argsort(stable=True)
-    parts = order.tensor_split(min(bins, n))
+    _, alike = confidence.round(decimals=6).unique(return_inverse=True)  # but for rounding of the logits
+    parts = confidence.argsort(stable=True).tensor_split(min(bins, n))
     generator = torch.Generator().manual_seed(mix("calibration"))  # a small seed may be the data's own
     made_up = (torch.rand(_REPLICATES, n, generator=generator, dtype=torch.float64) < confidence).double()
+    made_up, evened = _evened(made_up, alike), _evened(right.unsqueeze(0), alike)
     floors = _ece(confidence, made_up, parts)
     spread = float(floors.std())
     return Calibration(
         accuracy=share(right),
         log_loss=_mean(-logs[torch.arange(n), truth]),
         brier=_mean(off.square().sum(dim=1)),
-        ece=Estimate(value=float(_ece(confidence, right.unsqueeze(0), parts)), stderr=spread),
+        ece=Estimate(value=float(_ece(confidence, evened, parts)), stderr=spread),
         floor=Estimate(value=float(floors.mean()), stderr=spread),
         confidence=tuple(float(confidence[part].mean()) for part in parts),
-        frequency=tuple(float(right[part].mean()) for part in parts),
+        frequency=tuple(float(evened[0, part].mean()) for part in parts),
         counts=tuple(len(part) for part in parts),
     )
 
@@ -129,6 +134,13 @@ def share(right: Tensor) -> Estimate:
         raise DataError("got no samples to be right about; expected one or more")
     value = float(right.double().mean())
     return Estimate(value=value, stderr=math.sqrt(value * (1 - value) / n + 1 / (4 * n * n)))
+
+
+def _evened(right: Tensor, alike: Tensor) -> Tensor:
+    """Outcomes `(R, N)`, the mean of each group `(N,)` in its samples' place: which of equals is in which bin is chance."""
+    counts = torch.bincount(alike).double()
+    sums = torch.zeros(len(right), len(counts), dtype=torch.float64).index_add_(1, alike, right)
+    return (sums / counts)[:, alike]
 
 
 def _ece(confidence: Tensor, right: Tensor, parts: tuple[Tensor, ...]) -> Tensor:

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 
 from data import DataError
-from evaluation.estimate import Estimate
+from evaluation.estimate import Estimate, as_values
 
 __all__ = ["auroc"]
 
@@ -26,7 +26,7 @@ def auroc(rest: Tensor, found: Tensor) -> Estimate:
     Raises:
         DataError: fewer than two of either, or NaN.
     """
-    rest, found = rest.detach().cpu().double(), found.detach().cpu().double()
+    rest, found = (as_values(v, "values").detach().cpu().double() for v in (rest, found))
     if rest.ndim != 1 or found.ndim != 1 or min(len(rest), len(found)) < 2:
         raise DataError(
             f"got values of shapes {tuple(rest.shape)} and {tuple(found.shape)}; expected (m,) and (n,), 2 or more"

@@ -21,7 +21,7 @@ from torch import Tensor
 from data import DataError
 from data.dataset import permutation
 
-__all__ = ["Estimate", "check_alike", "check_features", "jackknife", "jackknife_groups", "plain"]
+__all__ = ["Estimate", "as_values", "check_alike", "check_features", "jackknife", "jackknife_groups", "plain"]
 
 _LARGEST = 1e30
 """Of a feature: its sixth power, which the cubic kernel takes, is a number."""
@@ -114,3 +114,20 @@ def jackknife(n: int, statistic: Callable[[Tensor], float], groups: int = 10) ->
     values = [statistic(torch.cat(sets[:j] + sets[j + 1 :])) for j in range(len(sets))]
     mean = math.fsum(values) / len(values)
     return math.sqrt((len(values) - 1) / len(values) * math.fsum((value - mean) ** 2 for value in values))
+
+
+def as_values(values: Any, name: str) -> Tensor:
+    """`values` as a tensor: lists and arrays will do.
+
+    Raises:
+        DataError: what is none, or has no values.
+    """
+    try:
+        found = torch.as_tensor(values)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise DataError(
+            f"got {name} of {type(values).__name__}; expected a tensor, an array or a list of numbers"
+        ) from error
+    if found.is_meta:
+        raise DataError(f'got {name} on the device "meta", where tensors have no values; expected them elsewhere')
+    return found

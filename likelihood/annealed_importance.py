@@ -32,14 +32,13 @@ from numerics import (
     LogDensity,
     Point,
     UserError,
+    falls_outwards,
     normal,
     point,
     require_count,
     require_positive,
 )
 from sde_lib import SDE
-
-_OUTWARDS = (2.0, 4.0, 8.0, 16.0, 32.0)  # how many times as far out an energy is looked at
 
 Energy = Callable[[Tensor, Tensor], Tensor]
 """(x `(B, *)`, t `(B,)`) -> E(x, t) `(B,)` in nats: minus the log-density of x_t, up to a number that depends on t alone."""
@@ -70,7 +69,7 @@ class Path(ABC):
 
     def base_log_prob(self, x: Tensor) -> Tensor:
         """The base's log-density, `(B,)` nats, normalised."""
-        square = x.flatten(1).square().sum(dim=1) / (2 * self.std**2)
+        square = x.reshape(len(x), math.prod(self.shape)).square().sum(dim=1) / (2 * self.std**2)
         return -square - math.prod(self.shape) * (math.log(self.std) + 0.5 * math.log(2 * math.pi))
 
     def base_sample(
@@ -263,8 +262,9 @@ class AnnealedImportance:
             callback: called after each level with its number.
 
         Raises:
-            UserError: weights that are not finite; or an energy that goes on falling from where the chains end, away from the
-                base's centre, whose Z is infinite. One with a bottom there and none elsewhere is not seen.
+            UserError: weights that are not finite; or an energy that never rises from where the chains end, away from the
+                base's centre, whose Z is infinite. One with a bottom there and none elsewhere is not seen; nor are chains that
+                have not arrived, whose bound is bad and a bound.
         """
         require_count(n, "n")
         at_least = torch.promote_types(dtype, torch.float32)
@@ -344,12 +344,9 @@ def _require_samples(path: Path, x: Tensor) -> None:
 
 
 def _require_bottom(path: Path, at: Point) -> None:
-    """Refuses a target that rises from the highest of the states on, as far as it is looked at outwards."""
-    highest = at.x[at.value.argmax()]
-    with torch.no_grad():
-        beyond = path.log_density(torch.stack([highest, *(scale * highest for scale in _OUTWARDS)]), 1.0)
-    if bool(((beyond.diff() > 0) | beyond[1:].isposinf()).all()):
+    """Refuses a target that never falls from the highest of the states on, away from the base's centre."""
+    if falls_outwards(path.at(1.0), at, at.x):
         raise UserError(
-            f"got an energy that is not bounded below: from the chain that ended lowest it falls on, seen to {_OUTWARDS[-1]:g} "
-            "times as far out, so its log Z is infinite; expected one that grows outwards: train longer, or add a quadratic"
+            "got an energy that is not bounded below, or level: from the chain that ended lowest it does not rise again "
+            "however far out, so its log Z is infinite; expected one that grows outwards: train longer, or add a quadratic"
         )

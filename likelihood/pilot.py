@@ -13,6 +13,7 @@ samples run out of them, a looser pilot follows, and where that one fails as wel
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import ClassVar
 
@@ -68,24 +69,27 @@ def pilot_grid(
     t_min: float | None = None,
     cells: int = 200,
     seed: int = 0,
+    attempts: Sequence[tuple[float, int]] = ATTEMPTS,
 ) -> StepDensity:
     """The grid from an adaptive run on `x` `(B, *)`; eight samples are enough.
 
-    It takes at most 1,806 evaluations. Where fewer than half of the samples arrive in 200 attempts of a step, a second run at
-    10 times the tolerance gets 60, and a third one at 100 times gets 40; where that fails too, the grid is `fallback_grid`.
+    It takes at most 1,806 evaluations, by `attempts`. Where fewer than half of the samples arrive in 200 attempts of a step, a
+    second run at 10 times the tolerance gets 60, and a third one at 100 times gets 40; where that fails too, the grid is
+    `fallback_grid`.
 
     Args:
         flow, t_min: of the `Method` that the grid is for.
         tolerance: of the pilot run.
         cells: of the table of densities.
         seed: of the pilot's probe.
+        attempts: of each run, how much looser than `tolerance`, and the attempts of a step.
 
     Raises:
         UserError: where the score was not finite for any sample.
     """
     flow = WhitenedFlow() if flow is None else flow
-    for factor, attempts in ATTEMPTS:
-        recorder = _Recorder(Dopri5(rtol=factor * tolerance, atol=factor * tolerance, max_steps=attempts))
+    for factor, most in attempts:
+        recorder = _Recorder(Dopri5(rtol=factor * tolerance, atol=factor * tolerance, max_steps=most))
         method = Method(recorder, flow=flow, t_min=t_min)
         found = log_likelihood(
             sde,

@@ -20,7 +20,7 @@ from torch.nn import functional as F
 from models.initialization import conv3x3, linear
 from models.network import ListOf, check_sizes
 from models.resampling import Halve
-from numerics import UserError
+from numerics import UserError, labels_for
 from sde_lib import SDE
 
 _SIDE = 4  # images are halved down to this side
@@ -107,8 +107,14 @@ class ClassifierEnergy(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         return self.logits(x)
 
-    def energy(self, x: Tensor, labels: Tensor | None = None) -> Tensor:
-        """E(x) = -log sum_y exp f(x)_y, or E(x, y) = -f(x)_y for `labels` `(B,)`; `(B,)`, nats, up to one number."""
+    def energy(self, x: Tensor, labels: Tensor | Sequence[int] | int | None = None) -> Tensor:
+        """E(x) = -log sum_y exp f(x)_y, or E(x, y) = -f(x)_y for `labels` `(B,)`; `(B,)`, nats, up to one number.
+
+        Raises:
+            UserError: labels that are not one class for all samples or one for each, or for an energy without classes.
+        """
+        if labels is not None:
+            labels = labels_for(x, labels, self.num_classes)
         return energy_of(self.logits(x), labels)
 
 

@@ -25,6 +25,7 @@ the Gaussian N(0, s^2 I), so that U is normalised there, and from there down.
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -37,7 +38,7 @@ from models.embeddings import SmoothEmbedding
 from models.initialization import linear
 from models.parametrization import Preconditioned
 from models.score_model import ScoreModel
-from numerics import UserError, batch_time, expand_as
+from numerics import UserError, batch_time, expand_as, labels_for, ordinary
 from sde_lib import SDE
 
 
@@ -61,7 +62,10 @@ class Conservative(nn.Module):
 
     def forward(self, w: Tensor, label: Tensor, class_label: Tensor | None = None) -> Tensor:
         wanted = torch.is_grad_enabled()
-        with torch.enable_grad():
+        # not `ordinary_mode`, which would leave the autocast of a training
+        with torch.inference_mode(False), torch.enable_grad():
+            w, label = ordinary(w), ordinary(label)
+            class_label = None if class_label is None else ordinary(class_label)
             if not w.requires_grad:
                 w = w.detach().requires_grad_()
             phi = self.potential(w, label, class_label)
@@ -154,10 +158,17 @@ class EnergyModel(ScoreModel):
         self.smooth = smooth
         self.level = Level() if normalised else None
 
-    def energy(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> Tensor:
-        """`E(x, t)`, `(B,)` in nats: minus the log-density of x_t, up to a number that depends on t alone; without that if
-        `normalised`."""
+    def energy(self, x: Tensor, t: Tensor, class_label: Tensor | Sequence[int] | int | None = None) -> Tensor:
+        """`E(x, t)`, `(B,)` in nats, in float32 or finer: minus the log-density of x_t, up to a number that depends on t alone;
+        without that if `normalised`.
+
+        Raises:
+            UserError: labels that are not one class for all samples or one for each, or for a network without classes.
+        """
         t = batch_time(t, x)
+        x = x.to(torch.promote_types(x.dtype, torch.float32))
+        if class_label is not None:
+            class_label = labels_for(x, class_label, self.num_classes)
         at = self._at(t)
         weight = next(self.net.parameters(), x)
         w = self.parametrization.scale_input(x, at.alpha, at.sigma)
@@ -167,10 +178,12 @@ class EnergyModel(ScoreModel):
         if self.level is None:
             return value
         s = at.alpha.square() * self._std**2 + at.sigma.square()
-        number = x[0].numel() / 2 * (2 * math.pi * s).log() + at.share * self.level(label)
+        number = math.prod(x.shape[1:]) / 2 * (2 * math.pi * s).log() + at.share * self.level(label)
         return value + number.to(w.dtype)
 
-    def noise_and_slope(self, x: Tensor, t: Tensor, class_label: Tensor | None = None) -> NoiseAndSlope:
+    def noise_and_slope(
+        self, x: Tensor, t: Tensor, class_label: Tensor | Sequence[int] | int | None = None
+    ) -> NoiseAndSlope:
         """eps_hat, and the derivative of U_y in l = log(sigma / alpha) where y = x / alpha stays, both from one pass:
 
             q (D - |w|^2) - (dr/dl) phi + r q w . F - r dphi/dl + dc/dl,       q = (sigma / s)^2
@@ -178,7 +191,7 @@ class EnergyModel(ScoreModel):
         F the gradient of phi in w, which moves as dw/dl = -q w; dphi/dl by way of the label.
 
         Raises:
-            UserError: an energy that is not `normalised`, whose slope would lack dc/dl.
+            UserError: an energy that is not `normalised`, whose slope would lack dc/dl; or labels as of `energy`.
         """
         if self.level is None:
             raise UserError(
@@ -190,19 +203,22 @@ class EnergyModel(ScoreModel):
         at = self._at(t)
         weight = next(self.net.parameters(), x)
         x = x.to(torch.promote_types(x.dtype, torch.float32))
-        with torch.enable_grad():
-            clock = t.detach().requires_grad_()
+        if class_label is not None:
+            class_label = labels_for(x, class_label, self.num_classes)
+        with torch.inference_mode(False), torch.enable_grad():
+            clock = ordinary(t.detach()).requires_grad_()
             label = self.conditioning(self.sde, clock)
             (turn,) = torch.autograd.grad(label.sum(), clock)
             turn = turn * 2 * (at.sigma / self.sde.g(t)).square()  # dl/dt = g^2 / (2 sigma^2)
             label = label.detach().requires_grad_()
-            w = self.parametrization.scale_input(x, at.alpha, at.sigma).to(weight.dtype).detach().requires_grad_()
+            w = self.parametrization.scale_input(x, at.alpha, at.sigma).to(weight.dtype)
+            w = ordinary(w.detach()).requires_grad_()
             phi = self.net.potential(w, label.to(weight.dtype), class_label)
             F, of_label = torch.autograd.grad(phi.sum(), (w, label), create_graph=wanted)
             c = self.level(label)
             (c_of_label,) = torch.autograd.grad(c.sum(), label, create_graph=wanted)
         flat = w.detach().flatten(1).to(at.q.dtype)
-        slope = at.q * (x[0].numel() - flat.square().sum(1)) - at.r_turn * phi
+        slope = at.q * (math.prod(x.shape[1:]) - flat.square().sum(1)) - at.r_turn * phi
         slope = slope + at.r * (at.q * (flat * F.flatten(1)).sum(1) - of_label * turn)
         slope = slope - 2 * at.q * (1 - at.q) * c + at.share * c_of_label * turn
         return NoiseAndSlope(self.parametrization.noise(F.to(x.dtype), x, at.alpha, at.sigma), slope.to(x.dtype))

@@ -6,8 +6,17 @@ from numerics.checks import nearest, require_box, require_choice, require_count,
 from numerics.conjugate_gradients import conjugate_gradients, inner
 from numerics.errors import UserError
 from numerics.external import SciPy, TorchDiffEq
-from numerics.hamiltonian import Chain, Hamiltonian, LogDensity, Point, largest_curvature, point, run_chain
-from numerics.labels import class_labels, require_classes
+from numerics.hamiltonian import (
+    Chain,
+    Hamiltonian,
+    LogDensity,
+    Point,
+    falls_outwards,
+    largest_curvature,
+    point,
+    run_chain,
+)
+from numerics.labels import class_labels, labels_for, require_classes
 from numerics.modes import ordinary, ordinary_mode
 from numerics.multistep import Adams
 from numerics.ode import RK4, Dopri5, Heun, RungeKutta, Solution, Solver, Status, take
@@ -55,6 +64,8 @@ __all__ = [
     "inner",
     "mix",
     "expand_as",
+    "falls_outwards",
+    "labels_for",
     "largest_curvature",
     "normal",
     "point",

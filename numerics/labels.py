@@ -35,6 +35,27 @@ def class_labels(labels: Tensor | Sequence[int] | int, num_classes: int | None =
     return found
 
 
+def labels_for(x: Tensor, labels: Tensor | Sequence[int] | int, num_classes: int | None) -> Tensor:
+    """The class of each sample of `x` `(B, *)`, int64 `(B,)` on its device. Values that are on an accelerator already are not
+    looked at, which would wait for it; it refuses those out of range itself.
+
+    Args:
+        num_classes: of the network; None for one that has none.
+
+    Raises:
+        UserError: labels for a network without classes, or that are not one class for all samples or one for each.
+    """
+    if num_classes is None:
+        raise UserError("got labels for a network that has no classes; expected a network made with num_classes=…")
+    there = isinstance(labels, Tensor) and labels.device.type not in ("cpu", "meta") and labels.dtype == torch.int64
+    found = ordinary(torch.as_tensor(labels)) if there else class_labels(labels, num_classes).to(x.device)
+    if found.ndim == 0:
+        found = found.expand(len(x))
+    if found.shape != x.shape[:1]:
+        raise UserError(f"got labels of shape {tuple(found.shape)} for {len(x)} samples; expected one for each")
+    return found
+
+
 def require_classes(labels: Tensor, num_classes: int | None) -> None:
     """Refuses integers that are not classes from 0, and below `num_classes` where that is known.
 

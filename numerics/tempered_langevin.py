@@ -19,6 +19,8 @@ import torch
 from torch import Tensor
 
 from numerics.checks import require_box, require_positive, require_range
+from numerics.errors import UserError
+from numerics.hamiltonian import curvature_over, gone
 from numerics.modes import ordinary, ordinary_mode
 
 Energy = Callable[[Tensor], Tensor]
@@ -62,17 +64,56 @@ class TemperedLangevin:
         folded = (x - low).remainder(2 * width)
         return low + torch.minimum(folded, 2 * width - folded)
 
-    def run(self, energy: Energy, x: Tensor, noise: Tensor) -> Tensor:
+    def run(self, energy: Energy, x: Tensor, noise: Tensor, *, checked: bool = True) -> Tensor:
         """The states `(B, *)` after as many steps as there are normals.
 
         Args:
             x: `(B, *)`, where the chains are.
             noise: `(B, K, *)`, standard normals for K steps.
+            checked: whether to call `require_near` at the end, which waits for the device; False for a caller that does.
+
+        Raises:
+            UserError: chains that have left for infinity, with the step that is stable; x that are no real floating-point
+                numbers, noise that is not of its shape, or an energy that does not follow x.
         """
+        if not x.is_floating_point() or noise.ndim != x.ndim + 1 or noise.shape[:1] + noise.shape[2:] != x.shape:
+            raise UserError(
+                f"got x of {x.dtype} and shape {tuple(x.shape)} with noise of shape {tuple(noise.shape)}; expected real "
+                "floating-point numbers (B, *) with (B, K, *)"
+            )
         with ordinary_mode(x.device), torch.enable_grad():
-            x = ordinary(x.detach())
+            start = x = ordinary(x.detach())
             for z in noise.unbind(dim=1):
-                x.requires_grad_()
-                (slope,) = torch.autograd.grad(energy(x).sum(), x)
+                x = x.requires_grad_()
+                total = energy(x).sum()
+                (slope,) = torch.autograd.grad(total, x, allow_unused=True) if total.requires_grad else (None,)
+                if slope is None:
+                    raise UserError(
+                        "got an energy that has no gradient in x; expected one computed from x, without detach() or no_grad()"
+                    )
                 x = self.inside(x.detach() - self.step * slope + self.noise * z)
+        if checked:
+            self.require_near(energy, start.detach(), x, noise.shape[1])
         return x
+
+    def require_near(self, energy: Energy, start: Tensor, x: Tensor, steps: int) -> None:
+        """Refuses chains that have left for infinity on their way from `start` to `x`, and says why: a step beyond
+        2 / curvature, or else an energy without a bottom.
+
+        Raises:
+            UserError: with the first of these.
+        """
+        if not bool(gone(start, x).any()):
+            return
+        if not bool(start.isfinite().all()):
+            raise UserError("got chains that begin where x is not finite; expected numbers")
+        curvature = float(curvature_over(lambda x: -energy(x), start, self.noise or self.step).max())
+        if self.step * curvature >= 2:
+            raise UserError(
+                f"got step={self.step:.4g}, with which the chains diverge (seen after {steps} steps); expected less than "
+                f"2 / (largest curvature) = {2 / curvature:.3g}"
+            )
+        raise UserError(
+            f"got chains that have left for infinity after {steps} steps of {self.step:.4g}; expected an energy that grows "
+            "outwards, and no faster than the step allows: take a smaller step, a box, or train longer"
+        )

@@ -31,11 +31,21 @@ def largest_distance(x: Tensor, *, few: int = _FEW) -> float:
     """The largest Euclidean distance between two of the first `few` data `(N, *)`: technique 1.
 
     Raises:
-        UserError: fewer than two.
+        UserError: fewer than two, or data that are no finite numbers.
     """
-    flat = x[:few].flatten(1).to(torch.float32)
+    require_count(few, "few", 2)
+    if not isinstance(x, Tensor) or x.ndim == 0 or x.is_complex():
+        raise UserError(f"got data {x!r:.60}; expected a tensor of real numbers, (N, *)")
+    flat = x[:few].reshape(len(x[:few]), math.prod(x.shape[1:]))
+    work = torch.promote_types(flat.dtype, torch.float32)
+    flat = flat.to(torch.float32 if flat.device.type == "mps" else torch.float64)
     if len(flat) < 2:
         raise UserError(f"got {len(flat)} data; expected two or more, for a distance between them")
+    bad = int((~flat.isfinite()).any(dim=1).sum())
+    if bad:
+        raise UserError(f"got {bad} of {len(flat)} data that are not finite; expected numbers: look at those")
+    # by products of matrices, the sum |x|^2 + |y|^2 - 2 x.y loses the distance of data that are far from 0
+    flat = (flat - flat.mean(dim=0)).to(work)
     return max(float(torch.cdist(rows, flat).max()) for rows in torch.split(flat, 1000))
 
 
@@ -70,6 +80,7 @@ def ratio(D: int, *, mass: float = 0.5) -> float:
 def number_of_levels(largest: float, smallest: float, D: int, *, mass: float = 0.5) -> int:
     """How many levels from `largest` down to `smallest` have a ratio nearest to that of `ratio`, at least 2."""
     require_positive(smallest, "smallest")
+    require_positive(largest, "largest")
     if not largest > smallest:
         raise UserError(f"got largest={largest}, smallest={smallest}; expected largest > smallest")
     return max(2, 1 + round(math.log(largest / smallest) / math.log(ratio(D, mass=mass))))
@@ -105,8 +116,8 @@ def langevin_step(gamma: float, smallest: float, steps: int) -> float:
     """
     require_positive(smallest, "smallest")
     require_count(steps, "steps")
-    if not gamma > 1:
-        raise UserError(f"got gamma={gamma}; expected a ratio of neighbouring levels > 1")
+    if not 1 < gamma < math.inf:
+        raise UserError(f"got gamma={gamma}; expected a finite ratio of neighbouring levels > 1")
     q = torch.logspace(-8, 0, 200_001, dtype=torch.float64)
     v = 1 / (1 - q / 2)
     c = (1 - q) ** (2 * steps) * (gamma**2 - v) + v

@@ -98,7 +98,9 @@ class TestRefusals:
         with pytest.raises(UserError, match="not finite"):
             AnnealedImportance(levels=5).forward(path, 100, generator=generator())
 
-    @pytest.mark.parametrize("log_f", [lambda x: x.pow(4).sum(1), lambda x: x.pow(2).sum(1), lambda x: x.sum(1)])
+    @pytest.mark.parametrize(
+        "log_f", [lambda x: x.pow(4).sum(1), lambda x: x.pow(2).sum(1), lambda x: x.sum(1), lambda x: 0 * x.sum(1)]
+    )
     def test_an_energy_that_falls_outwards(self, log_f):
         """Its chains halt or drift, and the weights of so many levels are finite: their mean is no bound of anything."""
         annealed = AnnealedImportance(levels=30, kernel=Hamiltonian(step=0.4, leapfrog=2))
@@ -110,6 +112,20 @@ class TestRefusals:
         path = GeometricPath(target=lambda x: -(x - 20).square().sum(1) / 2, shape=(2,))
         found = AnnealedImportance(levels=2).forward(path, 50, generator=generator())
         assert found.bound < math.log(2 * math.pi) - 20
+
+    @pytest.mark.parametrize("mean", [200.0, 1e5])
+    def test_however_far_away_it_is(self, mean):
+        path = GeometricPath(target=lambda x: -(x - mean).square().sum(1) / 2, shape=(2,))
+        annealed = AnnealedImportance(levels=5, kernel=Hamiltonian(step=0.05, leapfrog=1))
+        assert annealed.forward(path, 50, generator=generator()).bound < math.log(2 * math.pi) - 20
+
+    def test_samples_may_be_numbers(self):
+        """Of shape (): N(0.3, 0.5^2), whose log Z is known."""
+        path = GeometricPath(target=lambda x: -(x - 0.3).square() / (2 * 0.25), shape=())
+        annealed = AnnealedImportance(levels=80)
+        exact = 0.3 + 0.5 * torch.randn(N, generator=generator(1))
+        found = annealed.bracket(path, exact, generator=generator(2))
+        assert found.contains(math.log(0.5 * math.sqrt(2 * math.pi))) and found.gap < 0.1
 
     @pytest.mark.parametrize(
         "x", [torch.zeros(400, 3), torch.zeros(0, 2), torch.zeros(9, 2).long(), torch.zeros(9, 2) + 0j, torch.zeros(2)]

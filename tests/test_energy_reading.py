@@ -121,6 +121,14 @@ def test_compositions_of_gaussians_are_gaussians():
     )
 
 
+@pytest.mark.parametrize("m", [1.5, 2.5, 3.5])
+def test_a_product_may_be_where_neither_law_is(m):
+    """N((-m, -m), I / 4) and N((m, m), I / 4) have the product N(0, I / 8), of no density to speak of in either."""
+    a, b = gaussian(0.25, -m), gaussian(0.25, m)
+    product = energy_reading.composed(0.0, (a, b), (a, b))["product"]["laws"][0]
+    assert gaussian(0.125).kl(product) < 1e-9
+
+
 def test_chains_are_measured_against_the_law():
     """MALA ends at the law's energy, a long SGLD above it by 1 / (1 - h^2 / 4 v) - 1 nats; a longer one is stopped."""
     found = read()

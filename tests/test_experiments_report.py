@@ -412,10 +412,19 @@ class TestBeforeARun:
                 "training": 1100.0,
                 "pc": 501 * 0.1 * 2,
                 "dpm_solver": 21 * 0.1 * 2,
-                "scoring": 1.0 + 2.2 * 2.97 * 129 / 5,
+                "scoring": 1.0 + 2.2 * 5.94 * 129 / 5,
                 "the rest": 2.0,
             }
         )
+
+    def test_what_takes_long_is_short(self):
+        """An annealed sampler has few steps at each of few levels (it had all 40), and the pilot few attempts."""
+        made = setup.resolve(configuration.config_for("ncsn"))
+        small = dry_run.shorten(made)
+        ald, second = small.samplers.values()
+        assert (ald.levels, ald.steps, ald.evaluations, second.evaluations) == (4, 4, 17, 5)
+        assert next(iter(made.samplers.values())).evaluations == 23 * 40 + 1
+        assert sum(most for _, most in small.pilots) == 40 and sum(most for _, most in made.pilots) == 300
 
     def test_help_shows_the_flags(self, capsys):
         with pytest.raises(SystemExit):

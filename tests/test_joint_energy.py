@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -14,7 +15,7 @@ from evaluation import ProjectedGradient, auroc, calibration, share
 from experiments import jem
 from models import ClassifierEnergy, energy_of
 from models.classifier_energy import Residual
-from numerics import TemperedLangevin, UserError
+from numerics import SampleStreams, TemperedLangevin, UserError
 from sde_lib import VESDE
 from training import CrossEntropy, EnergyWatch, JointEnergy, NonFiniteError, TrainingOptions, train
 from training.streams import StepStreams
@@ -109,6 +110,88 @@ class TestChains:
         ):
             with pytest.raises(UserError, match=words):
                 TemperedLangevin(**options)
+
+    @pytest.mark.parametrize(
+        ("step", "steps", "energy", "words"),
+        [
+            (3.0, 300, lambda x: x.square().sum(1), r"step=3, with which the chains diverge .* less than .* = 1$"),
+            (3.0, 50, lambda x: x.square().sum(1), r"step=3, with which the chains diverge .* less than .* = 1$"),
+            (0.5, 300, lambda x: -x.square().sum(1), "left for infinity .*expected an energy that grows outwards"),
+            (0.5, 30, lambda x: -x.square().sum(1), "left for infinity .*expected an energy that grows outwards"),
+            (0.1, 3, lambda x: x.detach().square().sum(1), "no gradient in x"),
+            (0.1, 3, lambda x: torch.zeros(len(x)), "no gradient in x"),
+        ],
+    )
+    def test_chains_that_leave_are_refused(self, step, steps, energy, words):
+        z = torch.randn(3, steps, 2, generator=generator())
+        with pytest.raises(UserError, match=words):
+            TemperedLangevin(step=step, noise=0.1).run(energy, torch.ones(3, 2), z)
+
+    def test_what_is_no_state_is_refused(self):
+        chains = TemperedLangevin(step=0.1, noise=0.1)
+        for x, z in (
+            (torch.ones(3, 2).long(), torch.randn(3, 4, 2)),
+            (torch.ones(3, 2), torch.randn(3, 4, 3)),
+            (torch.ones(3, 2), torch.randn(3, 2)),
+        ):
+            with pytest.raises(UserError, match=r"expected real floating-point numbers \(B, \*\) with \(B, K, \*\)"):
+                chains.run(lambda x: x.square().sum(1), x, z)
+
+    def test_a_run_that_looks_for_itself_is_not_stopped(self):
+        """Training's, whose buffer begins such chains anew."""
+        z = torch.randn(3, 300, 2, generator=generator())
+        x = TemperedLangevin(step=3.0, noise=0.1).run(lambda x: x.square().sum(1), torch.ones(3, 2), z, checked=False)
+        assert not bool(x.isfinite().all())
+
+    def test_sampling_from_noise_stops_too(self):
+        """In blocks of ten steps, each of which grows by less than what one run is stopped for."""
+        model = classifier(shape=(2,))
+        model.energy = lambda x, labels=None: 1.1 * x.square().sum(1) / 2
+        with pytest.raises(UserError, match=r"step=2, with which the chains diverge .* = 1\.82$"):
+            energy_classifier.fresh_chains(
+                model,
+                TemperedLangevin(step=2.0, noise=0.1),
+                (4, 2),
+                100,
+                generator=SampleStreams(0),
+                device=torch.device("cpu"),
+            )
+
+
+class TestLabels:
+    def test_an_energy_takes_one_class_for_each_or_for_all(self):
+        model, x = classifier(shape=(2,), classes=3), torch.randn(6, 2, generator=generator())
+        labels = [0, 1, 2, 0, 1, 2]
+        expected = -model.logits(x)[torch.arange(6), torch.tensor(labels)]
+        for given in (labels, np.array(labels), torch.tensor(labels, dtype=torch.uint8), torch.tensor(labels)):
+            torch.testing.assert_close(model.energy(x, given), expected)
+        torch.testing.assert_close(model.energy(x, 1), -model.logits(x)[:, 1])
+        assert model.energy(x[:0]).shape == (0,)
+
+    @pytest.mark.parametrize(
+        ("labels", "words"),
+        [
+            (torch.tensor([0, 1, 2]), r"shape \(3,\) for 6 samples"),
+            (torch.tensor([0, 1, -1, 0, 1, 2]), "the label -1; expected classes 0 to 2"),
+            ([0, 1, 7, 0, 1, 2], "the label 7; expected classes 0 to 2"),
+            (torch.zeros(6), "integers"),
+            ("cat", "integers"),
+        ],
+    )
+    def test_labels_that_are_no_classes_are_refused(self, labels, words):
+        model, x = classifier(shape=(2,), classes=3), torch.randn(6, 2, generator=generator())
+        with pytest.raises(UserError, match=words):
+            model.energy(x, labels)
+        if isinstance(labels, torch.Tensor):
+            objective = JointEnergy(buffer=10)
+            draws = objective.draw(model.sde, (6, 2), StepStreams(0, 1, torch.device("cpu")))
+            for one, made in ((objective, draws), (CrossEntropy(), {})):
+                with pytest.raises(UserError, match=words):
+                    one.loss(model, x, made, labels)
+
+    def test_an_energy_without_classes_has_no_labels(self):
+        with pytest.raises(UserError, match="no classes"):
+            classifier(shape=(2,), classes=None).energy(torch.zeros(6, 2), torch.zeros(6, dtype=torch.int64))
 
 
 class Quartic(nn.Module):
@@ -332,6 +415,45 @@ class TestMeasures:
         found = calibration(p.log(), torch.tensor([0, 1, 0, 1]), bins=2)
         assert found.ece.value == pytest.approx(0.1, abs=1e-6)
         assert found.confidence == pytest.approx((0.6, 0.9)) and found.frequency == pytest.approx((0.5, 1.0))
+
+    @pytest.mark.parametrize("n", [100, 297])
+    def test_samples_of_equal_confidence_have_no_order(self, n):
+        """Right 80 % of the time and says 80 %, of one class or of two: calibrated, sorted by class and shuffled."""
+        labels = (torch.arange(n) >= round(0.8 * n)).long()
+        logs = torch.tensor([[0.8, 0.2]]).log().repeat(n, 1)
+        turned = torch.arange(n) % 3 == 0  # as sure of the other class, but for rounding
+        both = torch.where(turned.unsqueeze(1), logs.flip(1), logs)
+        order = torch.randperm(n, generator=generator())
+        for p, y in ((logs, labels), (both, torch.where(turned, 1 - labels, labels))):
+            for found in (calibration(p, y), calibration(p[order], y[order])):
+                assert found.ece.value == pytest.approx(abs(round(0.8 * n) / n - 0.8), abs=1e-6)
+                assert found.frequency == pytest.approx((round(0.8 * n) / n,) * 10)
+                assert found.floor.value == pytest.approx(math.sqrt(0.8 * 0.2 / n * 2 / math.pi), rel=0.2)
+
+    def test_ties_with_others_in_their_bin(self):
+        """Confidences 0.6 three times and 0.9, in two bins; of the three one is right, wherever it stands."""
+        p = torch.tensor([[0.6, 0.4]] * 3 + [[0.9, 0.1]])
+        for right in range(3):
+            labels = torch.ones(4, dtype=torch.int64)
+            labels[[right, 3]] = 0
+            ece = calibration(p.log(), labels, bins=2).ece.value
+            expected = (2 * abs(1 / 3 - 0.6) + abs(1 / 3 + 1 - 0.6 - 0.9)) / 4
+            assert ece == pytest.approx(expected, abs=1e-6)
+
+    def test_lists_and_arrays_will_do(self):
+        logs, labels = [[0.1, 0.9], [0.7, 0.3], [0.2, 0.8]], [1, 0, 0]
+        expected = calibration(torch.tensor(logs), torch.tensor(labels))
+        for made in (calibration(logs, labels), calibration(np.array(logs, np.float32), np.array(labels))):
+            assert made == expected
+        assert auroc([0, 1, 3], np.array([2.0, 4.0])) == auroc(torch.tensor([0.0, 1, 3]), torch.tensor([2.0, 4.0]))
+        for bad, words in (
+            (lambda: calibration(torch.zeros(3, 2), torch.zeros(3, dtype=torch.int64, device="meta")), "meta"),
+            (lambda: calibration(torch.zeros(3, 0), labels), "K >= 1"),
+            (lambda: calibration(torch.zeros(3, 2), ["a", "b", "c"]), "list"),
+            (lambda: auroc("ab", [1.0, 2.0]), "str"),
+        ):
+            with pytest.raises(DataError, match=words):
+                bad()
 
     def test_the_floor_draws_nothing_that_the_data_were_made_from(self):
         """Points from a small seed, whose first coordinate is the confidence: the floor is that of the same points in another

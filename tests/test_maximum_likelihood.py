@@ -57,6 +57,21 @@ def test_a_linear_flow_has_its_closed_form(solver):
     torch.testing.assert_close(penalised, -found.log_prob / 2 + 0.3 * found.kinetic + 0.7 * found.jacobian)
 
 
+@pytest.mark.parametrize("solver", [{"solver": "dopri5", **TIGHT}, {"solver": "rk4", "adjoint": False, "steps": 40}])
+@pytest.mark.parametrize("probes", [0, 3])
+def test_the_value_is_the_same_in_every_mode(solver, probes):
+    model, x = Linear(), gaussian().sample(5, generator=generator())
+    v = torch.randn(5, probes, 2, generator=generator(), dtype=torch.float64).sign() if probes else None
+    expected = MaximumLikelihood(**solver).up(model, x, v)
+    for mode in (torch.no_grad, torch.inference_mode):
+        with mode():
+            found = MaximumLikelihood(**solver).up(model, x.clone(), None if v is None else v.clone())
+        torch.testing.assert_close(found, expected, rtol=0, atol=0)
+        assert not found.log_prob.requires_grad and expected.log_prob.requires_grad
+    with pytest.raises(UserError, match="one sample or more"):
+        MaximumLikelihood(**solver).up(model, x[:0])
+
+
 def test_the_flow_of_an_exact_score_has_the_datas_density():
     """And the likelihood's own code, which integrates another state in another clock, says the same."""
     law = gaussian()

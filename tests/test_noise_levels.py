@@ -2,11 +2,13 @@
 
 import math
 
+import numpy as np
 import pytest
 import torch
 
 from numerics import UserError
 from sde_lib import noise_levels
+from workflow.low_density import low_density
 from workflow.sigma_ladder import SigmaLadder
 
 D = 3072
@@ -59,6 +61,13 @@ def test_the_largest_distance():
     assert noise_levels.largest_distance(x) == pytest.approx(float(torch.cdist(x, x).max()), rel=1e-6)
 
 
+@pytest.mark.parametrize("away", [0.0, 300.0, 5000.0, -1e5])
+@pytest.mark.parametrize("D", [2, 64])
+def test_the_largest_distance_does_not_depend_on_where_the_data_are(away, D):
+    x = away + torch.randn(200, D, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    assert noise_levels.largest_distance(x) == pytest.approx(float(torch.pdist(x).max()), rel=1e-7)
+
+
 @pytest.mark.parametrize(
     ("make", "words"),
     [
@@ -74,6 +83,18 @@ def test_the_largest_distance():
         (lambda: noise_levels.number_of_levels(0.01, 1.0, 64), "largest > smallest"),
         (lambda: noise_levels.langevin_step(1.0, 0.01, 5), "gamma"),
         (lambda: noise_levels.largest_distance(torch.ones(1, 2)), "two or more"),
+        (lambda: noise_levels.largest_distance(torch.ones(9, 2), few=-1), "few=-1"),
+        (lambda: noise_levels.largest_distance(torch.ones(9, 2), few=1), "few=1"),
+        (lambda: noise_levels.largest_distance(torch.tensor(1.0)), "a tensor of real numbers"),
+        (lambda: noise_levels.largest_distance(np.ones((3, 2))), "a tensor of real numbers"),
+        (lambda: noise_levels.largest_distance(torch.tensor([[1.0], [2.0], [math.nan]])), "1 of 3 data"),
+        (lambda: noise_levels.largest_distance(torch.tensor([[1.0], [2.0], [math.inf]])), "1 of 3 data"),
+        (lambda: noise_levels.number_of_levels(math.inf, 0.01, 64), "largest=inf"),
+        (lambda: noise_levels.number_of_levels(math.nan, 0.01, 64), "largest=nan"),
+        (lambda: noise_levels.langevin_step(math.inf, 0.01, 5), "gamma=inf"),
+        (lambda: low_density(0), "n=0"),
+        (lambda: low_density(10, steps=0), "steps=0"),
+        (lambda: low_density(10, levels=1), "levels=1"),
     ],
 )
 def test_refusals(make, words):

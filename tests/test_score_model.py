@@ -425,3 +425,53 @@ def test_learned_variance_lies_between_its_bounds_and_samples() -> None:
     plain = ScoreModel(models.MLP(2), sde)
     with pytest.raises(ValueError, match="no learned variance"):
         plain.score_and_variance(torch.zeros(1, 2), torch.tensor([0.5]))
+
+
+class TestEnergyModel:
+    def model(self, **options):
+        net = MLP(2, width=16, depth=1, **options)
+        return EnergyModel(randomised(net), VPSDE(), normalised=True)
+
+    @pytest.mark.parametrize("mode", [torch.no_grad, torch.inference_mode])
+    def test_it_says_the_same_in_every_mode(self, mode):
+        model, x = self.model(num_classes=3), torch.randn(4, 2, generator=torch.Generator().manual_seed(0))
+        t, y = torch.linspace(0.1, 0.9, 4), torch.tensor([0, 1, 2, 0])
+        for read in (
+            model.score,
+            model.noise,
+            model.denoised,
+            model.velocity,
+            model.energy,
+            lambda *at: model.noise_and_slope(*at).noise,
+            lambda *at: model.noise_and_slope(*at).slope,
+        ):
+            expected = read(x, t, y)
+            with mode():
+                found = (read(x, t, y), read(x.clone(), t.clone(), y.clone()))
+            for one in found:
+                torch.testing.assert_close(one, expected.detach(), rtol=1e-5, atol=1e-6)
+                assert not one.requires_grad and expected.requires_grad
+
+    def test_labels_are_one_class_for_each_or_for_all(self):
+        model, x = self.model(num_classes=3), torch.randn(3, 2, generator=torch.Generator().manual_seed(0))
+        t = torch.tensor(0.5)
+        for read in (model.energy, lambda *at: model.noise_and_slope(*at).slope):
+            torch.testing.assert_close(read(x, t, [0, 1, 2]), read(x, t, torch.tensor([0, 1, 2])))
+            torch.testing.assert_close(read(x, t, 1), read(x, t, torch.tensor([1, 1, 1])))
+            for labels, words in (
+                ([0, 1, 7], "the label 7"),
+                (torch.tensor([0, 1, -1]), "the label -1"),
+                (torch.tensor([0, 1]), "for 3 samples"),
+                ("cat", "integers"),
+            ):
+                with pytest.raises(UserError, match=words):
+                    read(x, t, labels)
+        with pytest.raises(UserError, match="no classes"):
+            self.model().energy(x, t, torch.tensor([0, 1, 2]))
+
+    def test_an_energy_is_not_rounded_as_x_is(self):
+        """In bfloat16 one of 1,000 nats has steps of 4."""
+        model, t = self.model(), torch.tensor(0.5)
+        x = 30 * torch.randn(50, 2, generator=torch.Generator().manual_seed(0)).bfloat16()
+        torch.testing.assert_close(model.energy(x, t), model.energy(x.float(), t), rtol=0, atol=0)
+        assert model.energy(x[:0], t).shape == (0,)

@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 from torch.nn import functional as F
 
-from numerics import TemperedLangevin, normal, require_count, require_positive, require_range
+from numerics import TemperedLangevin, labels_for, normal, require_count, require_positive, require_range
 from sde_lib import SDE
 from training.callbacks import Callback
 from training.errors import NonFiniteError, UsageError
@@ -58,7 +58,8 @@ class CrossEntropy(Objective):
         classifier: EnergyClassifier = model  # type: ignore[assignment]
         if labels is None:
             raise UsageError("got cross-entropy for a model without classes; expected one with num_classes")
-        return F.cross_entropy(classifier.logits(x_0), labels, reduction="none")
+        logits = classifier.logits(x_0)
+        return F.cross_entropy(logits, labels_for(x_0, labels, logits.shape[1]), reduction="none")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -131,13 +132,14 @@ class JointEnergy(CrossEntropy):
 
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         net: EnergyClassifier = model  # type: ignore[assignment]
-        negative = self.langevin.run(net.energy, self.chains.starts(draws), draws["z"]).detach()
+        negative = self.langevin.run(net.energy, self.chains.starts(draws), draws["z"], checked=False).detach()
         self.chains.put(draws, negative)
         logits = net.logits(torch.cat([x_0, negative.to(x_0.dtype)]))
         of_data, of_chains = (-logits.logsumexp(dim=1)).chunk(2)
         object.__setattr__(self, "energies", torch.stack([of_data.detach().mean(), of_chains.detach().mean()]))
         loss = self.weight * (of_data - of_chains) + self.penalty * (of_data.square() + of_chains.square())
         if labels is not None and self.class_weight:
+            labels = labels_for(x_0, labels, logits.shape[1])
             loss = loss + self.class_weight * F.cross_entropy(logits[: len(x_0)], labels, reduction="none")
         return loss
 

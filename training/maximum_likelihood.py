@@ -20,6 +20,7 @@ With random vectors |v' dv/dx|^2 is an unbiased estimate of the second.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, cast
@@ -33,6 +34,7 @@ from numerics import (
     Status,
     TorchDiffEq,
     UserError,
+    ordinary,
     rademacher,
     require_choice,
     require_count,
@@ -130,7 +132,7 @@ class MaximumLikelihood(Objective):
     def loss(self, model: NoisePredictor, x_0: Tensor, draws: Mapping[str, Tensor], labels: Tensor | None) -> Tensor:
         found = self.up(model, x_0, draws.get("v"), labels)
         penalties = self.kinetic * found.kinetic + self.jacobian * found.jacobian
-        return (penalties - found.log_prob / x_0[0].numel()).to(x_0.dtype)
+        return (penalties - found.log_prob / math.prod(x_0.shape[1:])).to(x_0.dtype)
 
     def up(
         self, model: NoisePredictor, x_0: Tensor, probes: Tensor | None = None, labels: Tensor | None = None
@@ -142,8 +144,19 @@ class MaximumLikelihood(Objective):
         Args:
             probes: `(B, n, *)`, or None for the exact trace.
             labels: classes `(B,)`.
+
+        Raises:
+            UserError: no samples, or t_min beyond T.
         """
-        sde, D = model.sde, x_0[0].numel()
+        if x_0.ndim == 0 or len(x_0) == 0:
+            raise UserError(f"got x_0 of shape {tuple(x_0.shape)}; expected (B, *): one sample or more")
+        wanted = torch.is_grad_enabled()
+        with torch.inference_mode(False), torch.set_grad_enabled(wanted):  # in inference mode there is no trace
+            probes, labels = (None if given is None else ordinary(given) for given in (probes, labels))
+            return self._up(model, ordinary(x_0), probes, labels)
+
+    def _up(self, model: NoisePredictor, x_0: Tensor, probes: Tensor | None, labels: Tensor | None) -> FlowPass:
+        sde, D = model.sde, math.prod(x_0.shape[1:])
         vectors = _units(x_0) if probes is None else probes
         share = 1.0 if probes is None else 1 / vectors.shape[1]
 
@@ -196,5 +209,5 @@ def _velocity(model: NoisePredictor, x: Tensor, t: Tensor, labels: Tensor | None
 
 def _units(x: Tensor) -> Tensor:
     """The unit vectors of every sample, `(B, D, *)`."""
-    D = x[0].numel()
+    D = math.prod(x.shape[1:])
     return torch.eye(D, dtype=x.dtype, device=x.device).reshape(1, D, *x.shape[1:]).expand(len(x), -1, *x.shape[1:])

@@ -15,7 +15,7 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-from samplers import Sampler
+from samplers import AnnealedLangevin, Sampler
 from training import Plan, UsageError, process_group
 from training import plan as plan_training
 from workflow import progress, report
@@ -30,8 +30,10 @@ from workflow.trained_run import load_run
 
 _STEPS, _MORE, _VALIDATION = 4, 2, 16  # of training; after the checkpoint; samples at each evaluation
 _SAMPLES, _SAMPLER_STEPS = 64, 4
-_IMAGES, _SOLVER_STEPS = 100, 4  # one of the run's chunks at most
+_IMAGES, _SOLVER_STEPS = 50, 4  # one of the run's chunks at most
 _LIKELY_STEPS = 96
+# the score of a network that is as good as untrained is rough, and costs the pilot many attempts: a loose one will do
+_PILOTS = ((1000.0, 40),)
 
 
 @dataclass
@@ -124,12 +126,17 @@ def shorten(setup: Setup) -> Setup:
         validation=min(setup.validation, _VALIDATION),
         n=min(setup.n, _SAMPLES),
         samplers={name: _short(sampler) for name, sampler in setup.samplers.items()},
+        pilots=_PILOTS,
     )
     return setup.system.rehearsal(small)
 
 
 def _short(sampler: Sampler) -> Sampler:
-    """The sampler with a few steps; one that chooses its steps stays as it is."""
+    """The sampler with a few steps, an annealed one with as few at each of a few levels; one that chooses its steps stays as it
+    is.
+    """
+    if isinstance(sampler, AnnealedLangevin):
+        sampler = replace(sampler, steps=min(sampler.steps, _SAMPLER_STEPS))
     evaluations, steps = sampler.evaluations, _steps(sampler)
     if evaluations is None or steps <= _SAMPLER_STEPS:
         return sampler

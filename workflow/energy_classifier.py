@@ -110,19 +110,27 @@ def fresh_chains(
     Args:
         labels: classes `(n,)`, for chains of exp(-E(x, y)); None for those of exp(-E(x)).
         generator: of the chains' noise.
+
+    Raises:
+        UserError: chains that have left for infinity.
     """
     if langevin.box is None:
         x = normal(shape, generator, device=device, dtype=torch.float32)
     else:
         low, high = langevin.box
         x = low + (high - low) * uniform(shape, generator, device=device, dtype=torch.float32)
-    block = 10  # of noise at a time
+    start, block = x, 10  # of noise at a time
+
+    def energy(at: Tensor) -> Tensor:
+        return model.energy(at, labels)
+
     with progress.bar(total=length, name=name, unit="step") as bar:
         for first in range(0, length, block):
             steps = min(block, length - first)
             z = normal((shape[0], steps, *shape[1:]), generator, device=device, dtype=torch.float32)
-            x = langevin.run(lambda at: model.energy(at, labels), x, z)
+            x = langevin.run(energy, x, z, checked=False)
             bar.update(steps)
+    langevin.require_near(energy, start, x, length)
     return x
 
 

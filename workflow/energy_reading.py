@@ -294,8 +294,8 @@ def composed(gamma: float, learned: tuple[GridLaw, GridLaw], true: tuple[GridLaw
     """Each composition of the learned laws and of the true ones, and how far apart they are."""
     found: dict[str, Any] = {}
     for name, compose in compositions(gamma).items():
-        # beyond the learned support a negated density has nothing that keeps it down
-        seen = (true[0].log_p > true[0].log_p.max() - 14) | (name == "sum")
+        # beyond the learned support a negated density has nothing that keeps it down; a product may be anywhere
+        seen = (true[0].log_p > true[0].log_p.max() - 14) | (name != "negation")
         laws = [GridLaw.of(pair[0].plane, torch.where(seen, compose(*pair), -torch.inf)) for pair in (true, learned)]
         found[name] = {"laws": laws, "kl": laws[0].kl(laws[1]), **differences(laws[1], laws[0])}
     return found

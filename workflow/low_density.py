@@ -19,7 +19,7 @@ from torch import Tensor
 
 from evaluation.pictures import save_surfaces
 from evaluation.plane import Plane
-from numerics import Hamiltonian, SampleStreams, normal, run_chain, uniform
+from numerics import Hamiltonian, SampleStreams, normal, require_count, run_chain, uniform
 from samplers import AnnealedLangevin, Uniform
 from sde_lib import TableVESDE, geometric_sigmas
 from sde_lib.analytic import GaussianMixture
@@ -67,7 +67,12 @@ def low_density(n: int = 2000, *, steps: int = 1000, levels: int = 10, seed: int
     Args:
         steps: of Langevin, in all: for the annealed ones divided among the levels.
         levels: sigmas from 20 down to 0.1, geometric.
+
+    Raises:
+        UserError: no samples or steps, or fewer than two levels.
     """
+    for name, value, least in (("n", n, 1), ("steps", steps, 1), ("levels", levels, 2)):
+        require_count(value, name, least)
     sde = _ladder(levels)
     start = HALF * (2 * uniform((n, 2), SampleStreams(seed), dtype=torch.float64) - 1)
     kernel = Hamiltonian(step=math.sqrt(0.1), adjust=False)

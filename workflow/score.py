@@ -207,7 +207,7 @@ def fixed_method(run: TrainedRun, protocol: Protocol, t_min: float, file: Path) 
         else:
             first = x[:LEAST_SAMPLES]
             counted = CountedScore(take(score, torch.arange(len(first))))
-            grid = pilot_grid(run.sde, counted, first, flow=run.flow, t_min=t_min)
+            grid = pilot_grid(run.sde, counted, first, flow=run.flow, t_min=t_min, attempts=run.setup.pilots)
             passes = 3 * counted.evaluated
             write_once(file, json.dumps({"knots": grid.knots, "density": grid.density, "passes": passes}))
     table = _read_grid(file)

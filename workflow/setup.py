@@ -19,6 +19,7 @@ from torch import nn
 import data
 from data import Dataset, Split
 from data.transforms import Transform
+from likelihood.pilot import ATTEMPTS
 from models import ScoreModel
 from numerics import Catalogue, UserError, require_count
 from samplers import Sampler
@@ -50,6 +51,7 @@ class Setup:
         protocol: how bits/dim are computed.
         validation: number of held-out samples that each evaluation measures.
         baselines: whether simple densities are scored beside the model.
+        pilots: attempts of the runs that place the likelihood's steps, see `likelihood.pilot_grid`.
     """
 
     config: Config
@@ -68,6 +70,7 @@ class Setup:
     protocol: Protocol
     validation: int
     baselines: bool
+    pilots: tuple[tuple[float, int], ...] = ATTEMPTS
 
     @property
     def name(self) -> str:
