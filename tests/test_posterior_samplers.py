@@ -10,7 +10,7 @@ from test_posterior import Detached, law
 from test_samplers_laws import gaussian_p
 
 from evaluation import exact_posterior, posterior_errors
-from guidance import Blur, Linear, LinearMap, Mask, Masks, Measurement
+from guidance import Blur, Linear, LinearMap, Mask, Masks, Measurement, MomentMatching, PiGDM, posterior
 from numerics import SampleStreams, UserError
 from samplers import DDIM, DDNM, LogSNR, RePaint, Replacement, TwistedSMC
 from sde_lib import VESDE
@@ -247,6 +247,31 @@ def test_batch_mates_change_nothing(kind):
             sde, oracle.score(sde), (1, 6), generator=SampleStreams(3, index), dtype=torch.float64
         )
         assert float((alone.x - together.x[index]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("std", [(1e-6, 1.0), (1e-6, 0.3), (0.3, 1e-3), (1.0, 1e6), (1e-8, 1e8)], ids=str)
+@pytest.mark.parametrize("kind", [*ALL, "pigdm", "moment_matching"])
+def test_a_matrix_of_ones_is_a_mask_of_ones_whatever_the_noises(kind, std):
+    """Also in other units: entries 1e6 times as large, and their noise."""
+    sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    y, n, unit = torch.tensor([[0.5, 1.5]]), torch.tensor(std), torch.tensor([1.0, 2.0**20])
+    mask, matrix, scaled = (
+        Measurement(Mask(torch.ones(2)), y, n),
+        Measurement(Linear(torch.eye(2)), y, n),
+        Measurement(Linear(torch.diag(unit)), y * unit, n * unit),
+    )
+
+    def drawn(measurement):
+        generator = torch.Generator().manual_seed(0)
+        if kind in ALL:
+            return ALL[kind](measurement)(sde, oracle.score(sde), (50, 2), generator=generator).x
+        method = PiGDM() if kind == "pigdm" else MomentMatching(iterations=2)
+        score = posterior(sde, oracle.score(sde), measurement, method=method)
+        return DDIM(steps=12)(sde, score, (50, 2), generator=generator).x
+
+    expected = drawn(mask)
+    for measurement in (matrix, scaled):
+        torch.testing.assert_close(drawn(measurement), expected, rtol=1e-3, atol=1e-3)
 
 
 class Weighted:
