@@ -24,10 +24,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from numerics import UserError, ordinary, ordinary_mode, take
+from numerics import UserError, expand_as, ordinary, ordinary_mode, take
 from sde_lib.operators import SVD
 
-_PROBES = 2
+_PROBES, _SIGNS = 2, 16
 _ROUNDING = 100
 """Of dot products, in units of the last place: what an adjoint may be off by."""
 
@@ -163,6 +163,38 @@ class Measurement:
         """n^2, a number or of the shape of one measurement, in the dtype of `like`."""
         return self.std.square().to(like) if isinstance(self.std, Tensor) else self.std**2
 
+    @cached_property
+    def row_size(self) -> Tensor:
+        """|A_i|, the length of the rows of a linear operator: of the shape of one measurement from an operator that says it, and
+        otherwise the root of their mean square, `()`, or `(B, ...)` of one that differs by sample.
+
+        The mean is that of |A^T v|^2 over sixteen vectors v of random signs, the same for each sample.
+        """
+        y = self.y
+        with ordinary_mode(y.device), torch.no_grad():
+            sizes = getattr(self.operator, "row_sizes", None)
+            if sizes is not None:
+                own: Tensor = sizes().to(y)
+                return own.reshape(y.shape[1:])
+            signs = torch.randint(0, 2, (_SIGNS, *y.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
+            v = signs.to(y)
+            if not hasattr(self.operator, "take"):
+                return (self.adjoint(v).square().sum() / v.numel()).sqrt()
+            squares = [self.adjoint(one.expand_as(y)).square().flatten(1).sum(dim=1) for one in v]
+            return expand_as((torch.stack(squares).sum(dim=0) / v.numel()).sqrt(), y)
+
+    def scale(self, r2: Tensor, like: Tensor) -> Tensor:
+        """The standard deviation of y's entries for data of variance r^2, sqrt(n^2 + r^2 |A_i|^2), 1 where that is 0.
+
+        In units of it the equations (n^2 + A C A^T) w = y - A D are of one size, whatever the noises of the entries.
+
+        Args:
+            r2: `(B,)`.
+            like: residuals, `(B, ...)`.
+        """
+        found = (self.variance(like) + expand_as(r2, like).to(like) * self.row_size.to(like).square()).sqrt()
+        return torch.where(found > 0, found, 1.0)
+
     def log_likelihood(self, x_0: Tensor) -> Tensor:
         """log p(y | x_0) in nats up to a constant: -|(y - A x_0) / n|^2 / 2, `(B,)`."""
         r = self.residual(x_0)
@@ -223,7 +255,8 @@ class Measurement:
         chosen = torch.zeros_like(index) if len(self.y) == 1 else index
         object.__setattr__(fewer, "y", ordinary(self.y[chosen.to(self.y.device)]))
         if operator is not self.operator:
-            fewer.__dict__.pop("svd", None)
+            for kept in ("svd", "row_size"):
+                fewer.__dict__.pop(kept, None)
         return fewer
 
 

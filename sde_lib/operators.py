@@ -139,6 +139,10 @@ class Linear(Operator):
         assert self.shape is not None
         return tuple(self.shape)
 
+    def row_sizes(self) -> Tensor:
+        """The lengths of the rows, `(m,)`."""
+        return self.matrix.to(real_dtype(self.matrix.device)).norm(dim=1)
+
     def svd(self, noise: Tensor) -> SVD | None:
         if min(self.matrix.shape) > LARGEST_MATRIX:
             return None

@@ -81,6 +81,41 @@ def test_noise_for_each_entry():
     check_exact(SDES["vp"], measurement, plain, PiGDM(data_std=0.7))
 
 
+UNLIKE = [(0.01, 0.1, 1.0, 10.0), (0.001, 0.1, 1.0, 30.0), (0.3, 0.3, 0.3, 1e4), (1e-5, 1.0, 1.0, 1e5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("std", UNLIKE, ids=str)
+@pytest.mark.parametrize("unit", [1.0, 1e5])
+def test_as_many_iterations_as_measured_entries_suffice_whatever_the_noises(std, unit, dtype):
+    """Also in other units of an entry."""
+    oracle, A, sde = law((4,)), random(4, 4, seed=9), SDES["vp"]
+    units, std = torch.tensor([1.0, unit, 1.0, 1.0]).double(), torch.tensor(std).double()
+    y = random(1, 4, seed=10)
+    measurement = Measurement(Linear((A * units.unsqueeze(1)).to(dtype)), (y * units).to(dtype), (std * units).to(dtype))
+    truth = exact_posterior(oracle, Measurement(Linear(A), y, std)).score(sde)
+    x, t = states(sde, oracle)
+    given = posterior(sde, oracle.score(sde), measurement, method=MomentMatching(iterations=4))
+    wanted, found = truth(x, t), given(x.to(dtype), t.to(dtype)).double()
+    off = (found - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert float(off.max()) < (2e-3 if dtype == torch.float32 else 1e-9)
+    solved = given.method.solve(given.at(x.to(dtype), t.to(dtype)), measurement)
+    assert float(solved.residual.max()) < (0.1 if dtype == torch.float32 else 1e-7)
+    assert not solved.stopped.any() and not solved.replaced.any()
+
+
+@pytest.mark.parametrize("std", UNLIKE, ids=str)
+def test_pseudoinverse_guidance_by_iterations_is_that_by_singular_values(std):
+    A, y, std, sde = random(4, 4, seed=9).float(), random(1, 4, seed=10).float(), torch.tensor(std), SDES["vp"]
+    oracle = law((4,))
+    x, t = states(sde, oracle)
+    functions, matrix = (
+        posterior(sde, oracle.score(sde), Measurement(operator, y, std), method=PiGDM(iterations=8))(x.float(), t.float())
+        for operator in (LinearMap(lambda x: x @ A.T, lambda y: y @ A), Linear(A))
+    )
+    torch.testing.assert_close(functions, matrix, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:got a score of data that the noise at T does not hide")
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("iterations", [1, 3, 8])
