@@ -124,7 +124,7 @@ class Measurement:
 
         Raises:
             UserError: where A x_0 has not the shape of y, the operator cannot take an x_0 that autograd follows, or, of one
-            without an adjoint, the first batch of two samples or more shows that it mixes them.
+                without an adjoint, the first batch of two samples or more shows that it mixes them.
         """
         try:
             seen = self.operator(x_0)
@@ -146,9 +146,10 @@ class Measurement:
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "
                 "expected the same shape, of as many samples as x has"
             )
-        if not self.linear and not self._alone[0] and len(x_0) > 1 and not hasattr(self.operator, "take"):
+        if not self.linear and not self._alone[0] and len(x_0) > 1:
             with torch.no_grad():
-                _require_same(self.operator(x_0[:1].detach()), seen[:1].detach(), "value")
+                alone = take(self.operator, torch.zeros(1, dtype=torch.int64, device=x_0.device))
+                _require_same(alone(x_0[:1].detach()), seen[:1].detach(), "value")
             self._alone[0] = True
         return self.y.to(seen.dtype) - seen
 
@@ -321,6 +322,11 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
         if not hasattr(operator, "take"):
             _require_alone(operator, u, "forward map")
             _require_alone(adjoint, v, "adjoint")
+        elif len(few) > 1:
+            for i in (0, len(few) - 1):
+                own = take(operator, torch.tensor([i], device=y.device))
+                _require_same(_applied(own, u[i : i + 1], "forward map"), seen[i : i + 1], "forward map")
+                _require_same(_applied(own.adjoint, v[i : i + 1], "adjoint"), back[i : i + 1], "adjoint")
     return tuple(back.shape[1:])
 
 

@@ -315,6 +315,13 @@ class TestClassifierGuidance:
         with torch.inference_mode():
             DDIM(steps=3)(sde, guided, (6, 2), generator=SampleStreams(0))
 
+    def test_a_classifier_that_mixes_its_batch_is_refused(self):
+        sde = VPSDE()
+        x, t = points(sde, 6)
+        mixing = lambda x, t: posterior(sde)(x - x.mean(dim=0), t)
+        with pytest.raises(UserError, match="a sample are others where the batch has another"):
+            classifier_guidance(sde, LAW.score(sde), mixing, LABELS, 2.0)(x, t)
+
     @each_sde
     def test_its_density_at_scale_one_is_that_of_the_class(self, sde):
         """The trace takes the classifier's second derivatives, and the flow of Bayes' rule ends in the class's own law."""
@@ -358,7 +365,7 @@ class TestClassifierGuidance:
         guided = classifier_guidance(VPSDE(), counted, classifier, LABELS, 2.0)
         for _ in range(3):
             take(guided, torch.arange(2))(x[:2], t[:2])
-        assert len(asked) == 3 + 2  # two looks, once
+        assert len(asked) == 3 + 3  # the look, once
 
     @pytest.mark.parametrize(
         ("classifier", "labels", "scale", "words"),

@@ -355,3 +355,35 @@ def test_what_is_refused(make, says):
 def test_holes_may_hold_anything():
     y = torch.tensor([[1.0, float("nan")]])
     assert Measurement(Mask(torch.tensor([1, 0])), y, 0.1).y.tolist() == [[1.0, 0.0]]
+
+
+class Centred(Masks):
+    """Each sample less the batch's mean, though there is `take`."""
+
+    def __call__(self, x):
+        return super().__call__(x - x.mean(dim=0) if len(x) > 1 else x)
+
+    def adjoint(self, y):
+        return self(y)
+
+
+class NoAdjoint:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, x):
+        return (self.weights * (x - x.mean(dim=0) if len(x) > 1 else x)).square()
+
+    def take(self, index):
+        return NoAdjoint(self.weights[index])
+
+
+def test_operators_of_each_samples_own_take_it_alone_too():
+    ones, y = torch.ones(6, 2), random(6, 2)
+    assert Measurement(Masks(ones), y, 0.3).linear and Measurement(Masks(ones[:1]), y[:1], 0.3).linear
+    with pytest.raises(UserError, match="for a sample is another where the batch has others"):
+        Measurement(Centred(ones), y, 0.3)
+    assert Measurement(Centred(ones[:1]), y[:1], 0.3).linear  # of one sample there is nothing to see
+    mixing = Measurement(NoAdjoint(ones), y, 0.3)
+    with pytest.raises(UserError, match="value for a sample is another where the batch has others"):
+        mixing.residual(random(6, 2, seed=1))
