@@ -66,6 +66,30 @@ def test_what_is_measured_finely_keeps_its_own_noise(kind, n):
     assert float(x[:, 0].std()) == pytest.approx(n, rel=0.05, abs=1e-6)
 
 
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("kind", [Replacement, RePaint, DDNM])
+@pytest.mark.parametrize(
+    ("n", "steps"), [(1e-3, 10), (1e-3, 20), (1e-3, 50), (1e-2, 10), (1e-2, 20), (0.1, 10), (0.1, 3), (0.1, 1)]
+)
+def test_few_steps_hear_an_accurate_measurement(kind, n, steps, name):
+    """Between the last time with more noise than y has and the end nothing is put in: 600 times the noise it was at 0.001. What
+    is left is an accuracy between those of two times in the midst of a grid, which is heard as the coarser."""
+    sde, oracle = SDES[name], Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+    measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[0.7, 0.0]]), n)
+    sampler = kind(measurement=measurement, steps=steps)
+    x = sampler(sde, oracle.score(sde), (2000, 2), generator=torch.Generator().manual_seed(0)).x.double()
+    assert float((x[:, 0] - 0.7).square().mean().sqrt()) < 1.3 * n
+
+
+@pytest.mark.parametrize("kind", [Replacement, lambda **o: DDNM(data_std=0.5, **o)])
+def test_what_is_mostly_noise_is_left_to_the_score(kind):
+    """Of data that are smaller than the noise of y a last step from T has heard nothing, and y would be no guess."""
+    sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
+    measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[3.0, 0.0]]), 1.2)
+    x = kind(measurement=measurement, steps=1)(sde, oracle.score(sde), (500, 2), generator=torch.Generator().manual_seed(0)).x
+    assert float(x.mean(dim=0)[0]) < 0.5
+
+
 def test_resampling_brings_a_correlated_sample_together() -> None:
     """What is not seen of two entries, 0.9 correlated, given the other without noise: replacement alone leaves its mean far
     off."""
