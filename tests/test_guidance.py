@@ -235,6 +235,8 @@ class TestClassifierFree:
             (lambda m: classifier_free(lambda x, t: -x, 1, 2.0), "no condition"),
             (lambda m: classifier_free(network(3), torch.tensor([True, False]), 2.0), "integers"),
             (lambda m: classifier_free(m, 1, 2.0, rescale=1.5), "rescale=1.5"),
+            (lambda m: classifier_free(m, 1, True), "scale=True"),
+            (lambda m: classifier_free(m, 1, 2.0, rescale=True), "rescale=True"),
             (lambda m: classifier_free(m, 1, 2.0, rescale=1.0)(torch.zeros(2, 1), torch.tensor(0.5)), "one number"),
             (lambda m: classifier_free(network(3), [0, 3], 2.0), "classes 0 to 2"),
             (lambda m: classifier_free(network(3), -1, 2.0), "classes 0 to 2"),
