@@ -9,8 +9,8 @@ class. In terms of the predicted noise it is eps - scale sigma grad log p, which
 The classifier is one of *noisy* samples. One that was trained on clean data says nothing about x_t, so two things are looked
 at. When the guidance is made: can the classifier be called as `classifier(x, t)`? At the first call, when the shape of the
 samples is known: do its answers on two made-up samples differ between t_min and T at all, and is the first one's the same
-without the other? One that ignores t, or that mixes its batch, is refused; the look costs three forward passes of two samples at
-most, once.
+without the other? One that ignores t, or that mixes its batch, is refused; the look costs three forward passes of at most two
+samples, once.
 
 Gradients are per sample: that of the sum over the batch of log p(y_i | x_i). The mean would divide every sample's guidance by
 the batch's size.
@@ -112,7 +112,11 @@ class ClassifierGuidance:
                 self._logits(made_up, batch_time(torch.tensor(t, dtype=torch.float64), made_up))
                 for t in (self.sde.t_min, self.sde.T)
             )
-            alone = first[:1] if self._in_train_mode() else self._logits(made_up[:1], batch_time(self.sde.t_min, made_up[:1]))
+            alone = (
+                first[:1]
+                if self._in_train_mode()
+                else self._logits(made_up[:1], batch_time(self.sde.t_min, made_up[:1]))
+            )
         require_classes(self.labels, first.shape[1])
         if not bool(first.isfinite().all() & last.isfinite().all()):
             raise UserError(
@@ -126,12 +130,12 @@ class ClassifierGuidance:
             )
         if not float((alone - first[:1]).norm()) <= _BESIDE * float(first[:1].norm()):
             raise UserError(
-                "got a classifier whose logits for a sample are others where the batch has another one; expected each sample by "
+                "got a classifier whose logits for a sample are others where the batch has another; expected each sample by "
                 "itself: means and norms over all axes but the first"
             )
 
     def _in_train_mode(self) -> bool:
-        """Is a part of the classifier in train mode? Samplers and likelihoods refuse it, and its dropout would look like mates."""
+        """Is a part of the classifier in train mode? Samplers and likelihoods refuse it; its dropout would look like mates."""
         return isinstance(self.classifier, nn.Module) and any(part.training for part in self.classifier.modules())
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:

@@ -49,7 +49,9 @@ class SlerpGrid:
     nfe: int
 
 
-def attribute_direction(latents: Tensor, has: Tensor | Sequence[bool], *, orthogonal_to: Sequence[Tensor] = ()) -> Tensor:
+def attribute_direction(
+    latents: Tensor, has: Tensor | Sequence[bool], *, orthogonal_to: Sequence[Tensor] = ()
+) -> Tensor:
     """The mean latent of those that have an attribute minus that of those that do not, `(*)`.
 
     Args:

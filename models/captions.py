@@ -122,12 +122,12 @@ class CaptionEncoder(nn.Module):
             got = f"{tuple(class_label.shape)} of {class_label.dtype}"
             raise UserError(f"got class_label of shape {got}; expected integers of shape ({batch},)")
         # an index below 0 would count from the end; a GPU is not made to wait for the look
-        if class_label.device.type == "cpu" and not torch.compiler.is_compiling():
-            if bool(((class_label < 0) | (class_label > self.num_classes)).any()):
-                raise UserError(
-                    f"got class_label from {int(class_label.min())} to {int(class_label.max())}; expected classes 0 to "
-                    f"{self.num_classes - 1}, or {self.num_classes} for the empty caption"
-                )
+        looked_at = class_label.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and bool(((class_label < 0) | (class_label > self.num_classes)).any()):
+            raise UserError(
+                f"got class_label from {int(class_label.min())} to {int(class_label.max())}; expected classes 0 to "
+                f"{self.num_classes - 1}, or {self.num_classes} for the empty caption"
+            )
         tokens = self.table[class_label]
         mask = tokens != _PADDING
         h = self.words(tokens) + self.places

@@ -83,8 +83,8 @@ def pasted(measurement: Measurement, svd: SVD, x: Tensor, run: Run, kappa: float
     """`x` `(B, *)` with the coordinates whose noise is below `kappa` drawn as y' + (n / s) z.
 
     Where the law is flat over n / s, this is the posterior, and what was measured without noise is y'. The chain has not heard
-    the finest of y: it ends at a kappa and tells nothing finer apart, and `Clamp` puts nothing in between the last time at which
-    kappa is above n / s and the end. So kappa is that of the time before the last, where that is below the data's size.
+    the finest of y: it tells nothing apart that is finer than sigma / alpha at its end, and between the last time at which that
+    is above n / s and the end `Clamp` puts nothing in. So `kappa` is that of the time before the last, or the data's size.
     """
     spread = svd.noise / svd.values
     fine = spread < kappa

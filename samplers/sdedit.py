@@ -66,7 +66,9 @@ def sdedit(
     if not x.is_floating_point() or x.ndim < 2:
         raise UserError(f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *)")
     if not bool(x.isfinite().all()):
-        raise UserError("got x with values that are not finite; expected numbers: leave those samples out, or mend them")
+        raise UserError(
+            "got x with values that are not finite; expected numbers: leave those samples out, or mend them"
+        )
     if isinstance(t_start, Tensor) and t_start.numel() == 1 and not t_start.is_complex():
         t_start = float(t_start)
     require_positive(t_start, "t_start")

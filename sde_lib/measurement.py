@@ -166,8 +166,8 @@ class Measurement:
 
     @cached_property
     def row_size(self) -> Tensor:
-        """|A_i|, the length of the rows of a linear operator: of the shape of one measurement from an operator that says it, and
-        otherwise the root of their mean square, `()`, or `(B, ...)` of one that differs by sample.
+        """|A_i|, the length of the rows of a linear operator: of the shape of one measurement where the operator has
+        `row_sizes()`, and otherwise the root of their mean square, `()`, or `(B, ...)` of one that differs by sample.
 
         The mean is that of |A^T v|^2 over sixteen vectors v of random signs, the same for each sample.
         """
@@ -326,7 +326,8 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
             for i in (0, len(few) - 1):
                 own = take(operator, torch.tensor([i], device=y.device))
                 _require_same(_applied(own, u[i : i + 1], "forward map"), seen[i : i + 1], "forward map")
-                _require_same(_applied(own.adjoint, v[i : i + 1], "adjoint"), back[i : i + 1], "adjoint")
+                back_alone: Callable[[Tensor], Tensor] = own.adjoint  # type: ignore[attr-defined]
+                _require_same(_applied(back_alone, v[i : i + 1], "adjoint"), back[i : i + 1], "adjoint")
     return tuple(back.shape[1:])
 
 

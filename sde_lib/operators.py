@@ -9,7 +9,8 @@ and may have `A.svd(noise)`, the decomposition A = U diag(s) V^T in whose coordi
     (2)  (U^T y)_i = s_i (V^T x)_i + n_i z_i
 
 with independent noises n_i z_i. A class of the user's with these methods, or `LinearMap(forward, adjoint)`, is as good as
-those below. An operator that holds data of single samples has `take(index)`.
+those below. An operator that holds data of single samples has `take(index)`; one whose rows differ in length may say so by
+`row_sizes()`, of the shape of one measurement.
 """
 
 from __future__ import annotations
@@ -141,7 +142,8 @@ class Linear(Operator):
 
     def row_sizes(self) -> Tensor:
         """The lengths of the rows, `(m,)`."""
-        return self.matrix.to(real_dtype(self.matrix.device)).norm(dim=1)
+        lengths: Tensor = self.matrix.to(real_dtype(self.matrix.device)).norm(dim=1)
+        return lengths
 
     def svd(self, noise: Tensor) -> SVD | None:
         if min(self.matrix.shape) > LARGEST_MATRIX:
@@ -303,7 +305,7 @@ class Grey(Operator):
 
 
 def rounding(*given: Tensor) -> float:
-    """Singular values at most this, of a matrix whose rows are of order one, are the rounding of the numbers that are `given`."""
+    """Singular values of at most this are the rounding of the numbers that are `given`, where a matrix has rows of length 1."""
     return 100 * max(torch.finfo(torch.promote_types(numbers.dtype, torch.float32)).eps for numbers in given)
 
 

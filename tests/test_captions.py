@@ -153,12 +153,12 @@ class TestCaptionedNetwork:
     def test_a_saved_one_reads_what_it_read(self, tmp_path):
         model = ScoreModel(network().float(), VPSDE())
         x, t = X.float(), torch.tensor(0.4)
-        for captions in (["sans"], ["3 sans", ""], [*NAMES, "bold"]):
-            read = model.reading(captions)
-            read.save_pretrained(tmp_path / str(len(captions)))
-            again = ScoreModel.from_pretrained(tmp_path / str(len(captions)))
-            assert again.num_classes == len(captions)
-            for k in range(len(captions)):
+        for texts in (["sans"], ["3 sans", ""], [*NAMES, "bold"]):
+            read = model.reading(texts)
+            read.save_pretrained(tmp_path / str(len(texts)))
+            again = ScoreModel.from_pretrained(tmp_path / str(len(texts)))
+            assert again.num_classes == len(texts)
+            for k in range(len(texts)):
                 torch.testing.assert_close(again.condition(k)(x, t), read.condition(k)(x, t))
             again = again.reading(["bold sans"])  # of the words that it was trained on
             torch.testing.assert_close(again.condition(0)(x, t), model.reading(["bold sans"]).condition(0)(x, t))

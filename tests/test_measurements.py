@@ -91,7 +91,7 @@ def test_noise_for_each_entry_keeps_its_place():
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 @pytest.mark.parametrize("ratio", [1e-8, 1e-6, 1e-2, 1e2, 1e6, 1e8])
 def test_an_accurate_row_does_not_make_rounding_of_the_others(ratio, dtype):
-    """Rows divided by unlike noises, or of unlike size: as many singular values, each with its digits, as the matrix has rank."""
+    """Rows divided by unlike noises, or of unlike size: as many singular values as the matrix has rank, with their digits."""
     A, sizes = random(4, 6), torch.tensor([1.0, ratio, 3.0, 1.0], dtype=torch.float64)
     A[3] = A[0] - 2 * A[2]
     x, y = random(2, 6).to(dtype), torch.zeros(1, 4, dtype=dtype)
@@ -108,7 +108,9 @@ def test_an_accurate_row_does_not_make_rounding_of_the_others(ratio, dtype):
 def test_blur_keeps_what_double_precision_tells_from_nothing():
     """h = 1 + 2 a cos has a smallest value of 1e-8 here, which is rounding of float32 alone."""
     weights = torch.tensor([0.5 - 5e-9, 1.0, 0.5 - 5e-9], dtype=torch.float64)
-    double, single = (Measurement(Blur(weights), torch.zeros(1, 6, dtype=d), 0.0).svd for d in (torch.float64, torch.float32))
+    double, single = (
+        Measurement(Blur(weights), torch.zeros(1, 6, dtype=d), 0.0).svd for d in (torch.float64, torch.float32)
+    )
     assert len(double.values) == 6 and float(double.values.min()) == pytest.approx(1e-8, rel=1e-6)
     assert len(single.values) == 5
 

@@ -92,7 +92,9 @@ def test_as_many_iterations_as_measured_entries_suffice_whatever_the_noises(std,
     oracle, A, sde = law((4,)), random(4, 4, seed=9), SDES["vp"]
     units, std = torch.tensor([1.0, unit, 1.0, 1.0]).double(), torch.tensor(std).double()
     y = random(1, 4, seed=10)
-    measurement = Measurement(Linear((A * units.unsqueeze(1)).to(dtype)), (y * units).to(dtype), (std * units).to(dtype))
+    measurement = Measurement(
+        Linear((A * units.unsqueeze(1)).to(dtype)), (y * units).to(dtype), (std * units).to(dtype)
+    )
     truth = exact_posterior(oracle, Measurement(Linear(A), y, std)).score(sde)
     x, t = states(sde, oracle)
     given = posterior(sde, oracle.score(sde), measurement, method=MomentMatching(iterations=4))
@@ -110,7 +112,9 @@ def test_pseudoinverse_guidance_by_iterations_is_that_by_singular_values(std):
     oracle = law((4,))
     x, t = states(sde, oracle)
     functions, matrix = (
-        posterior(sde, oracle.score(sde), Measurement(operator, y, std), method=PiGDM(iterations=8))(x.float(), t.float())
+        posterior(sde, oracle.score(sde), Measurement(operator, y, std), method=PiGDM(iterations=8))(
+            x.float(), t.float()
+        )
         for operator in (LinearMap(lambda x: x @ A.T, lambda y: y @ A), Linear(A))
     )
     torch.testing.assert_close(functions, matrix, rtol=1e-3, atol=1e-3)
@@ -553,7 +557,8 @@ def test_the_referee_refuses_what_the_law_rules_out():
 
 
 @pytest.mark.parametrize(
-    "std", [(0.3, 0.3, 0.3, 1e6), (1e-9, 0.1, 1.0, 1e8), (1e-4, 0.0, 1.0, 1e4), (0.0, 0.0, 1e-6, 1e6), (0.0, 1e3, 1e-3, 0.0)]
+    "std",
+    [(0.3, 0.3, 0.3, 1e6), (1e-9, 0.1, 1.0, 1e8), (1e-4, 0.0, 1.0, 1e4), (0.0, 0.0, 1e-6, 1e6), (0.0, 1e3, 1e-3, 0.0)],
 )
 @pytest.mark.parametrize("size", [1.0, 1e-6])
 def test_the_referee_hears_every_entry_whatever_its_noise(std, size):
@@ -572,11 +577,11 @@ def test_the_referee_hears_every_entry_whatever_its_noise(std, size):
     torch.testing.assert_close(found.cov, cov, rtol=1e-9, atol=1e-11)
 
 
-@pytest.mark.parametrize("operator", [Mask(torch.ones(2)), Linear(torch.eye(2, dtype=torch.float64))], ids=["mask", "matrix"])
+@pytest.mark.parametrize(
+    "operator", [Mask(torch.ones(2)), Linear(torch.eye(2, dtype=torch.float64))], ids=["mask", "matrix"]
+)
 def test_the_referee_keeps_variances_and_weights_of_accurate_entries(operator):
-    prior = GaussianMixture(
-        torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5])
-    )
+    prior = GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
     y, std = (torch.tensor([v], dtype=torch.float64) for v in ((0.125, 0.1), (1e-9, 1e8)))
     found = exact_posterior(prior, Measurement(operator, y, std[0]))
     torch.testing.assert_close(found.means[:, 0], torch.full((2,), 0.125, dtype=torch.float64))

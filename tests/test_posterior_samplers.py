@@ -86,7 +86,9 @@ def test_what_is_mostly_noise_is_left_to_the_score(kind):
     """Of data that are smaller than the noise of y a last step from T has heard nothing, and y would be no guess."""
     sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
     measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[3.0, 0.0]]), 1.2)
-    x = kind(measurement=measurement, steps=1)(sde, oracle.score(sde), (500, 2), generator=torch.Generator().manual_seed(0)).x
+    x = kind(measurement=measurement, steps=1)(
+        sde, oracle.score(sde), (500, 2), generator=torch.Generator().manual_seed(0)
+    ).x
     assert float(x.mean(dim=0)[0]) < 0.5
 
 
