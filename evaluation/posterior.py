@@ -71,13 +71,30 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
         raise UserError(
             f"got a law of {m.shape[1]} numbers and a measurement of {A.shape[1]}; expected both of the same data"
         )
+    exact, log_w = noise == 0, prior.weights.log()
+    if bool(exact.any()):
+        m, C, log_w = _without_noise(m, C, log_w, A[exact], y[exact], torch.finfo(measurement.y.dtype).eps)
+    if not bool(exact.all()):
+        m, C, log_w = _with_noise(m, C, log_w, A[~exact], y[~exact], noise[~exact])
+    return CorrelatedMixture(m.reshape(prior.means.shape), C, log_w.softmax(dim=0))
+
+
+def _without_noise(
+    m: Tensor, C: Tensor, log_w: Tensor, A: Tensor, y: Tensor, eps: float
+) -> tuple[Tensor, Tensor, Tensor]:
+    """(1) where n = 0: means, covariances and logarithms of weights given y = A x, in which `eps` is y's rounding.
+
+    Raises:
+        UserError: where no component can have such data.
+    """
+    size = A.norm(dim=1)
+    A, y = A / size.unsqueeze(1), y / size  # rows of one length, so that a small one is not taken for rounding
     AC, off = A @ C, y - m @ A.T
-    S = AC @ A.T + noise.square().diag()
     # S^-1 where S has variance; in the other directions y is what the component says, or the component is ruled out
-    variances, axes = torch.linalg.eigh(S)
-    free = variances > 10 * max(len(y), 1) * torch.finfo(torch.float64).eps * variances[:, -1:]
+    variances, axes = torch.linalg.eigh(AC @ A.T)
+    free = variances > 10 * len(y) * torch.finfo(torch.float64).eps * variances[:, -1:]
     seen_off = (axes.mT @ off.unsqueeze(2)).squeeze(2)
-    rounding = 1e3 * torch.finfo(measurement.y.dtype).eps * (y.norm() + (m @ A.T).norm(dim=1))
+    rounding = 1e3 * eps * (y.norm() + (m @ A.T).norm(dim=1))
     possible = torch.where(free, 0.0, seen_off).norm(dim=1) <= rounding
     if not bool(possible.any()):
         raise UserError(
@@ -86,14 +103,37 @@ def exact_posterior(law: Gaussian | GaussianMixture | CorrelatedMixture, measure
         )
     inverse = torch.where(free, 1 / variances, 0.0)
     gain = (axes * inverse.unsqueeze(1) @ axes.mT @ AC).mT
-    means = m + (gain @ off.unsqueeze(2)).squeeze(2)
-    covs = C - gain @ AC
     # a density over fewer directions is infinite beside one over more
     rank = free.sum(dim=1)
     possible &= rank == rank[possible].min()
     log_p = -0.5 * (inverse * seen_off.square() + torch.where(free, variances, 1.0).log()).sum(dim=1)
-    log_w = torch.where(possible, prior.weights.log() + log_p, -math.inf)
-    return CorrelatedMixture(means.reshape(prior.means.shape), (covs + covs.mT) / 2, log_w.softmax(dim=0))
+    covs = C - gain @ AC
+    means = m + (gain @ off.unsqueeze(2)).squeeze(2)
+    return means, (covs + covs.mT) / 2, torch.where(possible, log_w + log_p, -math.inf)
+
+
+def _with_noise(m: Tensor, C: Tensor, log_w: Tensor, A: Tensor, y: Tensor, n: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """(1) where n > 0, from W = A L / n = U diag(s) V^T with C = L L^T:
+
+        C' = L V diag(1 / (1 + s^2)) V^T L^T,    m' = m + L V diag(s / (1 + s^2)) U^T e,    e = (y - A m) / n
+
+    S itself, with n^2 beside A C A^T, has not the digits for an n much smaller or larger than the others.
+    """
+    # the largest rows first, which keeps the digits of small singular values beside large ones
+    order = (A.norm(dim=1) / n).argsort(descending=True)
+    A, y, n = A[order], y[order], n[order]
+    values, axes = torch.linalg.eigh(C)
+    L = axes * values.clamp(min=0).sqrt().unsqueeze(1)
+    W, e = (A @ L) / n.unsqueeze(1), ((y - m @ A.T) / n).unsqueeze(2)
+    D = A.shape[1]
+    U, s, Vh = torch.linalg.svd(W, full_matrices=len(y) < D)
+    LV = L @ Vh.mT
+    coordinates, narrowed = (U.mT @ e).squeeze(2), 1 + s.square()
+    means = m + (LV[:, :, : s.shape[1]] @ (s / narrowed * coordinates).unsqueeze(2)).squeeze(2)
+    root = LV * torch.nn.functional.pad(narrowed.rsqrt(), (0, D - s.shape[1]), value=1.0).unsqueeze(1)
+    rest = (e.squeeze(2) - (U @ coordinates.unsqueeze(2)).squeeze(2)).square().sum(dim=1)
+    log_p = -0.5 * (rest + (coordinates.square() / narrowed + narrowed.log()).sum(dim=1))
+    return means, root @ root.mT, log_w + log_p
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -8,8 +8,9 @@ class. In terms of the predicted noise it is eps - scale sigma grad log p, which
 
 The classifier is one of *noisy* samples. One that was trained on clean data says nothing about x_t, so two things are looked
 at. When the guidance is made: can the classifier be called as `classifier(x, t)`? At the first call, when the shape of the
-samples is known: do its answers on two made-up samples differ between t_min and T at all? One that ignores t is refused; the
-look costs two forward passes of two samples, once.
+samples is known: do its answers on two made-up samples differ between t_min and T at all, and is the first one's the same
+without the other? One that ignores t, or that mixes its batch, is refused; the look costs three forward passes of at most two
+samples, once.
 
 Gradients are per sample: that of the sum over the batch of log p(y_i | x_i). The mean would divide every sample's guidance by
 the batch's size.
@@ -44,6 +45,8 @@ Classifier = Callable[[Tensor, Tensor], Tensor]
 """`classifier(x, t)`, x `(B, *)` and t `(B,)` -> logits `(B, K)`."""
 _ROUNDING = 1e-6
 """Of log-probabilities: less than this is no difference."""
+_BESIDE = 0.02
+"""Of logits, relative: what batches of other sizes may differ by in bfloat16."""
 
 
 class ClassifierGuidance:
@@ -109,6 +112,11 @@ class ClassifierGuidance:
                 self._logits(made_up, batch_time(torch.tensor(t, dtype=torch.float64), made_up))
                 for t in (self.sde.t_min, self.sde.T)
             )
+            alone = (
+                first[:1]
+                if self._in_train_mode()
+                else self._logits(made_up[:1], batch_time(self.sde.t_min, made_up[:1]))
+            )
         require_classes(self.labels, first.shape[1])
         if not bool(first.isfinite().all() & last.isfinite().all()):
             raise UserError(
@@ -120,6 +128,15 @@ class ClassifierGuidance:
                 f"got a classifier whose answers are the same at t = {self.sde.t_min:g} and t = {self.sde.T:g}; expected one "
                 "that is told the noise level and was trained on noisy samples, such as models.NoiseClassifier"
             )
+        if not float((alone - first[:1]).norm()) <= _BESIDE * float(first[:1].norm()):
+            raise UserError(
+                "got a classifier whose logits for a sample are others where the batch has another; expected each sample by "
+                "itself: means and norms over all axes but the first"
+            )
+
+    def _in_train_mode(self) -> bool:
+        """Is a part of the classifier in train mode? Samplers and likelihoods refuse it; its dropout would look like mates."""
+        return isinstance(self.classifier, nn.Module) and any(part.training for part in self.classifier.modules())
 
     def noise(self, x: Tensor, t: Tensor) -> Tensor:
         """The predicted noise -sigma s, `(B, *)`."""
@@ -157,7 +174,8 @@ def classifier_guidance(
 
     Raises:
         UserError: labels that are no integers >= 0, a scale that is not finite, a classifier that cannot be called with
-            x and t; from the first call, labels that the classifier does not have, or one that ignores the noise level.
+            x and t; from the first call, labels that the classifier does not have, one that ignores the noise level, or one
+            that mixes its batch.
     """
     require_range(scale, "scale", -math.inf)
     if not _takes_two(classifier):

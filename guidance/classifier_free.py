@@ -12,11 +12,14 @@ nothing. Outside it the scale is 1, whatever it is within: so scale 0 with an in
 only, and not the unconditional law.
 
 A large scale also makes the denoised mean D = (x + sigma^2 s) / alpha too large. Rescaling (Lin et al. 2024,
-arXiv:2305.08891, section 3.4) moves its standard deviation over a sample's numbers towards that of the conditional D_c:
+arXiv:2305.08891, section 3.4) takes back what its standard deviation over a sample's numbers has more than that of the
+conditional D_c:
 
-    D <- ((1 - rescale) + rescale std(D_c) / std(D)) D
+    D <- ((1 - rescale) + rescale min(1, std(D_c) / std(D))) D
 
-There it is the network's output that is rescaled; the denoised mean means the same whatever the network predicts.
+There it is the network's output that is rescaled; the denoised mean means the same whatever the network predicts. There, too,
+a deviation that is smaller than D_c's is raised. Here it is left, for guidance added nothing: of two numbers that happen to be
+nearly equal the factor would be any. At scale 0 and 1 there is no guidance, and nothing is taken back.
 
 Whose density is it? At another scale than 0 and 1, s is the score of no diffused law: not of p(x | c), nor of
 p(x) p(c | x)^scale. Its probability flow is a flow all the same, and takes the prior to one normalised law at t_min. That is
@@ -120,23 +123,26 @@ class ClassifierFree:
 
     def _guided(self, x: Tensor, t: Tensor) -> Tensor:
         s_0 = self.unconditional(x, t)
-        if self.scale == 0 and self.rescale == 0:
+        if self.scale == 0:
             return s_0
         s_c = self.conditional(x, t)
         guided = s_0 + self.scale * (s_c - s_0)
         return self._rescaled(guided, s_c, x, t) if self.rescale else guided
 
     def _rescaled(self, guided: Tensor, s_c: Tensor, x: Tensor, t: Tensor) -> Tensor:
-        if x[0].numel() < 2:
+        if math.prod(x.shape[1:]) < 2:
             raise UserError(
                 f"got rescale={self.rescale} for samples of one number, which have no standard deviation; expected rescale=0"
             )
+        if len(x) == 0:
+            return guided
         variance = expand_as(self.sde.sigma(t).square(), x)
         D, D_c = x + variance * guided, x + variance * s_c  # alpha times the denoised means
         spread, wanted = D.flatten(1).std(dim=1), D_c.flatten(1).std(dim=1)
         # of equal numbers a deviation is rounding, also of the noise that was taken out: nothing to rescale
         rounding = 1e-4 * torch.maximum(D.flatten(1).square().mean(dim=1), x.flatten(1).square().mean(dim=1)).sqrt()
-        ratio = torch.where(spread > rounding, wanted / spread.clamp(min=torch.finfo(x.dtype).tiny), 1.0)
+        excess = spread > torch.maximum(rounding, wanted)
+        ratio = torch.where(excess, wanted / spread.clamp(min=torch.finfo(x.dtype).tiny), 1.0)
         factor = expand_as(1 + self.rescale * (ratio - 1), x)
         return (factor * D - x) / variance
 
@@ -187,7 +193,7 @@ def classifier_free(
         scale: 0 for the unconditional score, 1 for the conditional one, more to exaggerate; below 0 away from the class.
         interval: (low, high) in log-SNR, both ends included, in which the scale holds; outside, the score is the conditional
             one, also at scale 0. None: it holds everywhere.
-        rescale: how much of the denoised mean's excess standard deviation is taken back, in [0, 1].
+        rescale: how much of the denoised mean's excess standard deviation is taken back, in [0, 1]; it is never raised.
 
     Raises:
         UserError: labels that the model does not have, or values out of their range.

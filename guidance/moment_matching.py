@@ -3,13 +3,17 @@ r"""Moment matching: a Gaussian with the mean and the covariance of p(x_0 | x_t)
     (n^2 + A C A^T) w = y - A D,      C = (sigma^2 / alpha) J
 
 with C as the score has it, and w by conjugate gradients, in which a product with C is a vector-Jacobian product (Rozet et al.
-2024, arXiv:2405.13712, section 4 and algorithm 3). For Gaussian data p(x_0 | x_t) *is* that Gaussian, C does not depend on x_t,
-and the posterior's score is exact once the iterations suffice: as many as A C A^T + n^2 has different eigenvalues, at most the
-number of measured entries.
+2024, arXiv:2405.13712, section 4 and algorithm 3). Entry i is in units of S_i = sqrt(n_i^2 + r^2 |A_i|^2), with the r below,
+
+    S^-1 (n^2 + A C A^T) S^-1 v = S^-1 (y - A D),      w = S^-1 v
+
+for beside an entry of large noise the others would be rounding. For Gaussian data p(x_0 | x_t) *is* that Gaussian, C does not
+depend on x_t, and the posterior's score is exact once the iterations suffice: as many as that system has different eigenvalues,
+at most the number of measured entries; in float32 one or two more, where the noise is hundreds of times below the data.
 
 A network's derivative need not be a covariance. Where the noise is large C is a small difference times sigma^2 / alpha, and
 what a network errs by comes out as variances far below 0: on digits -57, where the data's are below 1. No step along such a
-direction leads to a solution. So a sample for which C is negative along A^T (y - A D), by more than rounding, gets
+direction leads to a solution. So a sample for which C is negative along A^T S^-2 (y - A D), by more than rounding, gets
 
     C' = r^2 I,    r^2 = d^2 kappa^2 / (d^2 + kappa^2)
 
@@ -38,7 +42,8 @@ class Matched:
         u: `(B, *)`, A^T w.
         replaced: `(B,)`, true where the score's derivative is no covariance, and PiGDM's width stands for it.
         stopped: `(B,)`, true where a negative variance was met after the first direction: w is that of the directions before.
-        residual: `(B,)`, |y - A D - (n^2 + A C' A^T) w| / |y - A D|: what the iterations have left; 0 where they sufficed.
+        residual: `(B,)`, |S^-1 (y - A D - (n^2 + A C' A^T) w)| / |S^-1 (y - A D)|: what the iterations have left; 0 where they
+            sufficed.
     """
 
     u: Tensor
@@ -82,19 +87,24 @@ class MomentMatching(Approximation):
         r2 = self.data_std**2 * kappa2 / (self.data_std**2 + kappa2)
         # what rounding leaves of C = kappa^2 (I + sigma^2 grad score), per unit of A^T w
         rounding = 10 * torch.finfo(at.x_0.dtype).eps * kappa2
-        up = measurement.adjoint(r)
+        scale = measurement.scale(r2, r)
+        b = r / scale
+        up = measurement.adjoint(b / scale)
         first = at.covary(up)
         none = (inner(up, first) < -rounding * inner(up, up)) | (rounding > r2 / 10)
         no_covariance, wide = expand_as(none, at.x_0), expand_as(r2, at.x_0)
 
-        def apply(w: Tensor) -> Tensor:
+        def apply(v: Tensor) -> Tensor:
+            w = v / scale
             up = measurement.adjoint(w)
-            product = first if w is r else at.covary(up)
-            return measurement.variance(w) * w + measurement.operator(torch.where(no_covariance, wide * up, product))
+            product = first if v is b else at.covary(up)
+            seen = measurement.operator(torch.where(no_covariance, wide * up, product))
+            return (measurement.variance(w) * w + seen) / scale
 
-        def least(w: Tensor) -> Tensor:
+        def least(v: Tensor) -> Tensor:
+            w = v / scale
             up = measurement.adjoint(w)
             return inner(w, measurement.variance(w) * w) - rounding * inner(up, up)
 
-        w, residual, indefinite = conjugate_gradients(apply, r, self.iterations, least=least)
-        return Matched(u=measurement.adjoint(w), replaced=none, stopped=indefinite, residual=residual)
+        v, residual, indefinite = conjugate_gradients(apply, b, self.iterations, least=least)
+        return Matched(u=measurement.adjoint(v / scale), replaced=none, stopped=indefinite, residual=residual)

@@ -45,13 +45,14 @@ class PiGDM(Approximation):
         r2 = d2 * kappa2 / (d2 + kappa2)
         svd = measurement.svd
         if svd is None:
-            r2 = expand_as(r2, at.x)
-
-            def apply(w: Tensor) -> Tensor:
-                return measurement.variance(w) * w + measurement.operator(r2 * measurement.adjoint(w))
-
             r = measurement.residual(at.x_0)
-            return measurement.adjoint(conjugate_gradients(apply, r, self.iterations).x)
+            scale, r2 = measurement.scale(r2, r), expand_as(r2, at.x)
+
+            def apply(v: Tensor) -> Tensor:
+                w = v / scale
+                return (measurement.variance(w) * w + measurement.operator(r2 * measurement.adjoint(w))) / scale
+
+            return measurement.adjoint(conjugate_gradients(apply, r / scale, self.iterations).x / scale)
         s, n = svd.values, svd.noise
         off = svd.left(measurement.y) - s * svd.right(at.x_0)
         return svd.lift(s * off / (r2.unsqueeze(1) * s.square() + n.square())).to(at.x.dtype)

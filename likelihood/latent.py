@@ -18,7 +18,7 @@ from torch import Tensor
 from likelihood.divergence import Divergence
 from likelihood.integration import Likelihood, check_data, integrate
 from likelihood.method import Method
-from numerics import Generator, UserError, expand_as, require_positive, take
+from numerics import Generator, UserError, expand_as, require_positive, require_range, take
 from sde_lib import SDE, Score, Transported, transport
 from sde_lib.flow_map import check_batch
 
@@ -172,7 +172,13 @@ def slerp(z_a: Tensor, z_b: Tensor, weight: float) -> Tensor:
 
     (Shoemake 1985, "Animating rotation with quaternion curves"); along the straight line where they are nearly parallel or
     opposite.
+
+    Raises:
+        UserError: latents of two shapes, or a weight that is no finite number.
     """
+    if z_a.shape != z_b.shape:
+        raise UserError(f"got latents of shapes {tuple(z_a.shape)} and {tuple(z_b.shape)}; expected one shape (B, *)")
+    require_range(weight, "weight", -math.inf)
     a, b = z_a.flatten(1).to(torch.float64), z_b.flatten(1).to(torch.float64)
     cosine = (a * b).sum(dim=1) / (a.norm(dim=1) * b.norm(dim=1)).clamp(min=1e-300)
     angle = cosine.clamp(-1, 1).arccos()

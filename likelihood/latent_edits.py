@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import normalize
 
 from likelihood.latent import Interpolation, decode, round_trip, slerp
 from likelihood.method import Method
@@ -48,21 +49,26 @@ class SlerpGrid:
     nfe: int
 
 
-def attribute_direction(latents: Tensor, has: Tensor, *, orthogonal_to: Sequence[Tensor] = ()) -> Tensor:
+def attribute_direction(
+    latents: Tensor, has: Tensor | Sequence[bool], *, orthogonal_to: Sequence[Tensor] = ()
+) -> Tensor:
     """The mean latent of those that have an attribute minus that of those that do not, `(*)`.
 
     Args:
         latents: `(N, *)`, of data that do and do not.
-        has: `(N,)` booleans.
+        has: `(N,)` booleans, a tensor or what torch makes one of.
         orthogonal_to: directions `(*)` of other attributes, whose span is projected out.
 
     Raises:
         UserError: shapes that do not fit, or an attribute that all or none have.
     """
+    expected = f"expected {len(latents)} booleans, one for each latent"
+    try:
+        has = torch.as_tensor(has, device=latents.device)
+    except (TypeError, ValueError, RuntimeError) as error:
+        raise UserError(f"got has={has!r}; {expected}") from error
     if has.shape != latents.shape[:1] or has.dtype != torch.bool:
-        raise UserError(
-            f"got has of shape {tuple(has.shape)} and {has.dtype}; expected {len(latents)} booleans, one for each latent"
-        )
+        raise UserError(f"got has of shape {tuple(has.shape)} and {has.dtype}; {expected}")
     for tensor in (latents, *orthogonal_to):
         if not bool(tensor.isfinite().all()):
             raise UserError(
@@ -77,7 +83,8 @@ def attribute_direction(latents: Tensor, has: Tensor, *, orthogonal_to: Sequence
                 f"got a direction of shape {tuple(other.shape)} to be orthogonal to; expected {tuple(latents.shape[1:])}"
             )
     if orthogonal_to:
-        others = torch.stack([other.flatten().double() for other in orthogonal_to], dim=1)
+        # of one length, so that a short direction is not taken for rounding
+        others = torch.stack([normalize(other.flatten().double(), dim=0, eps=1e-300) for other in orthogonal_to], dim=1)
         left, sizes, _ = torch.linalg.svd(others, full_matrices=False)
         # directions that depend on each other, or are zero, span less than there are of them
         basis = left[:, sizes > len(others) * torch.finfo(sizes.dtype).eps * sizes.max()]

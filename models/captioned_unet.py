@@ -44,13 +44,14 @@ class CaptionedUNet(NCSNpp):
     """`x (B, in_channels, H, W)`, `label (B,)` of order one, `class_label (B,)` -> `x`'s shape: the project's U-Net
 
     Args:
-        class_names: the captions of the classes, words between spaces.
+        class_names: the captions of the classes that it is trained on, words between spaces; their words are all that it knows.
+        reads: the captions that stand for the classes instead, where there are others, as `reading` sets them.
         text_width, text_depth, text_heads: of the transformer over words.
         in_channels, image_size, channels, multipliers, blocks, attention_resolutions, heads, dropout: as in `UNet`; where there
             is attention among pixels there is attention to words.
 
     Raises:
-        UserError: no captions, or as `UNet`.
+        UserError: no captions, captions that it cannot read, or as `UNet`.
     """
 
     def __init__(
@@ -68,6 +69,7 @@ class CaptionedUNet(NCSNpp):
         text_width: int = 64,
         text_depth: int = 2,
         text_heads: int = 4,
+        reads: Sequence[str] | None = None,
         checkpoint_activations: bool = False,
     ) -> None:
         own: dict[str, Any] = {k: v for k, v in locals().items() if k not in ("self", "__class__")}
@@ -89,9 +91,11 @@ class CaptionedUNet(NCSNpp):
             raise UserError(
                 "got a captioned network without class_names; expected captions: use unet for data without them"
             )
+        self.captions = CaptionEncoder(class_names, width=text_width, depth=text_depth, heads=text_heads)
         self.options = {**own, "class_names": tuple(class_names)}
         self.num_classes = len(class_names)
-        self.captions = CaptionEncoder(class_names, width=text_width, depth=text_depth, heads=text_heads)
+        if reads is not None:
+            self._read(reads)
         self.pooled = linear(text_width, 4 * channels)
 
         def with_words(attention: nn.Module, side: int) -> nn.Module:
@@ -115,9 +119,14 @@ class CaptionedUNet(NCSNpp):
         """
         shared = {id(tensor): tensor for tensor in (*self.parameters(), *self.buffers())}
         made = copy.deepcopy(self, shared)
-        made.captions.read(captions)
-        made.num_classes = len(captions)
+        made._read(captions)
         return made
+
+    def _read(self, captions: Sequence[str]) -> None:
+        """Class k is caption k of these from now on, also of a copy that is saved."""
+        self.captions.read(captions)
+        self.options = {**self.options, "reads": tuple(captions)}
+        self.num_classes = len(captions)
 
     def check_labels(self, labels: Tensor) -> None:
         """The smooth embedding takes any label."""

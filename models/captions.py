@@ -64,7 +64,7 @@ class CaptionEncoder(nn.Module):
         heads: of attention.
 
     Raises:
-        UserError: no captions, or a width that `heads` does not divide.
+        UserError: no captions, or what is no sequence of texts, or a width that `heads` does not divide.
     """
 
     table: Tensor
@@ -72,10 +72,9 @@ class CaptionEncoder(nn.Module):
     def __init__(self, captions: Sequence[str], *, width: int = 64, depth: int = 2, heads: int = 4) -> None:
         super().__init__()
         check_sizes(width=width, depth=depth, heads=heads)
-        if not captions or width % heads:
-            raise UserError(
-                f"got {len(captions)} captions, width={width}, heads={heads}; expected captions and a multiple of the heads"
-            )
+        _check_texts(captions)
+        if width % heads:
+            raise UserError(f"got width={width}, heads={heads}; expected a width that is a multiple of the heads")
         self.vocabulary = tuple(sorted({word for caption in captions for word in caption.split()}))
         self.longest = max(len(caption.split()) for caption in captions)
         self.num_classes = len(captions)
@@ -112,9 +111,7 @@ class CaptionEncoder(nn.Module):
         Raises:
             UserError: no captions, unknown words, or too many of them.
         """
-        if not captions or isinstance(captions, str) or not all(isinstance(caption, str) for caption in captions):
-            got = f"captions={captions!r}" if captions else "no captions"
-            raise UserError(f'got {got}; expected a sequence of texts, such as ("",) for the empty one')
+        _check_texts(captions)
         self.table, self.num_classes = self._rows(captions).to(self.table.device), len(captions)
 
     def forward(self, class_label: Tensor | None, batch: int) -> Context:
@@ -124,6 +121,13 @@ class CaptionEncoder(nn.Module):
         if class_label.shape != (batch,) or class_label.is_floating_point():
             got = f"{tuple(class_label.shape)} of {class_label.dtype}"
             raise UserError(f"got class_label of shape {got}; expected integers of shape ({batch},)")
+        # an index below 0 would count from the end; a GPU is not made to wait for the look
+        looked_at = class_label.device.type == "cpu" and not torch.compiler.is_compiling()
+        if looked_at and bool(((class_label < 0) | (class_label > self.num_classes)).any()):
+            raise UserError(
+                f"got class_label from {int(class_label.min())} to {int(class_label.max())}; expected classes 0 to "
+                f"{self.num_classes - 1}, or {self.num_classes} for the empty caption"
+            )
         tokens = self.table[class_label]
         mask = tokens != _PADDING
         h = self.words(tokens) + self.places
@@ -132,6 +136,17 @@ class CaptionEncoder(nn.Module):
         h = self.norm(h)
         weight = mask.to(h.dtype).unsqueeze(-1)
         return Context(h, mask, (h * weight).sum(dim=1) / weight.sum(dim=1))
+
+
+def _check_texts(captions: Sequence[str]) -> None:
+    """Refuses what is no sequence of at least one text; one text is a sequence of letters, and none of captions.
+
+    Raises:
+        UserError: where it is none.
+    """
+    if isinstance(captions, str) or not captions or not all(isinstance(caption, str) for caption in captions):
+        got = f"captions={captions!r}" if captions else "no captions"
+        raise UserError(f'got {got}; expected a sequence of texts, such as ("",) for the empty one')
 
 
 class CrossAttention(nn.Module):

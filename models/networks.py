@@ -21,7 +21,7 @@ from models.unet import UNet
 from models.unet_1d import UNet1d
 from numerics import Catalogue, Option, UserError, argument_help
 
-DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes", "class_names")
+DERIVED = ("dim", "in_channels", "image_size", "length", "num_classes", "class_names", "reads")
 """Options that follow from the data: `for_data` fills them in."""
 
 _CLASSES: dict[str, Callable[..., Network]] = {

@@ -32,12 +32,13 @@ def require_choice(value: Any, name: str, choices: Sequence[Any]) -> None:
 
 
 def require_range(value: Any, name: str, low: float, high: float = math.inf) -> None:
-    """Refuses what is not a finite number in [low, high].
+    """Refuses what is not a finite number in [low, high]; True and False are none.
 
     Raises:
         UserError: with the value, by `name`.
     """
-    if not isinstance(value, numbers.Real) or not math.isfinite(value) or not low <= float(value) <= high:
+    number = isinstance(value, numbers.Real) and not isinstance(value, bool)
+    if not number or not math.isfinite(value) or not low <= float(value) <= high:
         above = "" if low == -math.inf else f" >= {low}"
         expected = f"a finite number{above}" if high == math.inf else f"a number in [{low}, {high}]"
         raise UserError(f"got {name}={value!r}; expected {expected}")

@@ -62,6 +62,10 @@ class DDNM(MeasuredSampler):
                 "at 0 y is ignored, and with little room samples go beyond it; expected at least 0.7, such as 1"
             )
 
+    @property
+    def _size(self) -> float:
+        return self.data_std
+
     def method(self, sde: SDE, times: Tensor) -> Step:
         """The step on the grid `times` `(N+1,)`."""
         svd = self._svd

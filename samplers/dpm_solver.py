@@ -55,7 +55,8 @@ class DPMSolver(GridSampler):
     def __post_init__(self) -> None:
         super().__post_init__()
         require_choice(self.order, "order", (1, 2, 3))
-        require_range(self.stochastic, "stochastic", 0)
+        if not isinstance(self.stochastic, bool):
+            require_range(self.stochastic, "stochastic", 0)
 
     def method(self, sde: SDE, times: Tensor) -> Multistep:
         """The step on the grid `times` `(N+1,)`."""

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from abc import abstractmethod
 from dataclasses import dataclass, replace
 from typing import Any, ClassVar, Self
@@ -65,23 +64,30 @@ class MeasuredSampler(GridSampler):
 
     def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
         self.measurement.check(x)
-        return self._finished(super()._sample(run, x, times), run, times[-1])
+        return self._finished(super()._sample(run, x, times), run, times)
 
-    def _finished(self, found: SampleResult, run: Run, end: Tensor) -> SampleResult:
-        """The denoised result with what was measured more finely than the noise left at `end` put in a last time."""
+    @property
+    def _size(self) -> float:
+        """About the standard deviation of the data: what is measured less finely is left to the score."""
+        return 1.0
+
+    def _finished(self, found: SampleResult, run: Run, times: Tensor) -> SampleResult:
+        """The denoised result with what was measured more finely than the last step of the grid `times` put in once more."""
         if not self.denoise:
             return found
-        return replace(found, x=pasted(self.measurement, self._svd, found.x, run, float(run.sde.log_snr(end))))
+        before, end = (0.5 * run.sde.log_snr(times[-2:])).neg().exp().tolist()
+        return replace(found, x=pasted(self.measurement, self._svd, found.x, run, max(end, min(before, self._size))))
 
 
-def pasted(measurement: Measurement, svd: SVD, x: Tensor, run: Run, log_snr: float) -> Tensor:
-    """`x` `(B, *)` with the coordinates whose noise is below kappa = sigma / alpha drawn as y' + (n / s) z.
+def pasted(measurement: Measurement, svd: SVD, x: Tensor, run: Run, kappa: float) -> Tensor:
+    """`x` `(B, *)` with the coordinates whose noise is below `kappa` drawn as y' + (n / s) z.
 
-    The chain ends at kappa and tells nothing finer apart: where the law is flat over kappa, this is the posterior, and
-    what was measured without noise is y'.
+    Where the law is flat over n / s, this is the posterior, and what was measured without noise is y'. The chain has not heard
+    the finest of y: it tells nothing apart that is finer than sigma / alpha at its end, and between the last time at which that
+    is above n / s and the end `Clamp` puts nothing in. So `kappa` is that of the time before the last, or the data's size.
     """
     spread = svd.noise / svd.values
-    fine = spread < math.exp(-log_snr / 2)
+    fine = spread < kappa
     if not bool(fine.any()):
         return x
     off = svd.left(measurement.y) / svd.values - svd.right(x)

@@ -83,4 +83,4 @@ class RePaint(MeasuredSampler):
 
     def _sample(self, run: Run, x: Tensor, times: Tensor) -> SampleResult:
         self.measurement.check(x)
-        return self._finished(self._walk(run, x, times[self._ends()], self.method(run.sde, times)), run, times[-1])
+        return self._finished(self._walk(run, x, times[self._ends()], self.method(run.sde, times)), run, times)

@@ -22,7 +22,8 @@ class Replacement(MeasuredSampler):
     (Song et al. 2021, arXiv:2011.13456, appendix I.2, for pixels, and, by an orthogonal change of coordinates as here, for
     colours.) The noise of the measurement is a part of what is added, see `samplers.measured.Clamp`. It is not exact, however
     many the steps: x_t is drawn with y in sight, but what is not measured learns of y only through the score. Measured with
-    less noise than the chain ends at, the values are put in a last time after denoising. One evaluation a step, no derivative.
+    less noise than the last step begins at, and than data of size 1, the values are put in a last time, after denoising: few
+    steps would lose them. One evaluation a step, no derivative.
 
     Args:
         measurement: of an operator with an SVD.

@@ -60,10 +60,15 @@ def sdedit(
         callback: as in every sampler.
 
     Raises:
-        UserError: a sampler with given times, a `t_start` outside its grid's range, or an x that is not a floating batch.
+        UserError: a sampler with given times, a `t_start` outside its grid's range, or an x that is not a floating batch of
+            finite numbers.
     """
     if not x.is_floating_point() or x.ndim < 2:
         raise UserError(f"got x of shape {tuple(x.shape)} and {x.dtype}; expected a floating batch (B, *)")
+    if not bool(x.isfinite().all()):
+        raise UserError(
+            "got x with values that are not finite; expected numbers: leave those samples out, or mend them"
+        )
     if isinstance(t_start, Tensor) and t_start.numel() == 1 and not t_start.is_complex():
         t_start = float(t_start)
     require_positive(t_start, "t_start")

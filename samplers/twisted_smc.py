@@ -32,7 +32,6 @@ from torch import Tensor
 from numerics import (
     Generator,
     UserError,
-    expand_as,
     normal,
     real_dtype,
     require_count,
@@ -50,8 +49,6 @@ from sde_lib import SDE, Measurement, Score, check_score
 from sde_lib.score import tweedie
 from sde_lib.time_grids import LogSNR, TimeGrid
 
-_SIGNS = 16
-
 
 @dataclass(frozen=True, kw_only=True, repr=False)
 class TwistedSMC(MeasuredSampler):
@@ -61,7 +58,8 @@ class TwistedSMC(MeasuredSampler):
     Each sample has particles of its own, of which one is drawn by its weight at the end: so samples are independent of each
     other, and the law of each is wrong by about 1 / particles. A run holds B * particles states and calls the score on all of
     them, with one vector-Jacobian product a step; cut large batches. The operator may be any: with singular values (2) is
-    used as it is, with an adjoint A A^T is replaced by its mean, and otherwise by 0, where autograd has to follow the operator.
+    used as it is, with an adjoint A A^T is replaced by its diagonal's mean (a
+    large matrix: by its diagonal), and otherwise by 0, where autograd has to follow the operator.
 
     Args:
         measurement: with noise.
@@ -211,10 +209,10 @@ class _Target:
         self.measurement = measurement.take(owner)
         self.svd = self.measurement.svd
         self.known = None if self.svd is None else self.svd.left(self.measurement.y)
-        self.mean_square = torch.zeros((), device=owner.device)
+        self.of_rows = torch.zeros((), device=owner.device)
         if self.svd is None and measurement.linear:
-            mean_square = _mean_square(measurement)
-            self.mean_square = mean_square if mean_square.ndim == 0 else mean_square[owner]
+            sizes = measurement.row_size.square()
+            self.of_rows = sizes[owner] if hasattr(measurement.operator, "take") else sizes
         self._time = run.times(0.0)[:1]
 
     def __call__(self, x: Tensor, t: float) -> _Particles:
@@ -249,25 +247,13 @@ class _Target:
             terms = off.square() / (n.square() + r2 * s.square())
         else:
             off = self.measurement.residual(D)
-            terms = off.square() / (self.measurement.variance(off) + r2 * expand_as(self.mean_square, off))
+            terms = off.square() / (self.measurement.variance(off) + r2 * self.of_rows.to(off))
         return -0.5 * terms.flatten(1).to(real_dtype(D.device)).sum(dim=1)
 
 
 def width(kappa2: Tensor, data_std: float) -> Tensor:
     """r^2 of (2), the variance of p(x_0 | x_t) for N(0, d^2 I) data, at kappa^2 = sigma^2 / alpha^2; of its shape."""
     return data_std**2 * kappa2 / (data_std**2 + kappa2)
-
-
-def _mean_square(measurement: Measurement) -> Tensor:
-    """The mean of the diagonal of A A^T, from sixteen vectors of random signs: `()`, or `(B,)` of an operator that differs by
-    sample, each from the same vectors."""
-    y = measurement.y
-    signs = torch.randint(0, 2, (_SIGNS, *y.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
-    v = signs.to(y)
-    if not hasattr(measurement.operator, "take"):
-        return measurement.adjoint(v).square().sum() / v.numel()
-    squares = [measurement.adjoint(one.expand_as(y)).square().flatten(1).sum(dim=1) for one in v]
-    return torch.stack(squares).sum(dim=0) / v.numel()
 
 
 def _drawn(run: Run, shape: tuple[int, ...], like: Tensor) -> Tensor:

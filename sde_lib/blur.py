@@ -12,8 +12,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError, require_count, require_positive
-from sde_lib.operators import SVD, Operator, as_numbers
+from numerics import UserError, real_dtype, require_count, require_positive
+from sde_lib.operators import SVD, Operator, as_numbers, rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,9 +90,10 @@ class Blur(Operator):
         if not bool((noise == first).all()):
             return None
         shape = noise.shape
-        h = self._transfer(noise.unsqueeze(0)).expand(shape).flatten()
-        index = (h.abs() > 1e-6 * h.abs().max()).nonzero().squeeze(1)
-        phase = (h[index] / h[index].abs()).conj()
+        h = self._transfer(noise.unsqueeze(0).to(real_dtype(noise.device))).expand(shape).flatten()
+        index = (h.abs() > rounding(self.kernel, noise) * h.abs().max()).nonzero().squeeze(1)
+        h = h[index].to(torch.promote_types(noise.dtype, torch.complex64))
+        phase = (h / h.abs()).conj()
 
         def coordinates(x: Tensor) -> Tensor:
             return self._forward(x).flatten(1)[:, index]
@@ -101,7 +102,7 @@ class Blur(Operator):
             return self._back(c.new_zeros(len(c), shape.numel()).index_copy(1, index, c).reshape(len(c), *shape))
 
         return SVD(
-            values=h[index].abs(),
+            values=h.abs(),
             noise=first.expand(len(index)),
             left=lambda y: phase * coordinates(y),
             right=coordinates,

@@ -24,10 +24,10 @@ from functools import cached_property
 import torch
 from torch import Tensor
 
-from numerics import UserError, ordinary, ordinary_mode, take
+from numerics import UserError, expand_as, ordinary, ordinary_mode, take
 from sde_lib.operators import SVD
 
-_PROBES = 2
+_PROBES, _SIGNS = 2, 16
 _ROUNDING = 100
 """Of dot products, in units of the last place: what an adjoint may be off by."""
 
@@ -124,7 +124,7 @@ class Measurement:
 
         Raises:
             UserError: where A x_0 has not the shape of y, the operator cannot take an x_0 that autograd follows, or, of one
-            without an adjoint, the first batch of two samples or more shows that it mixes them.
+                without an adjoint, the first batch of two samples or more shows that it mixes them.
         """
         try:
             seen = self.operator(x_0)
@@ -146,9 +146,10 @@ class Measurement:
                 f"got an operator that makes {tuple(seen.shape)} of x {tuple(x_0.shape)} and y of shape {tuple(self.y.shape)}; "
                 "expected the same shape, of as many samples as x has"
             )
-        if not self.linear and not self._alone[0] and len(x_0) > 1 and not hasattr(self.operator, "take"):
+        if not self.linear and not self._alone[0] and len(x_0) > 1:
             with torch.no_grad():
-                _require_same(self.operator(x_0[:1].detach()), seen[:1].detach(), "value")
+                alone = take(self.operator, torch.zeros(1, dtype=torch.int64, device=x_0.device))
+                _require_same(alone(x_0[:1].detach()), seen[:1].detach(), "value")
             self._alone[0] = True
         return self.y.to(seen.dtype) - seen
 
@@ -162,6 +163,38 @@ class Measurement:
     def variance(self, like: Tensor) -> Tensor | float:
         """n^2, a number or of the shape of one measurement, in the dtype of `like`."""
         return self.std.square().to(like) if isinstance(self.std, Tensor) else self.std**2
+
+    @cached_property
+    def row_size(self) -> Tensor:
+        """|A_i|, the length of the rows of a linear operator: of the shape of one measurement where the operator has
+        `row_sizes()`, and otherwise the root of their mean square, `()`, or `(B, ...)` of one that differs by sample.
+
+        The mean is that of |A^T v|^2 over sixteen vectors v of random signs, the same for each sample.
+        """
+        y = self.y
+        with ordinary_mode(y.device), torch.no_grad():
+            sizes = getattr(self.operator, "row_sizes", None)
+            if sizes is not None:
+                own: Tensor = sizes().to(y)
+                return own.reshape(y.shape[1:])
+            signs = torch.randint(0, 2, (_SIGNS, *y.shape[1:]), generator=torch.Generator().manual_seed(0)) * 2 - 1
+            v = signs.to(y)
+            if not hasattr(self.operator, "take"):
+                return (self.adjoint(v).square().sum() / v.numel()).sqrt()
+            squares = [self.adjoint(one.expand_as(y)).square().flatten(1).sum(dim=1) for one in v]
+            return expand_as((torch.stack(squares).sum(dim=0) / v.numel()).sqrt(), y)
+
+    def scale(self, r2: Tensor, like: Tensor) -> Tensor:
+        """The standard deviation of y's entries for data of variance r^2, sqrt(n^2 + r^2 |A_i|^2), 1 where that is 0.
+
+        In units of it the equations (n^2 + A C A^T) w = y - A D are of one size, whatever the noises of the entries.
+
+        Args:
+            r2: `(B,)`.
+            like: residuals, `(B, ...)`.
+        """
+        found = (self.variance(like) + expand_as(r2, like).to(like) * self.row_size.to(like).square()).sqrt()
+        return torch.where(found > 0, found, 1.0)
 
     def log_likelihood(self, x_0: Tensor) -> Tensor:
         """log p(y | x_0) in nats up to a constant: -|(y - A x_0) / n|^2 / 2, `(B,)`."""
@@ -223,7 +256,8 @@ class Measurement:
         chosen = torch.zeros_like(index) if len(self.y) == 1 else index
         object.__setattr__(fewer, "y", ordinary(self.y[chosen.to(self.y.device)]))
         if operator is not self.operator:
-            fewer.__dict__.pop("svd", None)
+            for kept in ("svd", "row_size"):
+                fewer.__dict__.pop(kept, None)
         return fewer
 
 
@@ -288,6 +322,12 @@ def _checked(operator: Callable[[Tensor], Tensor], adjoint: Callable[[Tensor], T
         if not hasattr(operator, "take"):
             _require_alone(operator, u, "forward map")
             _require_alone(adjoint, v, "adjoint")
+        elif len(few) > 1:
+            for i in (0, len(few) - 1):
+                own = take(operator, torch.tensor([i], device=y.device))
+                _require_same(_applied(own, u[i : i + 1], "forward map"), seen[i : i + 1], "forward map")
+                back_alone: Callable[[Tensor], Tensor] = own.adjoint  # type: ignore[attr-defined]
+                _require_same(_applied(back_alone, v[i : i + 1], "adjoint"), back[i : i + 1], "adjoint")
     return tuple(back.shape[1:])
 
 

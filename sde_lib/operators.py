@@ -9,7 +9,8 @@ and may have `A.svd(noise)`, the decomposition A = U diag(s) V^T in whose coordi
     (2)  (U^T y)_i = s_i (V^T x)_i + n_i z_i
 
 with independent noises n_i z_i. A class of the user's with these methods, or `LinearMap(forward, adjoint)`, is as good as
-those below. An operator that holds data of single samples has `take(index)`.
+those below. An operator that holds data of single samples has `take(index)`; one whose rows differ in length may say so by
+`row_sizes()`, of the shape of one measurement.
 """
 
 from __future__ import annotations
@@ -22,7 +23,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from numerics import UserError, ordinary, require_count
+from numerics import UserError, ordinary, real_dtype, require_count
 
 LARGEST_MATRIX = 4096
 """A matrix has its singular values where the smaller side is at most this: some seconds."""
@@ -139,17 +140,31 @@ class Linear(Operator):
         assert self.shape is not None
         return tuple(self.shape)
 
+    def row_sizes(self) -> Tensor:
+        """The lengths of the rows, `(m,)`."""
+        lengths: Tensor = self.matrix.to(real_dtype(self.matrix.device)).norm(dim=1)
+        return lengths
+
     def svd(self, noise: Tensor) -> SVD | None:
         if min(self.matrix.shape) > LARGEST_MATRIX:
             return None
         alike = bool((noise == noise[0]).all())
         if not alike and not bool((noise > 0).all()):
             return None
-        # noises that differ are made equal first: the rows divided by them
-        scale = torch.ones_like(noise) if alike else noise
-        U, s, Vh = torch.linalg.svd(self.matrix.to(noise) / scale.unsqueeze(1), full_matrices=False)
-        kept = s > 1e-10 * s.max() if s.dtype == torch.float64 else s > 1e-5 * s.max()
-        U, s, Vh = U[:, kept], s[kept], Vh[kept]
+        A = self.matrix.to(noise.device, real_dtype(noise.device))
+        # how many rows are no combination of others is seen where all are of one length: of rows divided by their noise, or in
+        # units of their own, all but the largest would look like the rounding of it
+        sizes = A.norm(dim=1)
+        sizes = torch.where(sizes > 0, sizes, 1.0)
+        rank = int((torch.linalg.svdvals(A / sizes.unsqueeze(1)) > rounding(self.matrix, noise)).sum())
+        # noises that differ are made equal: the rows divided by them; without noise rows may be of any length
+        exact = alike and not bool(noise[0])
+        scale = sizes if exact else torch.ones_like(sizes) if alike else noise.to(A)
+        # from the largest row to the smallest, which keeps the digits of small singular values beside large ones
+        rows = A / scale.unsqueeze(1)
+        order = rows.norm(dim=1).argsort(descending=True)
+        U, s, Vh = torch.linalg.svd(rows[order], full_matrices=False)
+        U, s, Vh = (part.to(noise) for part in (U[order.argsort(), :rank], s[:rank], Vh[:rank]))
         return SVD(
             values=s,
             noise=(noise[0] if alike else torch.ones_like(noise[0])).expand_as(s),
@@ -287,6 +302,11 @@ class Grey(Operator):
 
     def svd(self, noise: Tensor) -> SVD | None:
         return orthogonal_rows(self, noise, math.sqrt(sum(w * w for w in self.weights)))
+
+
+def rounding(*given: Tensor) -> float:
+    """Singular values of at most this are the rounding of the numbers that are `given`, where a matrix has rows of length 1."""
+    return 100 * max(torch.finfo(torch.promote_types(numbers.dtype, torch.float32)).eps for numbers in given)
 
 
 def orthogonal_rows(operator: Operator, noise: Tensor, scale: float) -> SVD:

@@ -150,6 +150,19 @@ class TestCaptionedNetwork:
         x, t = X.float(), torch.tensor(0.4)
         torch.testing.assert_close(again.score(x, t, EACH), model.score(x, t, EACH))
 
+    def test_a_saved_one_reads_what_it_read(self, tmp_path):
+        model = ScoreModel(network().float(), VPSDE())
+        x, t = X.float(), torch.tensor(0.4)
+        for texts in (["sans"], ["3 sans", ""], [*NAMES, "bold"]):
+            read = model.reading(texts)
+            read.save_pretrained(tmp_path / str(len(texts)))
+            again = ScoreModel.from_pretrained(tmp_path / str(len(texts)))
+            assert again.num_classes == len(texts)
+            for k in range(len(texts)):
+                torch.testing.assert_close(again.condition(k)(x, t), read.condition(k)(x, t))
+            again = again.reading(["bold sans"])  # of the words that it was trained on
+            torch.testing.assert_close(again.condition(0)(x, t), model.reading(["bold sans"]).condition(0)(x, t))
+
     def test_any_caption_of_known_words_is_read(self):
         net = network()
         read = net.reading(("sans bold 3", "bold sans 3", "", "sans"))
@@ -198,6 +211,12 @@ class TestCaptionedNetwork:
     def test_refuses(self):
         with pytest.raises(UserError, match="class_names"):
             CaptionedUNet(class_names=())
+        for no_captions in ("bold sans 3", (1, 2)):
+            with pytest.raises(UserError, match="sequence of texts"):
+                CaptionedUNet(class_names=no_captions)
+        for labels in ([-1, -1, 0, 0], [0, 1, 2, 9]):
+            with pytest.raises(UserError, match=r"classes 0 to 3, or 4 for the empty caption"):
+                network()(X, LABEL, torch.tensor(labels))
         with pytest.raises(UserError, match="width=10, heads=4"):
             CaptionEncoder(NAMES, width=10)
         with pytest.raises(UserError, match=r"integers of shape \(4,\)"):

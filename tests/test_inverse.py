@@ -239,6 +239,8 @@ def test_unknown_methods_are_refused():
         "--config.inverse.methods=('dsp',)",
         "--config.inverse.steps=0",
         "--config.inverse.problems=('undoing',)",
+        "--config.inverse.problems=('inpainting', 'inpainting')",
+        "--config.inverse.methods=('PiGDM', 'DDNM', 'PiGDM')",
     ],
 )
 def test_values_that_are_refused(flag):

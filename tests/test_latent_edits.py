@@ -65,13 +65,18 @@ def test_an_attributes_direction():
     assert float((found - a).abs().max()) < 5 * 2 * 1.5 / math.sqrt(20000)
     shaped = attribute_direction(z.reshape(-1, 2, 2), has_a)
     torch.testing.assert_close(shaped.flatten(), found)
+    for given in (has_a.tolist(), has_a.numpy()):
+        assert torch.equal(attribute_direction(z, given), found)
     clean = attribute_direction(z, has_a, orthogonal_to=[b, 2 * b + a])
     assert abs(float(clean @ b)) < 1e-4 and abs(float(clean @ a)) < 1e-4
     alone = attribute_direction(z, has_a, orthogonal_to=[b])
     torch.testing.assert_close(alone, found - b * (found @ b) / (b @ b), atol=1e-5, rtol=1e-5)
+    short = attribute_direction(z, has_a, orthogonal_to=[1e-20 * b, 2 * b + a])
+    torch.testing.assert_close(short, clean)
     for bad, words in (
         ((z, has_a.float()), "booleans"),
         ((z, has_a[:3]), "booleans"),
+        ((z, [[True], [False, True]]), "booleans"),
         ((z, torch.ones(20000, dtype=torch.bool)), "some of each"),
     ):
         with pytest.raises(UserError, match=words):

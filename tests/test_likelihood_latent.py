@@ -21,7 +21,7 @@ from likelihood import (
     sample_with_log_prob,
 )
 from likelihood.latent import slerp
-from numerics import Adams, Dopri5, SampleStreams
+from numerics import Adams, Dopri5, SampleStreams, UserError
 from sde_lib.analytic import Gaussian
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
@@ -95,6 +95,15 @@ class TestSlerp:
         a = torch.tensor([[1.0, 1.0], [0.0, 0.0]], dtype=torch.float64)
         b = torch.tensor([[3.0, 3.0], [0.0, 0.0]], dtype=torch.float64)
         assert torch.allclose(slerp(a, b, 0.5), torch.tensor([[2.0, 2.0], [0.0, 0.0]], dtype=torch.float64))
+
+    def test_a_great_circle_is_between_two_of_one_shape(self):
+        a, b = torch.randn(1, 4), torch.randn(2, 4)
+        for other in (b, a[:, :3]):
+            with pytest.raises(UserError, match="got latents of shapes"):
+                slerp(a, other, 0.5)
+        for weight in (math.nan, "half", True):
+            with pytest.raises(UserError, match="weight"):
+                slerp(a, a, weight)
 
 
 @each_sde

@@ -88,6 +88,33 @@ def test_noise_for_each_entry_keeps_its_place():
     assert Measurement(Blur(kernel()), random(1, 1, 6, 6), torch.rand(1, 6, 6) + 0.1).svd is None
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("ratio", [1e-8, 1e-6, 1e-2, 1e2, 1e6, 1e8])
+def test_an_accurate_row_does_not_make_rounding_of_the_others(ratio, dtype):
+    """Rows divided by unlike noises, or of unlike size: as many singular values as the matrix has rank, with their digits."""
+    A, sizes = random(4, 6), torch.tensor([1.0, ratio, 3.0, 1.0], dtype=torch.float64)
+    A[3] = A[0] - 2 * A[2]
+    x, y = random(2, 6).to(dtype), torch.zeros(1, 4, dtype=dtype)
+    full = torch.linalg.svdvals((A[[1, 0, 2]] / sizes[[1, 0, 2], None]).T)
+    for matrix, std in ((A, sizes), (A / sizes.unsqueeze(1), 1.0), (A / sizes.unsqueeze(1), 0.0)):
+        svd = Measurement(Linear(matrix.to(dtype)), y, std if isinstance(std, float) else std.to(dtype)).svd
+        assert len(svd.values) == 3 and bool((svd.noise == (1.0 if std is sizes else std)).all())
+        off = svd.left(x @ matrix.to(dtype).T) - svd.values * svd.right(x)
+        assert bool((off.abs() <= (1e-6 if dtype == torch.float32 else 1e-12) * (svd.values + svd.noise)).all())
+    three = Measurement(Linear(A[:3].to(dtype)), y[:, :3], sizes[:3].to(dtype)).svd
+    torch.testing.assert_close(three.values, full.to(dtype), rtol=1e-5 if dtype == torch.float32 else 1e-12, atol=0)
+
+
+def test_blur_keeps_what_double_precision_tells_from_nothing():
+    """h = 1 + 2 a cos has a smallest value of 1e-8 here, which is rounding of float32 alone."""
+    weights = torch.tensor([0.5 - 5e-9, 1.0, 0.5 - 5e-9], dtype=torch.float64)
+    double, single = (
+        Measurement(Blur(weights), torch.zeros(1, 6, dtype=d), 0.0).svd for d in (torch.float64, torch.float32)
+    )
+    assert len(double.values) == 6 and float(double.values.min()) == pytest.approx(1e-8, rel=1e-6)
+    assert len(single.values) == 5
+
+
 def test_blur_is_a_convolution():
     weights, x = kernel(), random(1, 1, 8, 9)
     padded = torch.nn.functional.pad(x, (2, 2, 1, 1), mode="circular")
@@ -330,3 +357,35 @@ def test_what_is_refused(make, says):
 def test_holes_may_hold_anything():
     y = torch.tensor([[1.0, float("nan")]])
     assert Measurement(Mask(torch.tensor([1, 0])), y, 0.1).y.tolist() == [[1.0, 0.0]]
+
+
+class Centred(Masks):
+    """Each sample less the batch's mean, though there is `take`."""
+
+    def __call__(self, x):
+        return super().__call__(x - x.mean(dim=0) if len(x) > 1 else x)
+
+    def adjoint(self, y):
+        return self(y)
+
+
+class NoAdjoint:
+    def __init__(self, weights):
+        self.weights = weights
+
+    def __call__(self, x):
+        return (self.weights * (x - x.mean(dim=0) if len(x) > 1 else x)).square()
+
+    def take(self, index):
+        return NoAdjoint(self.weights[index])
+
+
+def test_operators_of_each_samples_own_take_it_alone_too():
+    ones, y = torch.ones(6, 2), random(6, 2)
+    assert Measurement(Masks(ones), y, 0.3).linear and Measurement(Masks(ones[:1]), y[:1], 0.3).linear
+    with pytest.raises(UserError, match="for a sample is another where the batch has others"):
+        Measurement(Centred(ones), y, 0.3)
+    assert Measurement(Centred(ones[:1]), y[:1], 0.3).linear  # of one sample there is nothing to see
+    mixing = Measurement(NoAdjoint(ones), y, 0.3)
+    with pytest.raises(UserError, match="value for a sample is another where the batch has others"):
+        mixing.residual(random(6, 2, seed=1))

@@ -81,6 +81,45 @@ def test_noise_for_each_entry():
     check_exact(SDES["vp"], measurement, plain, PiGDM(data_std=0.7))
 
 
+UNLIKE = [(0.01, 0.1, 1.0, 10.0), (0.001, 0.1, 1.0, 30.0), (0.3, 0.3, 0.3, 1e4), (1e-5, 1.0, 1.0, 1e5)]
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize("std", UNLIKE, ids=str)
+@pytest.mark.parametrize("unit", [1.0, 1e5])
+def test_as_many_iterations_as_measured_entries_suffice_whatever_the_noises(std, unit, dtype):
+    """Also in other units of an entry."""
+    oracle, A, sde = law((4,)), random(4, 4, seed=9), SDES["vp"]
+    units, std = torch.tensor([1.0, unit, 1.0, 1.0]).double(), torch.tensor(std).double()
+    y = random(1, 4, seed=10)
+    measurement = Measurement(
+        Linear((A * units.unsqueeze(1)).to(dtype)), (y * units).to(dtype), (std * units).to(dtype)
+    )
+    truth = exact_posterior(oracle, Measurement(Linear(A), y, std)).score(sde)
+    x, t = states(sde, oracle)
+    given = posterior(sde, oracle.score(sde), measurement, method=MomentMatching(iterations=4))
+    wanted, found = truth(x, t), given(x.to(dtype), t.to(dtype)).double()
+    off = (found - wanted).norm(dim=1) / wanted.norm(dim=1)
+    assert float(off.max()) < (2e-3 if dtype == torch.float32 else 1e-9)
+    solved = given.method.solve(given.at(x.to(dtype), t.to(dtype)), measurement)
+    assert float(solved.residual.max()) < (0.1 if dtype == torch.float32 else 1e-7)
+    assert not solved.stopped.any() and not solved.replaced.any()
+
+
+@pytest.mark.parametrize("std", UNLIKE, ids=str)
+def test_pseudoinverse_guidance_by_iterations_is_that_by_singular_values(std):
+    A, y, std, sde = random(4, 4, seed=9).float(), random(1, 4, seed=10).float(), torch.tensor(std), SDES["vp"]
+    oracle = law((4,))
+    x, t = states(sde, oracle)
+    functions, matrix = (
+        posterior(sde, oracle.score(sde), Measurement(operator, y, std), method=PiGDM(iterations=8))(
+            x.float(), t.float()
+        )
+        for operator in (LinearMap(lambda x: x @ A.T, lambda y: y @ A), Linear(A))
+    )
+    torch.testing.assert_close(functions, matrix, rtol=1e-3, atol=1e-3)
+
+
 @pytest.mark.filterwarnings("ignore:got a score of data that the noise at T does not hide")
 @pytest.mark.parametrize("sde", SDES)
 @pytest.mark.parametrize("iterations", [1, 3, 8])
@@ -515,6 +554,43 @@ def test_the_referee_refuses_what_the_law_rules_out():
     once = exact_posterior(oracle, Measurement(Linear(A[:1]), torch.ones(1, 1, dtype=torch.float64), 0.0))
     torch.testing.assert_close(twice.mean, once.mean)
     torch.testing.assert_close(twice.cov, once.cov, atol=1e-12, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "std",
+    [(0.3, 0.3, 0.3, 1e6), (1e-9, 0.1, 1.0, 1e8), (1e-4, 0.0, 1.0, 1e4), (0.0, 0.0, 1e-6, 1e6), (0.0, 1e3, 1e-3, 0.0)],
+)
+@pytest.mark.parametrize("size", [1.0, 1e-6])
+def test_the_referee_hears_every_entry_whatever_its_noise(std, size):
+    """Against (1) in 60 digits; the rows of the matrix and their noises in units of their own change nothing."""
+    mp = pytest.importorskip("mpmath")
+    A, y, n = random(4, 5, seed=1), random(1, 4, seed=2), torch.tensor(std, dtype=torch.float64)
+    oracle, unit = law((5,)), torch.tensor([1.0, 1.0, size, 1.0], dtype=torch.float64)
+    found = exact_posterior(oracle, Measurement(Linear(A * unit.unsqueeze(1)), y * unit, n * unit))
+    with mp.workdps(60):
+        a, c, m, seen, s2 = (mp.matrix(v.tolist()) for v in (A, oracle.cov, oracle.mean, y[0], n))
+        S = a * c * a.T + mp.diag([v**2 for v in s2])
+        gain = c * a.T * S**-1
+        mean, cov = m + gain * (seen - a * m), c - gain * a * c
+        mean, cov = (torch.tensor(v.tolist(), dtype=torch.float64) for v in (mean, cov))
+    torch.testing.assert_close(found.mean, mean.squeeze(1), rtol=1e-9, atol=1e-9)
+    torch.testing.assert_close(found.cov, cov, rtol=1e-9, atol=1e-11)
+
+
+@pytest.mark.parametrize(
+    "operator", [Mask(torch.ones(2)), Linear(torch.eye(2, dtype=torch.float64))], ids=["mask", "matrix"]
+)
+def test_the_referee_keeps_variances_and_weights_of_accurate_entries(operator):
+    prior = GaussianMixture(torch.tensor([[-2.0, 0.0], [2.0, 0.0]]), torch.tensor([0.5, 0.5]), torch.tensor([0.5, 0.5]))
+    y, std = (torch.tensor([v], dtype=torch.float64) for v in ((0.125, 0.1), (1e-9, 1e8)))
+    found = exact_posterior(prior, Measurement(operator, y, std[0]))
+    torch.testing.assert_close(found.means[:, 0], torch.full((2,), 0.125, dtype=torch.float64))
+    expected = torch.diag(torch.tensor([1e-18, 0.25], dtype=torch.float64)).expand(2, 2, 2)
+    torch.testing.assert_close(found.covs, expected, rtol=1e-6, atol=0)
+    # the two densities of y_0 are N(0.125; -2, 0.25) and N(0.125; 2, 0.25)
+    assert float(found.weights[1]) == pytest.approx(1 / (1 + math.exp(-2 * 2 * 0.125 / 0.25)), rel=1e-9)
+    single = exact_posterior(prior, Measurement(Mask(torch.ones(2)), y.float(), torch.tensor([0.3, 3e7])))
+    assert float(single.covs[0, 0, 0]) == pytest.approx(0.25 * 0.09 / 0.34, rel=1e-6)
 
 
 def test_a_mode_without_width_is_ruled_out_alone():

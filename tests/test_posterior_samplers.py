@@ -10,7 +10,7 @@ from test_posterior import Detached, law
 from test_samplers_laws import gaussian_p
 
 from evaluation import exact_posterior, posterior_errors
-from guidance import Blur, Linear, LinearMap, Mask, Masks, Measurement
+from guidance import Blur, Linear, LinearMap, Mask, Masks, Measurement, MomentMatching, PiGDM, posterior
 from numerics import SampleStreams, UserError
 from samplers import DDIM, DDNM, LogSNR, RePaint, Replacement, TwistedSMC
 from sde_lib import VESDE
@@ -64,6 +64,32 @@ def test_what_is_measured_finely_keeps_its_own_noise(kind, n):
     x = sampler(sde, oracle.score(sde), (4000, 2), generator=torch.Generator().manual_seed(0)).x.double()
     assert float(x[:, 0].mean()) == pytest.approx(0.3, abs=4 * n / 4000**0.5 + 1e-6)
     assert float(x[:, 0].std()) == pytest.approx(n, rel=0.05, abs=1e-6)
+
+
+@pytest.mark.parametrize("name", SDES)
+@pytest.mark.parametrize("kind", [Replacement, RePaint, DDNM])
+@pytest.mark.parametrize(
+    ("n", "steps"), [(1e-3, 10), (1e-3, 20), (1e-3, 50), (1e-2, 10), (1e-2, 20), (0.1, 10), (0.1, 3), (0.1, 1)]
+)
+def test_few_steps_hear_an_accurate_measurement(kind, n, steps, name):
+    """Between the last time with more noise than y has and the end nothing is put in: 600 times the noise it was at 0.001. What
+    is left is an accuracy between those of two times in the midst of a grid, which is heard as the coarser."""
+    sde, oracle = SDES[name], Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.9], [0.9, 1.0]]))
+    measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[0.7, 0.0]]), n)
+    sampler = kind(measurement=measurement, steps=steps)
+    x = sampler(sde, oracle.score(sde), (2000, 2), generator=torch.Generator().manual_seed(0)).x.double()
+    assert float((x[:, 0] - 0.7).square().mean().sqrt()) < 1.3 * n
+
+
+@pytest.mark.parametrize("kind", [Replacement, lambda **o: DDNM(data_std=0.5, **o)])
+def test_what_is_mostly_noise_is_left_to_the_score(kind):
+    """Of data that are smaller than the noise of y a last step from T has heard nothing, and y would be no guess."""
+    sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), 0.25 * torch.eye(2))
+    measurement = Measurement(Mask(torch.tensor([True, False])), torch.tensor([[3.0, 0.0]]), 1.2)
+    x = kind(measurement=measurement, steps=1)(
+        sde, oracle.score(sde), (500, 2), generator=torch.Generator().manual_seed(0)
+    ).x
+    assert float(x.mean(dim=0)[0]) < 0.5
 
 
 def test_resampling_brings_a_correlated_sample_together() -> None:
@@ -247,6 +273,31 @@ def test_batch_mates_change_nothing(kind):
             sde, oracle.score(sde), (1, 6), generator=SampleStreams(3, index), dtype=torch.float64
         )
         assert float((alone.x - together.x[index]).abs().max()) < 1e-6
+
+
+@pytest.mark.parametrize("std", [(1e-6, 1.0), (1e-6, 0.3), (0.3, 1e-3), (1.0, 1e6), (1e-8, 1e8)], ids=str)
+@pytest.mark.parametrize("kind", [*ALL, "pigdm", "moment_matching"])
+def test_a_matrix_of_ones_is_a_mask_of_ones_whatever_the_noises(kind, std):
+    """Also in other units: entries 1e6 times as large, and their noise."""
+    sde, oracle = SDES["vp"], Gaussian(torch.zeros(2), torch.tensor([[1.0, 0.5], [0.5, 1.0]]))
+    y, n, unit = torch.tensor([[0.5, 1.5]]), torch.tensor(std), torch.tensor([1.0, 2.0**20])
+    mask, matrix, scaled = (
+        Measurement(Mask(torch.ones(2)), y, n),
+        Measurement(Linear(torch.eye(2)), y, n),
+        Measurement(Linear(torch.diag(unit)), y * unit, n * unit),
+    )
+
+    def drawn(measurement):
+        generator = torch.Generator().manual_seed(0)
+        if kind in ALL:
+            return ALL[kind](measurement)(sde, oracle.score(sde), (50, 2), generator=generator).x
+        method = PiGDM() if kind == "pigdm" else MomentMatching(iterations=2)
+        score = posterior(sde, oracle.score(sde), measurement, method=method)
+        return DDIM(steps=12)(sde, score, (50, 2), generator=generator).x
+
+    expected = drawn(mask)
+    for measurement in (matrix, scaled):
+        torch.testing.assert_close(drawn(measurement), expected, rtol=1e-3, atol=1e-3)
 
 
 class Weighted:

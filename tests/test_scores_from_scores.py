@@ -171,6 +171,13 @@ def test_an_edit_of_half_precision_is_noised_in_float32():
     assert made.x.isfinite().all() and made.x.dtype == torch.float32
 
 
+def test_an_edit_of_what_is_no_number_names_its_cause():
+    x = torch.ones(4, 2)
+    x[1, 0] = math.nan
+    with pytest.raises(UserError, match="got x with values that are not finite"):
+        sdedit(DDIM(steps=4), SDE, Gaussian(torch.zeros(2), torch.eye(2)).score(SDE), x, t_start=0.5)
+
+
 class TestSurvey:
     def test_the_solvers_bias_is_stated(self):
         means = 0.6 * torch.stack([torch.ones(1, 4, 4), -torch.ones(1, 4, 4)])

@@ -351,7 +351,7 @@ def report_inverse(
 
 
 def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "") -> None:
-    """Refuses names that no method or problem has, and none at all; `prefix` is what the user calls them with.
+    """Refuses names that no method or problem has, one twice, and none at all; `prefix` is what the user calls them with.
 
     Raises:
         UserError: with those that there are.
@@ -359,6 +359,8 @@ def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "
     for what, names, known in (("methods", methods, METHODS), ("problems", problems, PROBLEMS)):
         if not names or any(name not in known for name in names):
             raise UserError(f"got {prefix}{what}={tuple(names)!r}; expected some of {', '.join(known)}")
+        if len(set(names)) < len(names):
+            raise UserError(f"got {prefix}{what}={tuple(names)!r}; expected each name once: leave the second out")
 
 
 def chosen_problems(
