@@ -6,8 +6,8 @@
     python benchmarks/survey_coverage.py --run pretrained/vp_digits --fresh 200 --steps 24 --precision 0.03
 
 Stored: the values of random test images with half the steps that are chosen (or all of them, where they say `half=False`), a
-second draw of noise and probes for some, what more steps change for some, and all predictions. Surveys with new samples, pilots
-and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
+second draw of noise and probes for some, what more steps change for some and by which state's error they tell it, and all
+predictions. Surveys with new samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
 `--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors
 tell; `--events` makes half the steps lose half a bit/dim and more of a share, which their state's error tells to a factor of
 1.5 and nothing else does.
@@ -66,6 +66,7 @@ def score(folder, n, file, seed=0):
         paid=images.paid(index, range(images.candidates)).numpy(),
         bits=bits.numpy(),
         differences=differences.half.numpy(),
+        state_errors=differences.state_error.numpy(),
         half=True,
         passes=values.passes / len(index),
     )
@@ -121,7 +122,8 @@ def stored_set(file, size, outliers, events):
     print(
         f"twice the steps in place of half of them change {float(lost.mean()):+.4f}, spread {float(lost.std()):.4f} bits/dim"
     )
-    lost = lost[torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))]
+    again = torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))
+    lost, told = lost[again], torch.from_numpy(stored["state_errors"]).double()[again]
     at = torch.arange(size) % bits.shape[1]
     free, paid, bits = free[at], paid[at], bits[:, at]
     if "half" in stored and not stored["half"]:  # values of all the steps: those of half of them are what is lost below
@@ -131,7 +133,6 @@ def stored_set(file, size, outliers, events):
         more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
         bits = bits + 6 * far * more
         paid = paid + 30 * paid.std(dim=0) * (far * more).unsqueeze(1)
-    told = None
     if events:
         far = torch.rand(size, generator=torch.Generator().manual_seed(5)) < events
         more = 0.5 * far * (1 + torch.rand(size, generator=torch.Generator().manual_seed(6), dtype=torch.float64))
