@@ -7,10 +7,10 @@
 
 Stored: the values of random test images with half the steps that are chosen (or all of them, where they say `half=False`), a
 second draw of noise and probes for some, what more steps change for some and by which state's error they tell it, and all
-predictions. Surveys with new samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated error, counted. The set that is surveyed has
-`--size` images: the stored ones, each as often as it takes. `--outliers` makes a share of them far ones, which their predictors
-tell; `--events` makes half the steps lose half a bit/dim and more of a share, which their state's error tells to a factor of
-1.5 and nothing else does.
+predictions. Surveys with new samples, pilots and designs are then drawn from them, and their pulls, (estimate - truth) / stated
+error, counted. The set that is surveyed has `--size` images: the stored ones, each as often as it takes. `--outliers` makes a
+share of them far ones, which their predictors tell; `--events` makes half the steps lose half a bit/dim and more of a share,
+which their state's error tells to a factor of 1.5 and nothing else does.
 
 Fresh: whole surveys of the test set, or of 1,000 images of a mixture, each with its own sample, noise and probes. The
 truth is the mean of all images over several draws with twice the steps, which is what a survey's correction aims at.

@@ -85,7 +85,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
             before=before,
         )
     else:
-        whole = cost * (population.dearer if correction.half else 1)
+        whole = _once(first) / len(index) * population.dearer if correction.half else cost
         levels = budget.candidates(whole, population.candidates)
         made = design(
             population.free(index),
@@ -137,6 +137,14 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
         if found is not None:
             return Correction.stated(found), passes + found.passes
     return Correction(refinement=refinement), passes
+
+
+def _once(found: Values) -> float:
+    """The passes of values had none been solved again: with twice the steps, and once more with four times as many."""
+    if found.refined is None:
+        return found.passes
+    shares = 2.0 ** (found.refined.double() + 1) - 1
+    return found.passes * len(shares) / float(shares.sum())
 
 
 def _require_most(good: Tensor) -> None:

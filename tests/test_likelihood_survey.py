@@ -482,6 +482,13 @@ class TestSolvedAgain:
         assert made.correction.refinement.above == NEVER and not made.correction.half
         assert len(conduct(table, made).refined) == 0
 
+    def test_what_all_images_take_does_not_count_what_half_the_steps_solve_again(self):
+        """Of a table in which a fifth are: a value with all the steps takes 200 passes."""
+        table, truth, _ = self.rare(0.2)
+        made = next(m for m in (plan_survey(table, precision=0.1, seed=s) for s in range(9)) if m.correction.half)
+        assert len(conduct(table, made).refined) > 10 and made.cost > 110
+        assert made.full_cost == pytest.approx(200.0) and made.all_passes == pytest.approx(200 * made.size)
+
     def test_who_errs_all_the_same_is_named(self):
         table, _, far = self.rare()
         result = conduct(table, plan_survey(table, precision=0.012))
@@ -642,8 +649,10 @@ class TestSurvey:
 
 
 @pytest.mark.slow
-def test_images_of_a_mixture():
-    """A tight mode and a wide one, 4x4 pixels: a survey of 800 images against scoring them all with the same noise."""
+def test_images_of_a_mixture(monkeypatch):
+    """A tight mode and a wide one, 4x4 pixels: a survey of 800 images against scoring them all with the same noise, both with
+    all the steps."""
+    monkeypatch.setattr(step_correction, "PART", math.inf)
     transform = Rescale(levels=17)
     x = LAW.sample(800, generator=torch.Generator().manual_seed(0)).reshape(-1, 1, 4, 4)
     images = transform.to_images(x.clamp(-1, 1))
