@@ -45,7 +45,7 @@ def at_least(deviation: float, degrees: float) -> float:
     if deviation == 0 or degrees <= 0:
         return deviation
     part = 2 / (9 * degrees)
-    return deviation / (1 - part + 1.6449 * math.sqrt(part)) ** 1.5
+    return deviation / math.pow(1 - part + 1.6449 * math.sqrt(part), 1.5)
 
 
 @lru_cache(maxsize=1024)
