@@ -133,7 +133,7 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
             return Correction.of(found, half, refinement), passes + found.passes
     elif refinement is None and budget.states_all_steps:
         some = order[-TRIAL - LEAST_DIFFERENCES : -TRIAL].sort().values
-        found = population.refining(refinement).differences(some)
+        found = population.differences(some)
         if found is not None:
             return Correction.stated(found), passes + found.passes
     return Correction(refinement=refinement), passes

@@ -275,9 +275,8 @@ def design(
         far = suspects(torch.cat([x, paid[:, seen]], dim=1), most=MOST_SUSPECT_IN_PILOT)
         near = index[~far & good]
         q = float(far.double().mean())
-        if (
-            q > 0.5 or len(near) < P + 3
-        ):  # predictors of which each misses other images: no sample is left that they predict
+        # predictors of which each misses other images: no sample is left that they predict
+        if q > 0.5 or len(near) < P + 3:
             return everything
         off = Fit.of(x[near], torch.arange(len(near)), y[near]).left_out
         left = max(1, len(near) - P - 1)
