@@ -66,6 +66,7 @@ def score(folder, n, file, seed=0):
         paid=images.paid(index, range(images.candidates)).numpy(),
         bits=bits.numpy(),
         differences=differences.half.numpy(),
+        finer=differences.whole.numpy(),
         state_errors=differences.state_error.numpy(),
         half=True,
         passes=values.passes / len(index),
@@ -118,16 +119,17 @@ def stored_set(file, size, outliers, events):
     # a second draw of those that have none: noise of the size that the others tell
     drawn = torch.randn(bits.shape[1], generator=torch.Generator().manual_seed(3), dtype=torch.float64)
     bits[1] = torch.where(twice, bits[1], bits[0] + math.sqrt(2) * noise * drawn)
-    lost = torch.from_numpy(stored["differences"]).double()
+    lost, finer = (torch.from_numpy(stored[name]).double() for name in ("differences", "finer"))
     print(
-        f"twice the steps in place of half of them change {float(lost.mean()):+.4f}, spread {float(lost.std()):.4f} bits/dim"
+        f"twice the steps in place of half of them change {float(lost.mean()):+.4f}, spread {float(lost.std()):.4f} bits/dim, "
+        f"in place of all of them {float(finer.mean()):+.4f}, {float(finer.std()):.4f}"
     )
     again = torch.randint(len(lost), (size,), generator=torch.Generator().manual_seed(4))
-    lost, told = lost[again], torch.from_numpy(stored["state_errors"]).double()[again]
+    lost, finer, told = lost[again], finer[again], torch.from_numpy(stored["state_errors"]).double()[again]
     at = torch.arange(size) % bits.shape[1]
     free, paid, bits = free[at], paid[at], bits[:, at]
     if "half" in stored and not stored["half"]:  # values of all the steps: those of half of them are what is lost below
-        bits = bits - lost
+        bits = bits - lost + finer
     if outliers:
         far = torch.rand(size, generator=torch.Generator().manual_seed(1)) < outliers
         more = 1 + 0.3 * torch.rand(size, generator=torch.Generator().manual_seed(2), dtype=torch.float64)
@@ -141,7 +143,7 @@ def stored_set(file, size, outliers, events):
             0.4 * torch.randn(size, generator=torch.Generator().manual_seed(7), dtype=torch.float64)
         )
     passes = round(float(stored["passes"]))
-    table = Table(free, paid, bits, passes=passes, differences=lost, state_errors=told)
+    table = Table(free, paid, bits, passes=passes, differences=lost, finer=finer, state_errors=told)
     return table, float((bits[0] + lost).mean())
 
 

@@ -13,7 +13,7 @@ import zlib
 import numpy as np
 import torch
 from torch import Tensor
-from torch.nn.functional import avg_pool2d, max_pool2d, pad
+from torch.nn.functional import pad
 
 _AT_ONCE = 1 << 20  # numbers
 
@@ -23,11 +23,11 @@ def roughness(images: Tensor) -> Tensor:
 
     With v the grey levels, means over all pixels of all channels, each channel a picture of its own:
 
-    1. log2(1 + |v - v'|), v' the pixel beside and the one below;
-    2. log2(1 + the standard deviation of the 3x3 neighbourhood);
-    3. log2(1 + the range of the 3x3 neighbourhood);
-    4. the share of pixels that the median predictor meets: the median of left, upper, and left + upper - upper left;
-    5. bits a pixel of its errors compressed by zlib; of other shapes, of the values themselves;
+    1. log2(1/2 + |m|), m what the median predictor misses: the median of left, upper, and left + upper - upper left;
+    2. log2(1 + |4 v - the four neighbours|);
+    3. log2(1 + |v - 2 v' + v''|), three pixels in a row, and three one below the other;
+    4. the share of the pixels that have the picture's commonest value;
+    5. bits a pixel of m compressed by zlib; of other shapes, of the values themselves;
     6. v.
     """
     size = max(1, _AT_ONCE // max(1, images[0].numel()))
@@ -39,26 +39,25 @@ def _roughness(images: Tensor) -> Tensor:
     if images.ndim != 4 or min(images.shape[2:]) < 3:
         return _compressed(images)
     v = images.to(torch.float64)
-    across, down = ((a - b).abs() for a, b in ((v[..., 1:], v[..., :-1]), (v[..., 1:, :], v[..., :-1, :])))
-    variance = (avg_pool2d(v.square(), 3, 1) - avg_pool2d(v, 3, 1).square()).clamp(min=0)
-    spread = max_pool2d(v, 3, 1) + max_pool2d(-v, 3, 1)
+    beside = v[..., 1:-1, :-2] + v[..., 1:-1, 2:] + v[..., :-2, 1:-1] + v[..., 2:, 1:-1]
     padded = pad(v, (1, 0, 1, 0))
     left, upper, corner = padded[..., 1:, :-1], padded[..., :-1, 1:], padded[..., :-1, :-1]
     low, high = torch.minimum(left, upper), torch.maximum(left, upper)
     missed = v - (left + upper - corner).clamp(low, high)
+    pixels = v.flatten(2)
     means = (
-        _log(across) + _log(down),
-        _log(variance.sqrt()),
-        _log(spread),
-        (missed == 0).to(torch.float64).flatten(1).mean(dim=1),
+        _log(missed, above=0.5),  # a pixel that is met tells more than one that is missed by a level
+        _log(4 * v[..., 1:-1, 1:-1] - beside),
+        _log(v.diff(n=2, dim=-1)) + _log(v.diff(n=2, dim=-2)),
+        (pixels == pixels.mode(dim=2, keepdim=True).values).to(torch.float64).flatten(1).mean(dim=1),
         _compressed(missed.to(torch.int64)).squeeze(1),
         v.flatten(1).mean(dim=1),
     )
     return torch.stack(means, dim=1)
 
 
-def _log(size: Tensor) -> Tensor:
-    return torch.log2(1 + size).flatten(1).mean(dim=1)
+def _log(size: Tensor, above: float = 1.0) -> Tensor:
+    return torch.log2(above + size.abs()).flatten(1).mean(dim=1)
 
 
 def _compressed(values: Tensor) -> Tensor:

@@ -35,8 +35,14 @@ def stated_error(parts: Iterable[tuple[float, float]]) -> float:
     total = math.fsum(variance for variance, _ in known)
     if not known or total != total:
         return total
-    nu = total**2 / math.fsum(variance**2 / degrees for variance, degrees in known)
-    return widening(nu) * math.sqrt(total)
+    return widening(degrees_of(known)) * math.sqrt(total)
+
+
+def degrees_of(parts: Iterable[tuple[float, float]]) -> float:
+    """nu of a sum of variances, from `(variance, degrees of freedom)` of each; 1 where all are 0."""
+    known = [(variance, degrees) for variance, degrees in parts if variance != 0]
+    total = math.fsum(variance for variance, _ in known)
+    return total**2 / math.fsum(variance**2 / degrees for variance, degrees in known) if known else 1.0
 
 
 def at_least(deviation: float, degrees: float) -> float:

@@ -24,7 +24,7 @@ from likelihood.draw_places import ORDER
 from likelihood.image_set import ImageSet
 from likelihood.method import Method
 from likelihood.regression_estimate import regression_estimate
-from likelihood.step_correction import DIFFERENCES, LEAST_DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
+from likelihood.step_correction import DOUBLED, LEAST_DIFFERENCES, TRIAL, Correction, half_will_do, refinement_of
 from likelihood.student_error import at_least
 from likelihood.survey_budget import Budget
 from likelihood.survey_design import Design, design
@@ -124,13 +124,16 @@ def _correction(population: Population, order: Tensor, precision: float) -> tupl
     refinement = None if trial is None else refinement_of(trial, precision)
     # where nothing will be solved again, nothing may be judged as if it were
     refinement = None if population.refining(refinement) is population else refinement
-    half = trial is not None and half_will_do(trial, precision, refinement)
+    half = trial is not None and half_will_do(trial, precision, budget.halved, refinement)
     passes += 0 if trial is None else trial.passes
     if half or budget.corrects_all_steps:
-        others = order[-TRIAL - DIFFERENCES : -TRIAL].sort().values
-        found = population.refining(refinement).differences(others)
+        asked = population.refining(refinement)
+        found = asked.differences(order[-TRIAL - DOUBLED : -TRIAL].sort().values)
+        more = asked.halving(order[-TRIAL - budget.halved : -TRIAL - DOUBLED].sort().values) if half else None
+        if found is not None and more is not None:
+            return Correction.of_half(found, more, refinement), passes + found.passes + more.passes
         if found is not None:
-            return Correction.of(found, half, refinement), passes + found.passes
+            return Correction.of_all(found, refinement), passes + found.passes
     elif refinement is None and budget.states_all_steps:
         some = order[-TRIAL - LEAST_DIFFERENCES : -TRIAL].sort().values
         found = population.differences(some)

@@ -11,7 +11,8 @@ as many as a tenth of N c has room for (`SHARE`), in this order:
     trial of half steps    8 images, 1.5 c each: from 240 images on
     predictors             N c / 100 passes on the pilot's images
     repetitions            at most 24, c each, and none where there is room for one only
-    correction             16 images, 3.5 c each, where all the steps are taken; where half of them are, N c / 2 pays for it.
+    correction             8 images, 3.5 c each, where all the steps are taken; where half of them are, N c / 2 pays for it,
+                           and for 8 to 40 more, 1.5 c each.
                            Of 378 images and more that have no room for it four say what the solver errs by
 
 A survey is chosen only where it is expected to take at most 95 % of N c: up to 5 % of a set may turn out to be suspect, and are
@@ -24,13 +25,13 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from likelihood.step_correction import DIFFERENCES, LEAST_DIFFERENCES, TRIAL
+from likelihood.step_correction import DOUBLED, LEAST_DIFFERENCES, TRIAL
 
 SHARE = 0.1
 """What a survey may take above scoring all images, as a share of that."""
 
 AT_ONCE = 80
-PILOT, LARGEST_PILOT = 64, 128
+PILOT, LARGEST_PILOT = 64, 200
 REPEATS, _FEWEST_REPEATS = 24, 8
 TRIED_FROM = 240
 CANDIDATES_PART = 0.01
@@ -50,7 +51,7 @@ class Budget:
 
     @property
     def pilot(self) -> int:
-        """Images of the pilot: 64 to 128, a twentieth of a set; of one that is scored at once those that are scored
+        """Images of the pilot: 64 to 200, a twentieth of a set; of one that is scored at once those that are scored
         twice, or two."""
         if self.at_once:
             return max(min(self.size, 2), int(SHARE * self.size))
@@ -62,9 +63,15 @@ class Budget:
         return self.size >= TRIED_FROM
 
     @property
+    def halved(self) -> int:
+        """Images that tell what half the steps lose, 16 to 48: the sample is the larger the less of the precision they leave,
+        and of a small set it is small itself."""
+        return max(16, min(48, self.size // 64))
+
+    @property
     def corrects_all_steps(self) -> bool:
         """Is there room to see what more steps would change, where values have them all?"""
-        return self._left(_HALVING * TRIAL) >= REPEATS + _DIFFERENCE * DIFFERENCES
+        return self._left(_HALVING * TRIAL) >= REPEATS + _DIFFERENCE * DOUBLED
 
     @property
     def states_all_steps(self) -> bool:

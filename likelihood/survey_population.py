@@ -120,8 +120,9 @@ class Table(Population):
         free, paid: predictors `(N, F)` and `(N, C)`.
         bits: values `(R, N)`, of which repeat r gives row r (and of more repeats than rows the last).
         passes: of a value.
-        differences: `(N,)`, what twice the steps change where values have half of them, which `bits` then are; of all the steps
-            nothing is lost, and they take twice the passes. None unless given.
+        differences: `(N,)`, what twice the steps change where values have half of them, which `bits` then are; all the steps
+            take twice the passes. None unless given.
+        finer: `(N,)`, what twice the steps change where values have all of them; nothing unless given.
         state_errors: `(N,)`, half the steps' own estimate of their state's error. None unless given.
     """
 
@@ -133,9 +134,11 @@ class Table(Population):
         *,
         passes: int = 100,
         differences: Tensor | None = None,
+        finer: Tensor | None = None,
         state_errors: Tensor | None = None,
     ) -> None:
         self._free, self._paid, self._bits, self._passes, self._differences = free, paid, bits, passes, differences
+        self._finer = torch.zeros_like(bits[0]) if finer is None else finer
         self._state_errors = state_errors
         self._refined = torch.zeros(bits.shape[1], dtype=torch.bool)
 
@@ -164,9 +167,8 @@ class Table(Population):
         bits, again = self._bits[min(repeat, len(self._bits) - 1)][index], self._refined[index]
         passes = self._passes * len(index)
         if self._differences is not None:
-            bits = (
-                torch.where(again, bits + self._differences[index], bits) if half else bits + self._differences[index]
-            )
+            more = self._differences[index]
+            bits = torch.where(again, bits + more, bits) if half else bits + more - self._finer[index]
             passes = passes + 2 * self._passes * int(again.sum()) if half else 2 * passes
         return Values(
             bits=bits,
@@ -179,10 +181,12 @@ class Table(Population):
         if self._differences is None:
             return None
         error = None if self._state_errors is None else self._state_errors[index]
-        return Halving(lost=self._differences[index], passes=3 * self._passes * len(index), state_error=error)
+        lost = torch.where(self._refined, 0.0, self._differences - self._finer)[index]
+        return Halving(lost=lost, passes=3 * self._passes * len(index), state_error=error)
 
     def differences(self, index: Tensor) -> Differences | None:
         if self._differences is None:
             return None
-        found = torch.where(self._refined, 0.0, self._differences)[index]
-        return Differences(half=found, whole=torch.zeros_like(found), passes=7 * self._passes * len(index))
+        # an image that is solved again has twice the steps at once
+        half, finer = (torch.where(self._refined, 0.0, each)[index] for each in (self._differences, self._finer))
+        return Differences(half=half, whole=finer, passes=7 * self._passes * len(index))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from likelihood.regression_estimate import RegressionEstimate
-from likelihood.step_correction import DIFFERENCES, FAR
+from likelihood.step_correction import FAR
 from likelihood.student_error import stated_error
 from likelihood.survey_budget import REPEATS, SHARE
 from likelihood.survey_design import Design
@@ -141,7 +141,9 @@ class Survey:
         lost = d.correction.failed
         if lost:
             rest = "the mean is corrected by the others'" if d.correction.images else "the mean is not corrected"
-            lines.append(f"{lost} of {DIFFERENCES} images that were to show what more steps change failed: {rest}")
+            lines.append(
+                f"{lost} of {d.correction.compared} images that were to show what more steps change failed: {rest}"
+            )
         k = len(self.failed)
         if k:
             known = self.exact[~self.exact.isnan()]
