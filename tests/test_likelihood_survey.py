@@ -173,7 +173,7 @@ class TestFewRepetitions:
             (8, 1.18321),
             (24, 1.05485),
             (400, 1.00313),
-            (1e5, 1),
+            (1e7, 1),
         ):
             assert widening(nu) == pytest.approx(half, rel=1e-5)
         assert stated_error([(0.04, 2), (0.0, 0)]) == pytest.approx(0.2 * widening(2)) and stated_error([(0.0, 0)]) == 0
@@ -841,7 +841,7 @@ def test_a_precision_that_the_set_can_give_is_hardly_ever_refused():
 
 def test_a_deviation_is_at_least_what_chi_square_says():
     for k, quantile in ((1, 3.841), (2, 5.991), (8, 15.507), (24, 36.415)):
-        assert at_least(2.0, k) == pytest.approx(2 * math.sqrt(k / quantile), rel=0.02)
+        assert at_least(2.0, k) == pytest.approx(2 * math.sqrt(k / quantile), rel=1e-4)
     assert at_least(0.0, 0) == 0.0 and math.isnan(at_least(math.nan, 0))
 
 
@@ -1044,7 +1044,7 @@ def test_what_corrects_values_is_what_they_lack(half, own):
     law = GaussianMixture(
         torch.tensor([[-1.0, 0.2, 0.0, 0.4], [1.0, 0.0, -0.3, 0.1]]), torch.tensor([0.1, 0.3]), torch.tensor([0.5, 0.5])
     )
-    x = law.sample(60, generator=torch.Generator().manual_seed(0)).float()
+    x = law.sample(20, generator=torch.Generator().manual_seed(0)).float()
     plain = fast_on(fallback_grid(SDE, t_min=SDE.t_min), steps=24, data_std=1.0)
     again = Refinement(ratio=1.0, above=0.003)
     method = replace(plain, refinement=again)
@@ -1056,7 +1056,7 @@ def test_what_corrects_values_is_what_they_lack(half, own):
         data_std=1.0,
         seed=0,
     )
-    made, index = ImageSet(SDE, law.score(SDE), x, Standardize(), batch_size=60, **given), torch.arange(60)
+    made, index = ImageSet(SDE, law.score(SDE), x, Standardize(), batch_size=20, **given), torch.arange(20)
     plainly = made.values(index, 0, half)
     made = made if own else made.refining(again)
     values, found = made.values(index, 0, half).bits, made.differences(index)
@@ -1068,7 +1068,7 @@ def test_what_corrects_values_is_what_they_lack(half, own):
     refined = bits_per_dim(
         SDE, law.score(SDE), x, Standardize(), method=method, divergence=Exact(), companions=0
     ).refined
-    assert 3 < int((refined > 0).sum()) < 50
+    assert 3 < int((refined > 0).sum()) < 17
     assert torch.allclose(values + (found.half if half else found.whole), wanted.per_image, atol=1e-6)
 
 
