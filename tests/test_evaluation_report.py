@@ -388,20 +388,6 @@ def test_frechet_distance_of_2048_features_is_called_fid(digits: data.Dataset, t
     assert any("297 samples for 2048 features" in note for note in report.warnings)
 
 
-def test_importing_costs_nothing_optional() -> None:
-    import subprocess
-    import sys
-
-    code = (
-        "import sys, data, evaluation; "
-        "print([m for m in ('matplotlib', 'PIL', 'sklearn', 'safetensors', 'scipy', 'datasets') if m in sys.modules])"
-    )
-    done = subprocess.run(
-        [sys.executable, "-c", code], capture_output=True, text=True, check=True, cwd=Path(data.__file__).parents[1]
-    )
-    assert done.stdout.strip() == "[]"
-
-
 @pytest.mark.slow
 def test_ten_thousand_samples_of_28x28_are_one_group() -> None:
     """The measures themselves; the features' network is trained once and cached. (It takes some 30 to 60 seconds of processor

@@ -1,6 +1,7 @@
 """The house: who may import whom, and that importing is cheap."""
 
 import ast
+import json
 import subprocess
 import sys
 from pathlib import Path
@@ -59,20 +60,66 @@ def test_imports_go_down_the_house(package):
                 assert RANK[name] < RANK[package], f"{file.relative_to(ROOT)}:{node.lineno} imports {name}"
 
 
-@pytest.mark.parametrize("package", [p for p in PACKAGES if p != "experiments"])
-def test_importing_needs_no_optional_package(package):
-    """Imports with everything optional blocked, in a fresh interpreter."""
-    block = f"""
-import sys
+IMPORTED = [p for p in PACKAGES if p != "experiments"]
+ONE_BY_ONE = f"""
+import json, sys, time, torch, traceback
+
+def fresh(program):  # as in a new interpreter: of ours nothing is imported yet, of torch all that a program begins with
+    for name in [name for name in sys.modules if name.split('.')[0] in {PACKAGES!r}]:
+        del sys.modules[name]
+    start = time.process_time()
+    try:
+        exec(program, {{}})
+    except BaseException:
+        return dict(error=traceback.format_exc()[-600:])
+    return dict(error='', seconds=time.process_time() - start, brought=sorted(sys.modules))
+
 class Block:
     def find_spec(self, name, path=None, target=None):
         if name.split('.')[0] in {OPTIONAL!r}:
             raise ImportError('blocked: ' + name)
+
+found = {{p: fresh(p) for p in ('import models', 'import data, evaluation', 'from workflow import load_run')}}
+for name in [name for name in sys.modules if name.split('.')[0] in {OPTIONAL!r}]:
+    del sys.modules[name]
 sys.meta_path.insert(0, Block())
-import {package}
+found |= {{'blocked ' + p: fresh('import ' + p) for p in {IMPORTED!r}}}
+print(json.dumps(found))
 """
-    done = subprocess.run([sys.executable, "-c", block], capture_output=True, text=True, cwd=ROOT)
+
+
+@pytest.fixture(scope="module")
+def imports():
+    """What imports in a fresh interpreter take and bring: one after the other in a single one, as torch itself takes long."""
+    done = subprocess.run([sys.executable, "-c", ONE_BY_ONE], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-600:]
+    return json.loads(done.stdout)
+
+
+@pytest.mark.parametrize("package", IMPORTED)
+def test_importing_needs_no_optional_package(imports, package):
+    """Imports with everything optional blocked."""
+    error = imports[f"blocked {package}"]["error"]
+    assert not error, error
+
+
+def test_importing_models_is_quick_and_brings_nothing_optional(imports):
+    found = imports["import models"]
+    assert not found["error"], found["error"]
+    assert not {"diffusers", "safetensors", "transformers", "torchsde", "torch._inductor"} & set(found["brought"])
+    assert found["seconds"] < 2
+
+
+def test_importing_evaluation_brings_nothing_optional(imports):
+    found = imports["import data, evaluation"]
+    assert not found["error"], found["error"]
+    assert not {"matplotlib", "PIL", "sklearn", "safetensors", "scipy", "datasets"} & set(found["brought"])
+
+
+def test_a_run_is_loaded_first_in_a_fresh_interpreter(imports):
+    """The systems import what restores, which must not import the runs back."""
+    error = imports["from workflow import load_run"]["error"]
+    assert not error, error
 
 
 def test_sde_classes_are_asked_for_only_in_sde_lib():
@@ -93,6 +140,7 @@ def test_the_top_level_names_are_ours():
     """The names are generic and some exist on the package index: say so rather than run someone else's code."""
     from importlib.metadata import packages_distributions
 
+    distributions = packages_distributions()
     for package in PACKAGES:
-        owners = set(packages_distributions().get(package, ()))
+        owners = set(distributions.get(package, ()))
         assert owners <= {"score-sde-toolkit"}, f"{package} also comes from {owners}: use an environment of its own"

@@ -3,8 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
-import sys
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -247,12 +245,6 @@ def test_values_that_are_refused(flag):
     with pytest.raises(UserError, match=r"config\.inverse"):
         asked = command_line.parse_system(systems.create("inverse"), [flag])
         systems.create("inverse").check(asked.config)
-
-
-def test_a_run_is_loaded_first_in_a_fresh_interpreter():
-    """The systems import what restores, which must not import the runs back."""
-    done = subprocess.run([sys.executable, "-c", "from workflow import load_run"], capture_output=True, text=True)
-    assert done.returncode == 0, done.stderr[-600:]
 
 
 def test_any_run_restores_and_is_told_the_level_that_the_likelihood_finds(tmp_path):
