@@ -79,16 +79,12 @@ def elsewhere(program, *arguments, code=0):
     return done.stdout
 
 
-def test_every_module_is_imported():
-    names = [
-        ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-        for package in PACKAGES
-        for file in modules(package)
-    ]
-    program = f"import importlib\nfor name in {names!r}: importlib.import_module(name)\nprint('all')"
-    assert elsewhere(program).strip() == "all"
-
-
+NAMES = [
+    ".".join(file.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
+    for package in PACKAGES
+    for file in modules(package)
+]
+IMPORT = f"import importlib\nfor name in {NAMES!r}: importlib.import_module(name)\nprint('all')\n"
 TRAIN = """
 from pathlib import Path
 from training_cases import options, points, tiny_model
@@ -106,23 +102,19 @@ print(sorted(p.name for p in folder.iterdir() if not p.name.startswith('events')
 """
 
 
-def test_a_run_is_trained_locked_saved_and_gone_on_with(tmp_path):
-    lines = elsewhere(TRAIN, tmp_path / "run").splitlines()
-    assert lines[0] == "4 4"
-    assert "works in this run folder" in lines[1] and "process " in lines[1]
-    assert lines[2] == "['checkpoints', 'metrics.jsonl']"
+def test_every_module_is_imported_and_a_run_is_trained_locked_saved_and_gone_on_with(tmp_path):
+    lines = elsewhere(IMPORT + TRAIN, tmp_path / "run").splitlines()
+    assert lines[0] == "all"
+    assert lines[1] == "4 4"
+    assert "works in this run folder" in lines[2] and "process " in lines[2]
+    assert lines[3] == "['checkpoints', 'metrics.jsonl']"
 
 
-def test_a_dead_process_lock_is_free(tmp_path):
+def test_a_dead_process_lock_is_free_and_another_process_is_kept_out(tmp_path):
+    """With filelock, between processes: one dies with the lock, the second takes it, the third is told of the second."""
     dies = "from training import RunLock\nRunLock(sys.argv[1]).__enter__()\nos._exit(7)"
     elsewhere(dies, tmp_path, code=7)
     assert (tmp_path / "run.lock").exists()
-    held = "from training import RunLock\nwith RunLock(sys.argv[1]): print('held')"
-    assert elsewhere(held, tmp_path).strip() == "held"
-
-
-def test_another_process_is_kept_out(tmp_path):
-    """With filelock, between processes."""
     waits = ELSEWHERE + "from training import RunLock\nwith RunLock(sys.argv[1]): print('held', flush=True); input()"
     holder = subprocess.Popen(
         [sys.executable, "-c", waits, str(tmp_path)],
