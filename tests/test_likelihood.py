@@ -29,6 +29,7 @@ from sde_lib.analytic import Gaussian, GaussianMixture
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
 TIGHT = Method(Dopri5(rtol=1e-7, atol=1e-7))
+MANY_AT_ONCE = Exact(rows=512)  # the score of a closed form is of few operations: twice as fast in 64 dimensions
 
 
 def oracle(name, D, seed=0):
@@ -109,7 +110,7 @@ class TestLogLikelihood:
     @pytest.mark.parametrize("D", [2, 64])
     def test_equals_the_closed_form(self, sde, name, D):
         _, score, x, prior, expected = setting(sde, name, D, n=6)
-        found = log_likelihood(sde, score, x, divergence=Exact(), method=TIGHT, prior=prior)
+        found = log_likelihood(sde, score, x, divergence=MANY_AT_ONCE, method=TIGHT, prior=prior)
         assert bool(found.converged.all())
         # a tenth of the promise, 1e-4 nats per dimension
         assert ((found.log_prob - expected).abs() / D).max() < 1e-5
@@ -141,7 +142,13 @@ class TestLogLikelihood:
 
         def value(batch, ids, divergence):
             return log_likelihood(
-                sde, score, batch, divergence=divergence, prior=prior, generator=SampleStreams(2, ids)
+                sde,
+                score,
+                batch,
+                divergence=divergence,
+                method=Method(Dopri5(rtol=1e-3, atol=1e-3)),  # whatever the tolerance is
+                prior=prior,
+                generator=SampleStreams(2, ids),
             ).log_prob
 
         ids = torch.arange(6)
@@ -161,11 +168,11 @@ class TestLogLikelihood:
         D = 4
         _, score, x, prior, expected = setting(sde, name, D, n=3)
         for solver, flow in (
-            (Adams(steps=200, points=4), WhitenedFlow(data_std=0.7)),
-            (RK4(steps=80), WhitenedFlow()),
+            (Adams(steps=120, points=4), WhitenedFlow(data_std=0.7)),
+            (RK4(steps=50), WhitenedFlow()),
             (Dopri5(rtol=1e-5, atol=1e-5), PlainFlow()),
-            (SciPy("RK45", 1e-7), WhitenedFlow()),
-            (TorchDiffEq("dopri5", 1e-7), WhitenedFlow()),
+            (SciPy("RK45", 1e-6), WhitenedFlow()),
+            (TorchDiffEq("dopri5", 1e-6), WhitenedFlow()),
         ):
             found = log_likelihood(sde, score, x, divergence=Exact(), method=Method(solver, flow=flow), prior=prior)
             assert ((found.log_prob - expected).abs() / D).max() < 1e-4, solver
@@ -186,7 +193,7 @@ def test_gaussian_prior_costs_what_the_documentation_says():
     costs = {}
     for name, sde in SDES.items():
         _, score, x, prior, expected = setting(sde, "gaussian", 64, n=16)
-        found = log_likelihood(sde, score, x, divergence=Exact(), method=TIGHT)
+        found = log_likelihood(sde, score, x, divergence=MANY_AT_ONCE, method=TIGHT)
         costs[name] = float((found.log_prob - expected).abs().mean() / 64)
     assert max(costs.values()) < 2e-3, costs
 
@@ -586,7 +593,7 @@ def test_fast_and_accurate_meet_the_closed_form(sde, name, D):
         (fast(sde, score, pilot, steps=96), 1e-3),
         (accurate(tolerance=1e-7), 1e-5),
     ):
-        found = log_likelihood(sde, score, x, divergence=Exact(), prior=prior, method=method)
+        found = log_likelihood(sde, score, x, divergence=MANY_AT_ONCE, prior=prior, method=method)
         assert bool(found.converged.all())
         assert float((found.log_prob - expected).abs().max()) / (D * math.log(2)) < tolerance
 
