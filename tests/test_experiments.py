@@ -1,6 +1,7 @@
 """The scripts, as a user calls them: run, resume, sample, score, and what they refuse."""
 
 import contextlib
+import importlib
 import io
 import json
 import os
@@ -10,6 +11,7 @@ import subprocess
 import sys
 import time
 from pathlib import Path
+from unittest import mock
 
 import numpy as np
 import pytest
@@ -38,7 +40,8 @@ QUICK = [
 ]
 
 
-def script(name, *arguments, check=True, timeout=120):
+def process(name, *arguments, check=True, timeout=120):
+    """The script in a process of its own, which imports everything anew: that takes longer than a short run."""
     done = subprocess.run(
         [sys.executable, f"experiments/{name}.py", *map(str, arguments)],
         capture_output=True,
@@ -60,13 +63,19 @@ def refused(done, code, *words):
 
 
 def called(main, *arguments, check=True):
-    """As `script`, in this process."""
+    """As `process`, in this process."""
     out, err = io.StringIO(), io.StringIO()
     with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err), pytest.raises(SystemExit) as left:
         command_line.run(main, [*map(str, arguments)])
     done = subprocess.CompletedProcess(arguments, left.value.code, out.getvalue(), err.getvalue())
     assert not check or done.returncode == 0, done.stderr
     return done
+
+
+def script(name, *arguments, check=True):
+    """As `called`, for a script by its name, whose command line the run folder shows."""
+    with mock.patch.object(sys, "argv", [f"experiments/{name}.py", *map(str, arguments)]):
+        return called(importlib.import_module(f"experiments.{name}").main, *arguments, check=check)
 
 
 def interrupted(name, *arguments, when, number=signal.SIGINT):
@@ -99,7 +108,7 @@ def truncate_checkpoints(run):
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs") / "vp"
-    script("vp", f"--workdir={folder}", *QUICK)
+    process("vp", f"--workdir={folder}", *QUICK)
     return folder
 
 
@@ -211,7 +220,7 @@ class TestTools:
 
 class TestRefusals:
     def test_a_wrong_key_is_named_with_what_was_meant(self, tmp_path):
-        done = script("vp", f"--workdir={tmp_path / 'new'}", "--config.training.step=3", check=False)
+        done = process("vp", f"--workdir={tmp_path / 'new'}", "--config.training.step=3", check=False)
         refused(done, 2, "config.training.step", "training.steps")
         assert not (tmp_path / "new").exists()
 
@@ -287,8 +296,8 @@ class TestRefusals:
             "None leaves a value open",
         ):
             assert flag in shown
-        for tool in ("sample", "nll"):
-            shown = " ".join(script(tool, "--help").stdout.split())
+        for run, tool in ((script, "sample"), (process, "nll")):
+            shown = " ".join(run(tool, "--help").stdout.split())
             assert "--seed" in shown and "exit codes: 0 done; 1 a bug" in shown
 
     def test_tools_refuse_what_is_no_run(self, tmp_path, run):
@@ -337,7 +346,7 @@ class TestRefusals:
 @pytest.mark.parametrize("data", ["digits", "moons"])
 def test_the_other_sdes_and_points_run(name, data, tmp_path):
     folder = tmp_path / name
-    script(name, f"--workdir={folder}", f"--config.data.name={data}", *QUICK)
+    process(name, f"--workdir={folder}", f"--config.data.name={data}", *QUICK)
     done = script("sample", "--run", folder, "--sampler", "pc", "--steps", 2, "--n", 3)
     assert "3 samples" in done.stdout
     noun = "images" if data == "digits" else "points"
