@@ -19,3 +19,17 @@ if signal.getsignal(signal.SIGINT) == signal.SIG_IGN:
 @pytest.fixture(autouse=True)
 def _seeded():
     torch.manual_seed(0)
+
+
+@pytest.fixture(scope="module")
+def loose_pilots():
+    """Where the stages of a run are tested, and not its numbers: the flow of a network that is as good as untrained is rough,
+    and placing the likelihood's steps would take up to 1,806 evaluations. Loosely, as in a dry run, it takes 240 at most."""
+    from workflow import dry_run, score
+
+    pilot_grid = score.pilot_grid
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(
+            score, "pilot_grid", lambda *more, attempts, **named: pilot_grid(*more, attempts=dry_run._PILOTS, **named)
+        )
+        yield

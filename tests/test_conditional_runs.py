@@ -20,6 +20,8 @@ from sde_lib import VPSDE
 from training import CheckpointError, initialize_from, load_weights, train
 from workflow import Protocol, load_run
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 NEVER = "trained with classes only"
 LABELS = torch.arange(64) % 3
 

@@ -19,6 +19,8 @@ from evaluation import evaluate_samples
 from experiments import bounds, compare, evaluate, leaderboard, ood, vp
 from workflow import load_run
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 
 @pytest.fixture(scope="module", autouse=True)
 def cache(tmp_path_factory: pytest.TempPathFactory):

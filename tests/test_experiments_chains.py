@@ -20,6 +20,8 @@ from workflow.chain_levels import chain_of
 from workflow.configuration import config_for
 from workflow.systems.ddpm import Algorithm2
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 SCRIPTS = {"ddpm": ddpm, "ncsn": ncsn}
 SMOKE = {
     "ddpm": [*QUICK, "--config.bound.draws=4", "--config.bound.level_draws=0"],

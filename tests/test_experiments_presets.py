@@ -20,6 +20,8 @@ from numerics import UserError
 from training import train
 from workflow import configuration, presets, setup, systems
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 SCRIPTS = {"vp": vp, "ve": ve, "sub_vp": sub_vp}
 SIZES = {"digits": (1, 8), "fashion_mnist": (1, 28), "cifar10": (3, 32), "cifar10_deep": (3, 32), "image_256": (3, 256)}
 PARAMETERS = {

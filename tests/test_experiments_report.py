@@ -38,6 +38,8 @@ from workflow.run_folder import RunFolder
 from workflow.trained_run import load_run
 from workflow.versions import versions
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 SMALL = [*QUICK, "--config.training.validation=6"]
 POINTS = [*SMALL, "--config.data.name=moons"]
 NO_STEPS = [f for f in SMALL if "training.steps" not in f]

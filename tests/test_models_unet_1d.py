@@ -18,6 +18,8 @@ from numerics import UserError
 from sde_lib import VPSDE
 from training import TrainingOptions, train
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 LABEL = torch.tensor([0.3, -1.0])
 
 

@@ -24,6 +24,8 @@ from workflow import Protocol, command_line, eight_bit, load_run, resolve, syste
 from workflow.configuration import config_for
 from workflow.main import TOOLS, tool
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 FEW = ["--limit", "3", "--steps", "3", "--batch_size", "3"]
 
 

@@ -24,6 +24,8 @@ from sde_lib.analytic import Gaussian
 from sde_lib.time_grids import LogSNR
 from workflow.tuned import FILE
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 VARIANCES = torch.tensor([0.02, 0.1, 0.3, 0.6, 1.0, 1.5], dtype=torch.float64)
 MEANS = torch.linspace(-0.5, 0.5, 6, dtype=torch.float64)
 
@@ -216,6 +218,7 @@ def test_a_run_keeps_its_tuned_sampler_and_refuses_others(tmp_path):
         "--config.data.name=moons",
         "--config.model.width=16",
         "--config.likelihood.limit=5",
+        "--config.likelihood.steps=3",
         "--config.sampling.n=10",
     ]
     called(

@@ -38,6 +38,8 @@ from workflow.system import System
 from workflow.systems.vp import VP
 from workflow.tools import arguments as shared
 
+pytestmark = pytest.mark.usefixtures("loose_pilots")
+
 ROOT = Path(__file__).resolve().parents[1]
 TINY = [
     "--config.model.channels=8",
