@@ -359,7 +359,7 @@ class TestStatedErrors:
         score = law.score(sde)
         generator = torch.Generator().manual_seed(3)
         x, pilot = law.sample(n, generator=generator), law.sample(16, generator=generator)
-        grid = fast(sde, score, pilot)
+        grid = fast(sde, score, pilot, steps=steps)  # its grid alone counts
         from likelihood import Hutchinson
 
         def value(method):
