@@ -216,6 +216,9 @@ def test_a_run_keeps_its_tuned_sampler_and_refuses_others(tmp_path):
     few = [f"--config.training.{name}=4" for name in ("steps", "warmup", "checkpoint_every", "batch_size")]
     few += [
         "--config.data.name=moons",
+        "--config.data.train=400",  # the comparison measures distances to all of them
+        "--config.data.validation=50",
+        "--config.data.test=200",
         "--config.model.width=16",
         "--config.likelihood.limit=5",
         "--config.likelihood.steps=3",
