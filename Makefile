@@ -6,6 +6,8 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+# the tests start many processes: each would compile all modules anew
+export PYTHONDONTWRITEBYTECODE :=
 
 .PHONY: demo test slow gpu lint clean install
 

@@ -62,17 +62,16 @@ def test_imports_go_down_the_house(package):
 
 IMPORTED = [p for p in PACKAGES if p != "experiments"]
 ONE_BY_ONE = f"""
-import json, sys, time, torch, traceback
+import json, sys, torch, traceback
 
 def fresh(program):  # as in a new interpreter: of ours nothing is imported yet, of torch all that a program begins with
     for name in [name for name in sys.modules if name.split('.')[0] in {PACKAGES!r}]:
         del sys.modules[name]
-    start = time.process_time()
     try:
         exec(program, {{}})
     except BaseException:
         return dict(error=traceback.format_exc()[-600:])
-    return dict(error='', seconds=time.process_time() - start, brought=sorted(sys.modules))
+    return dict(error='', brought=sorted(sys.modules))
 
 class Block:
     def find_spec(self, name, path=None, target=None):
@@ -90,7 +89,7 @@ print(json.dumps(found))
 
 @pytest.fixture(scope="module")
 def imports():
-    """What imports in a fresh interpreter take and bring: one after the other in a single one, as torch itself takes long."""
+    """What imports in a fresh interpreter bring: one after the other in a single one, as torch itself takes long."""
     done = subprocess.run([sys.executable, "-c", ONE_BY_ONE], capture_output=True, text=True, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-600:]
     return json.loads(done.stdout)
@@ -103,11 +102,10 @@ def test_importing_needs_no_optional_package(imports, package):
     assert not error, error
 
 
-def test_importing_models_is_quick_and_brings_nothing_optional(imports):
+def test_importing_models_brings_nothing_optional(imports):
     found = imports["import models"]
     assert not found["error"], found["error"]
     assert not {"diffusers", "safetensors", "transformers", "torchsde", "torch._inductor"} & set(found["brought"])
-    assert found["seconds"] < 2
 
 
 def test_importing_evaluation_brings_nothing_optional(imports):
