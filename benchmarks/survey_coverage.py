@@ -176,6 +176,10 @@ def main():
     else:
         if args.run:
             score(args.run, args.images, args.values)
+        if "finer" not in np.load(args.values):
+            parser.error(
+                f"got {args.values}, stored by an earlier version; expected `finer` in it: score again with --run"
+            )
         found = from_stored(
             *stored_set(args.values, args.size, args.outliers, args.events),
             range(args.first, args.first + args.surveys),

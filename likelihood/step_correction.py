@@ -107,6 +107,7 @@ class Correction:
         failed: images that were to show it, and have no value.
         refinement: which images are solved again; None for none.
         compared: images that were solved with more steps, those that failed and those of which nothing is corrected among them.
+        doubled: those of them that were solved with twice the method's.
     """
 
     half: bool = False
@@ -118,6 +119,7 @@ class Correction:
     failed: int = 0
     refinement: Refinement | None = None
     compared: int = 0
+    doubled: int = 0
 
     @property
     def variance(self) -> tuple[float, float]:
@@ -132,18 +134,19 @@ class Correction:
             left=float(left.mean()) if len(left) else math.nan,
             refinement=stating(found.half, found.state_error),
             compared=len(found.whole),
+            doubled=len(found.whole),
         )
 
     @classmethod
     def of_half(cls, found: Differences, halved: Halving, refinement: Refinement | None = None) -> Correction:
         """Of half the steps, from random images that had no part in the choice: `halved` are those of the k that are not of the
-        l. From fewer than four of either there is none, and values have all the steps."""
+        l. From fewer than four of the l there is none, and values have all the steps."""
         good, others = found.half.isfinite() & found.whole.isfinite(), halved.lost[halved.lost.isfinite()]
         finer = found.whole[good]
         lost = found.half[good] - finer
         l, k, compared = len(lost), len(lost) + len(others), len(found.whole) + len(halved.lost)
         if l < LEAST_DIFFERENCES:
-            return cls(failed=compared - k, refinement=refinement, compared=compared)
+            return cls(failed=compared - k, refinement=refinement, compared=compared, doubled=len(found.whole))
         first, second = torch.cat([lost, others]).mean(), finer.mean()
         both = float(((lost - first) / k + (finer - second) / l).square().sum()) * l / (l - 1)
         rest = float(((others - first) / k).square().sum()) * k / (k - 1)
@@ -158,6 +161,7 @@ class Correction:
             failed=compared - k,
             refinement=refinement,
             compared=compared,
+            doubled=len(found.whole),
         )
 
     @classmethod
@@ -166,7 +170,7 @@ class Correction:
         finer = found.whole[found.half.isfinite() & found.whole.isfinite()]
         l, compared = len(finer), len(found.whole)
         if l < LEAST_DIFFERENCES:
-            return cls(failed=compared - l, refinement=refinement, compared=compared)
+            return cls(failed=compared - l, refinement=refinement, compared=compared, doubled=compared)
         return cls(
             mean=float(finer.mean()),
             stderr=float(finer.std()) / math.sqrt(l),
@@ -176,4 +180,5 @@ class Correction:
             failed=compared - l,
             refinement=refinement,
             compared=compared,
+            doubled=compared,
         )

@@ -62,7 +62,7 @@ def plan_survey(population: Population, *, precision: float, seed: int = 0, befo
     good, noise, degrees, repeated = first.bits.isfinite(), first.noise, first.degrees, 0
     if not budget.at_once:
         _require_most(good)
-    k = budget.repeats(tried=compared > 0, compared=correction.compared, half=correction.half)
+    k = budget.repeats(compared > 0, correction)
     if noise != noise and k:
         again = index[torch.arange(k) * len(index) // k]
         second = population.values(again, 1, correction.half)

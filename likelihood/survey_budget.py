@@ -17,7 +17,8 @@ as many as a tenth of N c has room for (`SHARE`), in this order:
 
 A survey is chosen only where it is expected to take at most 95 % of N c: up to 5 % of a set may turn out to be suspect, and are
 scored in any case. So no set takes more than 1.1 N c, but for images of which a value takes more than of the pilot's. (The
-choice of the steps comes before, alike for a survey and for the whole.)
+choice of the steps comes before, alike for a survey and for the whole. Where the images fail that were to correct half the
+steps, up to 60 values are lost besides.)
 """
 
 from __future__ import annotations
@@ -25,7 +26,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from likelihood.step_correction import DOUBLED, LEAST_DIFFERENCES, TRIAL
+from likelihood.step_correction import DOUBLED, LEAST_DIFFERENCES, TRIAL, Correction
 
 SHARE = 0.1
 """What a survey may take above scoring all images, as a share of that."""
@@ -78,11 +79,17 @@ class Budget:
         """Is there room to see on the fewest images, beside eight repetitions, how much more steps would change?"""
         return self._left(_HALVING * TRIAL) >= _FEWEST_REPEATS + _DIFFERENCE * LEAST_DIFFERENCES
 
-    def repeats(self, *, tried: bool, compared: int, half: bool) -> int:
-        """How many of the pilot's images are scored twice, where `compared` others were solved with more steps."""
-        taken = 0.0 if half else _HALVING * TRIAL * tried + _DIFFERENCE * compared
+    def repeats(self, tried: bool, correction: Correction) -> int:
+        """How many of the pilot's images are scored twice: of a set that is not scored at once two at least, even where the
+        images that were to correct half the steps have failed, and taken the room."""
+        taken = 0.0
+        if not correction.half:
+            halved = correction.compared - correction.doubled
+            taken = _HALVING * (TRIAL * tried + halved) + _DIFFERENCE * correction.doubled
         room = min(REPEATS, int(self._left(taken)), self.pilot)
-        return room if room > 1 else 0
+        if self.at_once:
+            return room if room > 1 else 0
+        return max(room, 2)
 
     def candidates(self, cost: float, available: int) -> list[int]:
         """Which of the `available` predictors the pilot may ask, evenly spaced, where an exact value takes `cost` passes."""

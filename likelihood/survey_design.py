@@ -37,6 +37,7 @@ from likelihood.student_error import stated_error
 from likelihood.surrogate import least_images
 from likelihood.survey_budget import AT_ONCE
 from likelihood.suspects import MOST_SUSPECT, suspects, telling
+from likelihood.winners_curse import winners_curse
 
 MOST_SUSPECT_IN_PILOT = 0.1  # more than of the set: of few images there may be many by chance
 SAFETY = (
@@ -56,7 +57,8 @@ class Design:
         which: the predictors with passes that pay.
         looked: the one that is asked where none of them pays, to see which images are suspect; None where none is finite.
         free: are the predictors without passes used?
-        residual: S, made larger by the pilot's own error.
+        residual: S, made larger by the pilot's own error, and by what its choice of predictors hides.
+        curse: by how much the latter (`likelihood.winners_curse`).
         noise: tau; NaN where a set is too small for values to be made twice.
         degrees: of freedom of its square, the repetitions or draws from which it is known.
         r2: on the pilot's images, each left out.
@@ -86,6 +88,7 @@ class Design:
     pilot: int
     spent: int
     suspect: float = 0.0
+    curse: float = 1.0
     correction: Correction = Correction()
     before: int = 0
     at_once: bool = False
@@ -268,7 +271,7 @@ def design(
         correction=correction,
     )
 
-    def attempt(which: tuple[int, ...], with_free: bool) -> Design:
+    def attempt(which: tuple[int, ...], with_free: bool, *, judged: bool = False) -> Design:
         x = torch.cat([free[:, : free.shape[1] if with_free else 0], paid[:, list(which)]], dim=1)
         P = x.shape[1]
         seen = [levels.index(asked)] if not which and asked in levels else []  # what `conduct` looks at
@@ -282,7 +285,13 @@ def design(
         left = max(1, len(near) - P - 1)
         kurtosis = float(off.square().square().mean() / off.square().mean().square()) if bool((off != 0).any()) else 3.0
         larger = 1 + SAFETY * math.sqrt(max(kurtosis - 1, 2.0) / left)
-        residual = float(off.square().mean().sqrt()) * math.sqrt(larger)
+        curse = 1.0
+        if judged:
+            finite = paid[near].isfinite().all(dim=0)
+            kept = finite.nonzero().squeeze(1).tolist()
+            given = free[near, : free.shape[1] if with_free else 0]
+            curse = winners_curse(given, paid[near][:, kept], y[near], [kept.index(j) for j in which])
+        residual = float(off.square().mean().sqrt()) * math.sqrt(larger) * curse
         rest = size - round(q * size)
         wanted = max(sample_size(residual, noise, rest, wished / (1 - q)), least_images(P))
         # of those that are not suspect as many fail as of the pilot's
@@ -293,6 +302,7 @@ def design(
             which=tuple(levels[j] for j in which),
             free=with_free,
             residual=residual,
+            curse=curse,
             r2=r_squared(y[near], off),
             suspect=q,
             images=images,
@@ -314,6 +324,10 @@ def design(
             if better.sampling >= current.sampling or better.everything:
                 break
             current, used = better, which
+        if used:
+            current = min(
+                (attempt(used, use_free, judged=True), attempt((), use_free)), key=lambda found: found.sampling
+            )
         best = current if current.sampling < best.sampling else best
     if not best.everything and best.r2 < LEAST_R2:
         return attempt((), False)

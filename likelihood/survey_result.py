@@ -56,6 +56,13 @@ class Survey:
         return math.hypot(self.estimate.total, self.design.correction.stderr)
 
     @property
+    def _hidden(self) -> float:
+        """By how much the sampling error is larger than residuals say, of which the pilot's have chosen the predictors."""
+        random = int((~self.suspect[self.scored]).sum())
+        share = min(1.0, self.design.pilot / max(1, random))
+        return math.sqrt(1 + share * (self.design.curse**2 - 1))
+
+    @property
     def estimate_stderr(self) -> float:
         """The standard error of `mean` as the mean of this set; NaN where no value was made twice.
 
@@ -65,7 +72,7 @@ class Survey:
         """
         e, d = self.estimate, self.design
         parts = [
-            ((e.skewed * e.sampling_stderr) ** 2, e.degrees),
+            ((self._hidden * e.skewed * e.sampling_stderr) ** 2, e.degrees),
             (e.noise_stderr**2, d.degrees),
             d.correction.variance,
         ]

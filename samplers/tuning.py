@@ -115,7 +115,7 @@ class Tuning:
 
     @property
     def kept(self) -> bool:
-        """Is the tuned sampler better?"""
+        """Is the tuned sampler surely better, by three standard errors?"""
         gain, stderr = self.gain
         return gain > 3 * stderr  # False where a value is not finite
 
@@ -126,7 +126,8 @@ class Tuning:
 
     def __str__(self) -> str:
         (gain, stderr), n = self.gain, len(self.plain_errors)
-        kept = "tuned" if self.kept else "not better: the plain one is kept"
+        surely = "surely " if gain > 0 else ""
+        kept = "tuned" if self.kept else f"not {surely}better: the plain one is kept"
         return (
             f"{self.evaluations} evaluations: from the flow {float(self.plain_errors.mean()):.4f} plain "
             f"({create(**self.plain)!r}), {float(self.tuned_errors.mean()):.4f} tuned, by {gain:.4f} ± {stderr:.4f} less on "
@@ -186,13 +187,15 @@ def tune(
                 "that shape of all: give teach the same one"
             )
     begun, counted = time.perf_counter(), _Counted(score)
-    plain = min(
-        plain_methods(evaluations),
-        key=lambda options: float(fit.errors(create(**options), sde, counted, batch_size).mean()),
-    )
+
+    def error(sampler: Sampler) -> float:
+        mean = float(fit.errors(sampler, sde, counted, batch_size).mean())
+        return math.inf if math.isnan(mean) else mean  # a first one that is NaN would stay the least
+
+    plain = min(plain_methods(evaluations), key=lambda options: error(create(**options)))
     student = Student(sde=sde, score=counted, pairs=fit, batch_size=batch_size)
     starts = [start(sde, time_grids.create(name)(sde, evaluations)) for name in GRIDS]
-    first = min(starts, key=lambda s: float(fit.errors(s, sde, counted, batch_size).mean()))
+    first = min(starts, key=error)
     tuned = student.fitted(first, rounds=rounds, on_round=on_round)
     return Tuning(
         evaluations=evaluations,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -18,7 +19,7 @@ from experiments import tune as tune_script
 from numerics import Dopri5, SampleStreams, UserError
 from samplers import DPMSolver, ProbabilityFlow
 from samplers.tuned import Tuned
-from samplers.tuning import HISTORY, Student, plain_methods, rms, start, teach, tune
+from samplers.tuning import HISTORY, Pairs, Student, plain_methods, rms, start, teach, tune
 from sde_lib import VPSDE
 from sde_lib.analytic import Gaussian
 from sde_lib.time_grids import LogSNR
@@ -87,7 +88,19 @@ class TestFallback:
         ):
             worse = replace(found, tuned_errors=errors)
             assert not worse.kept and worse.sampler == samplers.create(**found.plain)
-            assert "not better: the plain one is kept" in str(worse)
+            says = "not surely better" if worse.gain[0] > 0 else "not better"
+            assert f"{says}: the plain one is kept" in str(worse)
+
+    def test_a_method_that_fails_is_never_the_plain_one(self, monkeypatch):
+        """The first of them, whose samples are not numbers."""
+        tried = list(plain_methods(4))
+        broken, errors = samplers.create(**tried[0]), Pairs.errors
+        monkeypatch.setattr(
+            Pairs, "errors", lambda self, s, *more: errors(self, s, *more) * (math.nan if s == broken else 1)
+        )
+        sde = VPSDE()
+        found = tune(sde, Gaussian(MEANS, VARIANCES).score(sde), (16, 6), evaluations=4, rounds=1)
+        assert found.plain != tried[0] and bool(found.plain_errors.isfinite().all())
 
     def test_a_fit_never_becomes_worse_on_its_own_noise(self):
         """Where every step that it tries leads uphill it stays where it began."""
