@@ -102,7 +102,8 @@ class GridLaw:
         if float(edges.max() - values.max()) > math.log(1e-5):
             raise UserError(
                 f"got a law with {float((edges.max() - values.max()).exp()):.1g} of its largest density at the edges of "
-                f"[-{plane.half:g}, {plane.half:g}]^2; expected next to nothing, or it cannot be normalised: take a larger half"
+                f"[-{plane.half:g}, {plane.half:g}]^2; expected next to nothing, or it cannot be normalised: train longer, or "
+                "take a larger half"
             )
         log_z = float(values.flatten().logsumexp(0)) + 2 * math.log(plane.spacing)
         return cls(plane=plane, log_p=values - log_z, log_z=log_z)

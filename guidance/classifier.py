@@ -174,8 +174,8 @@ def classifier_guidance(
 
     Raises:
         UserError: labels that are no integers >= 0, a scale that is not finite, a classifier that cannot be called with
-            x and t; from the first call, labels that the classifier does not have, one that ignores the noise level, or one
-            that mixes its batch.
+            x and t, or whose own `sde` has other noise at a time; from the first call, labels that the classifier does not
+            have, one that ignores the noise level, or one that mixes its batch.
     """
     require_range(scale, "scale", -math.inf)
     if not _takes_two(classifier):
@@ -183,8 +183,23 @@ def classifier_guidance(
             f"got the classifier {type(classifier).__name__}, which cannot be called as classifier(x, t); expected one that is "
             "told the noise level and was trained on noisy samples, such as models.NoiseClassifier"
         )
+    _require_same_noise(sde, getattr(classifier, "sde", None))
     known = getattr(classifier, "num_classes", None)
     return ClassifierGuidance(sde, score, classifier, class_labels(labels, known), scale)
+
+
+def _require_same_noise(sde: SDE, other: SDE | None) -> None:
+    """Refuses a classifier that was taught another noise at a time: its t would say another level than is there."""
+    if other is None:
+        return
+    times = torch.linspace(max(sde.t_min, other.t_min), min(sde.T, other.T), 7, dtype=torch.float64)
+    for name in ("alpha", "sigma"):
+        ours, its = (getattr(each, name)(times) for each in (sde, other))
+        if not torch.allclose(ours, its, rtol=1e-3, atol=1e-6):
+            raise UserError(
+                f"got a classifier of noise by {type(other).__name__} for a score under {type(sde).__name__}, which has "
+                f"another {name} at the same time; expected one SDE: train the classifier under the score's"
+            )
 
 
 def _takes_two(classifier: Classifier) -> bool:

@@ -34,6 +34,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from numbers import Real
 from typing import Any, Protocol
 
 import torch
@@ -63,7 +64,7 @@ def require_interval(interval: Any) -> None:
     if interval is None:
         return
     ends = tuple(interval) if isinstance(interval, Sequence) else ()
-    numbers = all(isinstance(end, int | float) and not isinstance(end, bool) for end in ends)
+    numbers = all(isinstance(end, Real) and not isinstance(end, bool) for end in ends)
     if len(ends) != 2 or not numbers or not ends[0] < ends[1]:
         raise UserError(
             f"got interval={interval!r}; expected (low, high) in log-SNR, low < high, such as (-4.0, 4.0); None guides "

@@ -100,7 +100,12 @@ class GeometricPath(Path):
         require_positive(self.std, "std")
 
     def log_density(self, x: Tensor, u: float) -> Tensor:
-        return (1 - u) * self.base_log_prob(x) + u * self.target(x)
+        target = self.target(x)
+        if target.shape != x.shape[:1]:  # added to the base's it would have another one
+            raise UserError(
+                f"got a target of shape {tuple(target.shape)} for x of shape {tuple(x.shape)}; expected ({x.shape[0]},)"
+            )
+        return (1 - u) * self.base_log_prob(x) + u * target
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -212,7 +217,15 @@ class Bracket:
         return self.upper.bound - self.lower.bound
 
     def contains(self, log_z: float, errors: float = 3.0) -> bool:
-        """Whether `log_z` lies between the bounds, widened by so many of their standard errors."""
+        """Whether `log_z` lies between the bounds, widened by so many of their standard errors.
+
+        Raises:
+            UserError: bounds of one chain, whose error is not known.
+        """
+        if math.isnan(self.lower.stderr + self.upper.stderr):
+            raise UserError(
+                "got a bracket of one chain, whose errors are not known; expected two or more: take more chains"
+            )
         low = self.lower.bound - errors * self.lower.stderr
         return low <= log_z <= self.upper.bound + errors * self.upper.stderr
 

@@ -45,6 +45,23 @@ def exact_samples(law, n, seed):
     return law.marginal_sample(SDE, n, T_0, generator=generator(seed))
 
 
+def test_a_target_of_another_shape_is_refused():
+    annealed = AnnealedImportance(levels=4)
+    for target, shape in (
+        (lambda x: -x.square(), r"\(5, 2\)"),
+        (lambda x: -x.square().sum(1, keepdim=True), r"\(5, 1\)"),
+    ):
+        with pytest.raises(UserError, match=rf"got a target of shape {shape} for x of shape \(5, 2\); expected \(5,\)"):
+            annealed.forward(GeometricPath(target=target, shape=(2,)), 5)
+
+
+def test_of_one_chain_nothing_is_said():
+    law = mixture()
+    found = AnnealedImportance(levels=10).bracket(geometric(law), exact_samples(law, 1, 1), generator=generator(2))
+    with pytest.raises(UserError, match="got a bracket of one chain"):
+        found.contains(-OFFSET)
+
+
 @pytest.mark.parametrize("name", PATHS)
 def test_the_bracket_holds_log_z_and_closes(name):
     """Four times the levels: each side comes nearer, the bracket still holds, and the weights stay unbiased."""

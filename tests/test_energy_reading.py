@@ -174,7 +174,7 @@ def test_refusals():
         Read.of(untrained(), 100.0, PLANE)
 
 
-def test_a_second_energy_without_averages_has_its_last_weights():
+def test_a_second_energy_without_averages_has_its_last_weights_and_is_not_trained_again(tmp_path):
     changes = {
         "data.train": 3000,
         "second.train": 2000,
@@ -184,8 +184,33 @@ def test_a_second_energy_without_averages_has_its_last_weights():
     }
     setup = resolve(config_for("energy", changes={**changes, "training.warmup": 1}))
     run = TrainedRun(folder=RunFolder(Path("nowhere")), setup=setup, step=2, fingerprint="")
-    second = setup.system._second(run)
+    second = setup.system._second(run, RunFolder(tmp_path))
     assert not second.training and bool((next(second.parameters()) != next(setup.model.parameters())).any())
+    checkpoint = max((tmp_path / "second" / "checkpoints").iterdir())
+    written = checkpoint.stat().st_mtime_ns
+    again = setup.system._second(run, RunFolder(tmp_path))
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), second.parameters(), strict=True))
+    assert max((tmp_path / "second" / "checkpoints").iterdir()).stat().st_mtime_ns == written
+
+
+def test_energies_that_cannot_be_read_are_said_to_be(tmp_path, monkeypatch):
+    """The run ends as it should, with its training and samples."""
+    changes = {"data.train": 2000, "second.train": 2000, "training.steps": 2, "training.batch_size": 64}
+    setup = resolve(config_for("energy", changes={**changes, "training.warmup": 1}))
+    run = TrainedRun(folder=RunFolder(tmp_path), setup=setup, step=2, fingerprint="")
+
+    def wide(*_):
+        raise UserError("got a law with 8e-05 of its largest density at the edges")
+
+    monkeypatch.setattr(Read, "of", wide)
+    with pytest.warns(UserWarning, match="the energies are not read: got a law with 8e-05"):
+        setup.system.finish(run, RunFolder(tmp_path))
+    found = json.loads((tmp_path / "results.json").read_text())["energy"]
+    assert found == {
+        "sigma": setup.system.plan(setup.config).sigma,
+        "unbounded": "got a law with 8e-05 of its largest density at the edges",
+    }
+    assert "Not read at sigma" in (tmp_path / "report.md").read_text()
 
 
 def test_the_model_is_an_energy_whose_score_is_its_gradient():

@@ -142,6 +142,8 @@ class TestRunFolder:
         changed = [*QUICK, "--config.sampling.n=2"]
         done = called(vp.main, f"--workdir={run}", "--resume", *changed, check=False)
         refused(done, 2, "sampling.n=2, which was 3", "--allow_change=sampling.n")
+        wrong = script("vp", f"--workdir={run}", *QUICK, "--resume", "--allow_change=sampling.m", check=False)
+        refused(wrong, 2, "--allow_change=sampling.m", "did you mean sampling.n?")
 
 
 class TestTools:

@@ -10,10 +10,10 @@ import guidance
 import samplers
 from guidance import ClassifierFree, classifier_free, classifier_guidance
 from likelihood import Exact, Method, log_likelihood
-from models import MLP, ScoreModel, UnderAnotherSDE
+from models import MLP, NoiseClassifier, ScoreModel, UnderAnotherSDE
 from numerics import Dopri5, SampleStreams, UserError, expand_as, take
 from samplers import DDIM, AdaptiveSDE, DPMSolver, PredictorCorrector, ProbabilityFlow
-from sde_lib import VESDE, VPSDE, CountedScore
+from sde_lib import VESDE, VPSDE, CountedScore, SubVPSDE
 from sde_lib.analytic import GaussianMixture
 
 each_sde = pytest.mark.parametrize("sde", SDES.values(), ids=SDES.keys())
@@ -283,6 +283,14 @@ class Detached(torch.nn.Module):
 
 
 class TestClassifierGuidance:
+    def test_a_classifier_of_other_noise_is_refused(self):
+        """Its t would say another level than is there."""
+        taught = NoiseClassifier((2,), 3, VPSDE(), data_std=1.0, width=8).eval()
+        classifier_guidance(VPSDE(), LAW.score(VPSDE()), taught, 0, 2.0)
+        for sde in (VESDE(), SubVPSDE(), VPSDE(beta_max=10.0)):
+            with pytest.raises(UserError, match="has another (alpha|sigma) at the same time; expected one SDE"):
+                classifier_guidance(sde, LAW.score(sde), taught, 0, 2.0)
+
     @each_sde
     def test_at_scale_one_it_is_bayes_rule_and_otherwise_so_many_times_the_gradient(self, sde):
         x, t = points(sde, 6)

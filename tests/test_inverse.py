@@ -262,6 +262,29 @@ def test_any_run_restores_and_is_told_the_level_that_the_likelihood_finds(tmp_pa
     assert (
         "Inverse problems" in (folder / "report.md").read_text() and not Path("pretrained/vp_digits/report.md").exists()
     )
+    # another problem joins them; rows of other settings are not replaced in silence
+    called(
+        restore_tool.main,
+        "--run",
+        "pretrained/vp_digits",
+        *asked,
+        "--problems=deblurring",
+        "--methods=PiGDM",
+        f"--workdir={folder}",
+    )
+    both = json.loads((folder / "results.json").read_text())["inverse"]["rows"]
+    assert [row for row in both if row["problem"] != "deblurring"] == rows and len(both) == 5
+    fewer = (
+        "--run",
+        "pretrained/vp_digits",
+        *asked,
+        "--steps=3",
+        "--problems=denoising",
+        "--methods=DDNM",
+        f"--workdir={folder}",
+    )
+    refused(called(restore_tool.main, *fewer, check=False), 2, "made with steps=4", "another --workdir")
+    assert json.loads((folder / "results.json").read_text())["inverse"]["rows"] == both
     bad = called(restore_tool.main, "--run", "pretrained/vp_digits", "--problems", "undoing", check=False)
     refused(bad, 2, "problems=('undoing',)", "blind denoising")
     refused(

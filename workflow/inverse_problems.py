@@ -272,6 +272,7 @@ def report_inverse(
     problems: Sequence[str] = tuple(PROBLEMS),
     sr3_steps: int = 0,
     prefix: str = "",
+    replaces: bool = True,
 ) -> list[Row]:
     """Restores test images and the model's own by every method: `inverse` in results.json, a section of report.md, and a
     contact sheet for each problem, of truth, measurement, and for each method two samples, the mean and the standard deviation.
@@ -284,9 +285,11 @@ def report_inverse(
         methods, problems: names; of the problems those that images of this shape have.
         sr3_steps: of training a network that is shown the measurement, for super-resolution alone; 0 for none.
         prefix: of the options' names in what is refused.
+        replaces: earlier rows of the folder, whatever they were made with; else those of the same settings and weights stay.
 
     Raises:
-        UserError: data that are no images, an unknown name, or problems none of which these images have.
+        UserError: data that are no images, an unknown name, problems none of which these images have, or earlier rows of other
+            settings that are not to be replaced.
     """
     from workflow.pictures import draw_samples  # it imports the systems
 
@@ -297,6 +300,8 @@ def report_inverse(
     seed, device = run.setup.options.seed, run.device
     stored = run.dataset.split("test").x[:images].to(device)
     images = len(stored)  # a split may have fewer
+    made_with = {"images": images, "samples": samples, "steps": steps, "std": std, "model": run.fingerprint}
+    earlier = [] if replaces else _earlier(folder, made_with)
     uniform = SampleStreams(seed + _DEQUANTISED)
     truth, _ = UniformDequantizer()(stored, run.transform, run.sde, run.sde.t_min, generator=uniform)
     truth = truth.float()
@@ -346,8 +351,36 @@ def report_inverse(
             for method in ways:
                 named += [method, "another sample", "mean", "deviation (doubled)"]
             _save(picture, torch.cat(sheet), run, min(_COLUMNS, images), named)
-    _write(folder, rows, images, samples, steps, std)
+    rows = _joined(earlier, rows)
+    _write(folder, rows, made_with)
     return rows
+
+
+def _joined(earlier: Sequence[Row], new: Sequence[Row]) -> list[Row]:
+    """Both, a new row in the place of the same method's on the same problem, and a problem's rows together."""
+    made = {(row.problem, row.method): row for row in (*earlier, *new)}
+    problems = list(dict.fromkeys(problem for problem, _ in made))
+    return sorted(made.values(), key=lambda row: problems.index(row.problem))
+
+
+def _earlier(folder: RunFolder, made_with: Mapping[str, Any]) -> list[Row]:
+    """The rows that are there, if they were made with the same settings.
+
+    Raises:
+        UserError: with the settings that differ.
+    """
+    entry = folder.results().get("inverse")
+    if entry is None:
+        return []
+    other = [f"{key}={entry.get(key)!r}" for key, value in made_with.items() if entry.get(key) != value]
+    if other:
+        raise UserError(
+            f"got a folder whose results were made with {', '.join(other)}; expected the same: take them, or another "
+            "--workdir, so that nothing is lost"
+        )
+    stored: list[dict[str, Any]] = entry["rows"]
+    known: list[dict[str, Any]] = [{k: math.nan if v is None else v for k, v in row.items()} for row in stored]
+    return [Row(**row) for row in known]
 
 
 def check_names(methods: Sequence[str], problems: Sequence[str], prefix: str = "") -> None:
@@ -440,11 +473,10 @@ def _save(file: Path, x: Tensor, run: TrainedRun, columns: int, rows: Sequence[s
     save_grid(file, unit, columns, scale=max(1, round(32 / x.shape[-1])), rows=rows)
 
 
-def _write(folder: RunFolder, rows: Sequence[Row], images: int, samples: int, steps: int, std: float) -> None:
+def _write(folder: RunFolder, rows: Sequence[Row], made_with: Mapping[str, Any]) -> None:
     from workflow.report import table  # it imports the systems
 
-    entry = {"images": images, "samples": samples, "steps": steps, "std": std, "rows": [asdict(row) for row in rows]}
-    folder.update_results({"inverse": entry})
+    folder.update_results({"inverse": {**made_with, "rows": [asdict(row) for row in rows]}})
     blind = next(
         (
             f"; where it is unknown, the likelihood says {row.told:.3f}, and {row.own_told:.3f} of the model's own"
@@ -454,9 +486,9 @@ def _write(folder: RunFolder, rows: Sequence[Row], images: int, samples: int, st
         "",
     )
     lines = [
-        f"{images} test images and as many of the model's own, {samples} samples each, {steps} steps, noise {std:g} in model "
-        f"units (denoising: 0.5{blind}). Coverage should be {rows[0].expected:.3f}; a small p says that the method is wrong of "
-        "the model's own truths, whatever the model.",
+        f"{made_with['images']} test images and as many of the model's own, {made_with['samples']} samples each, "
+        f"{made_with['steps']} steps, noise {made_with['std']:g} in model units (denoising: 0.5{blind}). Coverage should be "
+        f"{rows[0].expected:.3f}; a small p says that the method is wrong of the model's own truths, whatever the model.",
         "",
     ]
     head = (

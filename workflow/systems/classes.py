@@ -165,7 +165,8 @@ class Classes(GuidedSystem[Study]):
             },
             "classification": {name: c.to_dict() for name, c in found.items()},
         }
-        return results, _lines(sweeps, floor, judge, names, costs, found, study, pictures)
+        images = min(study.images, len(run.dataset.split("test")))  # it may have fewer
+        return results, _lines(sweeps, floor, judge, names, costs, found, images, pictures)
 
 
 def _trained(run: TrainedRun, study: Study, file: Path) -> NoiseClassifier:
@@ -261,7 +262,7 @@ def _lines(
     names: list[str],
     costs: list[tuple[int, float, float]],
     found: Mapping[str, Calibration],
-    study: Study,
+    images: int,
     pictures: list[tuple[str, str]],
 ) -> list[str]:
     """The section of report.md."""
@@ -291,7 +292,7 @@ def _lines(
         ],
     )
     if found:
-        lines += [f"The class of {study.images:,} test data, told by:", ""]
+        lines += [f"The class of {images:,} test data, told by:", ""]
         head = ("", "accuracy", "log-loss (nats)", "Brier", "ECE", "ECE if calibrated")
         values = [
             [name, *(str(getattr(c, key)) for key in ("accuracy", "log_loss", "brier", "ece", "floor"))]

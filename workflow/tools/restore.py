@@ -67,5 +67,6 @@ def main(arguments: list[str]) -> int:
         problems=problems,
         sr3_steps=args.sr3_steps,
         prefix="--",
+        replaces=False,
     )
     return 0
