@@ -1,5 +1,5 @@
 # make demo: install, then train a VP score model on digits, draw samples, score the test set (4 to 7 minutes).
-# make test: install, then run the tests (5 to 8 minutes).
+# make test: install, then run the tests (6 to 10 minutes).
 # Both need Python >= 3.11 and make, and install nothing twice. PYTHON=python3.12 chooses the interpreter.
 
 PYTHON ?= python3
