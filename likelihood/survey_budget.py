@@ -18,7 +18,7 @@ as many as a tenth of N c has room for (`SHARE`), in this order:
 A survey is chosen only where it is expected to take at most 95 % of N c: up to 5 % of a set may turn out to be suspect, and are
 scored in any case. So no set takes more than 1.1 N c, but for images of which a value takes more than of the pilot's. (The
 choice of the steps comes before, alike for a survey and for the whole. Where the images fail that were to correct half the
-steps, up to 60 values are lost besides.)
+steps, up to 40 values are lost besides.)
 """
 
 from __future__ import annotations

@@ -40,7 +40,11 @@ def main(system: System | str, arguments: list[str]) -> int:
 
 
 def require_names(names: Sequence[str], setup: Setup, workdir: Path | None) -> None:
-    """Refuses a value of --allow_change that neither this configuration has nor the run folder's; a section's name is one."""
+    """Refuses a value of --allow_change that neither this configuration has nor the run folder's; a section's name is one.
+
+    Raises:
+        UserError: with the nearest name.
+    """
     stored = RunFolder(workdir).path / CONFIG if workdir is not None else None
     before = read_json(stored) if stored is not None and stored.exists() else {}
     known = {name for config in (setup.config, before) for name in flatten(to_plain(config))}

@@ -251,7 +251,7 @@ class Energy(System):
             run.transform,
             options,
             objective=setup.objective,
-            folder=folder.path / "second",
+            folder=folder.path / f"second-{other.fingerprint[:8]}",  # of other data it is another one
             resume=True,
             data_fingerprint=other.fingerprint,
         )
